@@ -1,7 +1,6 @@
 # Short commands only; what they do lives in the code they call. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
-FEAST_VENV ?= .venv-feast
 MLSERVER_VENV ?= .venv-mlserver
 DEPLOY_VENV ?= .venv-deploy
 BIN := $(VENV)/bin
@@ -13,7 +12,7 @@ WITH_DATA = $(if $(DATA),--data "$(DATA)")
 WITH_JSON = $(if $(JSON),--json "$(JSON)")
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all clean check check-deploy protos lock pages test-long simulate simulate-mutations fuzz faults feast mlserver models canaries bench bench-compare bench-costs bench-path bench-faults bench-flips bench-features bench-lookups bench-serving sizing soak
+.PHONY: help setup demo test test-all clean check check-deploy protos lock pages test-long simulate simulate-mutations fuzz faults mlserver models canaries bench bench-compare bench-costs bench-path bench-faults bench-flips bench-features bench-lookups bench-serving sizing soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +25,7 @@ $(BIN)/.installed: pyproject.toml client/pyproject.toml $(if $(LOCKED),$(wildcar
 	@LOCKED="$(LOCKED)" TORCH="$(TORCH)" .ci/setup "$(PYTHON)" "$(VENV)"
 	@touch $@
 
-$(BIN)/.compiled: $(BIN)/.installed hatch_compile.py server/compiled.py $(wildcard server/*/*.pyx)
+$(BIN)/.compiled: $(BIN)/.installed hatch_compile.py feature_cache/compiled.py $(wildcard feature_cache/*.pyx server/*/*.pyx)
 	@$(BIN)/python hatch_compile.py
 	@touch $@
 
@@ -41,7 +40,7 @@ test-all: setup  ## everything, for a night: test, test-long, faults on both edg
 	  $(MAKE) $$part || failed="$$failed [$$part]"; done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 clean:  ## remove all that make has made here: environments, caches, the stack's data
-	@$(PYTHON) .ci/clean $(VENV) $(FEAST_VENV) $(MLSERVER_VENV) $(DEPLOY_VENV)
+	@$(PYTHON) .ci/clean $(VENV) $(MLSERVER_VENV) $(DEPLOY_VENV)
 
 ##@ Change it
 check: setup  ## lint, types, import direction, contract, generated code
@@ -79,10 +78,6 @@ fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge, the lane and 
 
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k cluster' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
-
-feast: setup  ## Feast in an environment of its own, and the tests that its values equal ours
-	test -x $(FEAST_VENV)/bin/feast || { $(PYTHON) -m venv $(FEAST_VENV) && $(FEAST_VENV)/bin/python $(PIP_INSTALL) --editable ./client --editable '.[feast]'; }
-	PRETRADE_FEAST_VENV="$(abspath $(FEAST_VENV))" $(BIN)/python -m pytest tests/integration/test_feast.py
 
 mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does
 	test -x $(MLSERVER_VENV)/bin/mlserver || { $(PYTHON) -m venv $(MLSERVER_VENV) && $(MLSERVER_VENV)/bin/python $(PIP_INSTALL) --requirement tests/mlserver.txt; }

@@ -1,4 +1,4 @@
-"""Compiles what has a Cython source: `server/compiled.py` lists it, and says what happens where there is no compiler.
+"""Compiles what has a Cython source. `feature_cache/compiled.py` lists it, and says what happens without a compiler.
 
 `make setup` runs this file; a build of the wheel uses it as Hatchling's hook. The compiler is the machine's own, or,
 where it has none, that of the `ziglang` wheel.
@@ -22,7 +22,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT))
 
-from server.compiled import SOURCES, SWITCH, digest, source  # noqa: E402 - found by the line above
+from feature_cache.compiled import SOURCES, SWITCH, digest, source  # noqa: E402 - found by the line above
 
 _OLDEST_GLIBC = "2.17"
 """For which the wheel is built with Zig, which has every version of it: manylinux2014."""
@@ -84,6 +84,7 @@ def _compile(module: str, command: list[str], folder: Path) -> Path:
         "-O2",
         "-shared",
         "-fPIC",
+        "-ffp-contract=off",  # to multiply and add in one rounds otherwise than Python does
         headers,
         *(("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()),
     ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -42,13 +42,8 @@ class CachedScoreSettings(BaseModel):
         return moves
 
 
-@dataclass(slots=True)
-class _Score:
-    score: float
-    threshold: float
-    model_name: str
-    model_version: str
-    model_expires_at: int
+class _Score(NamedTuple):
+    answer: Answer
     at: float
     """Arrival of the order it was made for, on the monotonic clock: its features are not newer."""
     mid: float
@@ -92,15 +87,7 @@ class CachedScores:
         if case.features is None or case.order.brings_features or not case.mid > 0:
             return
         self._scores[case.order.instrument, case.order.side] = _Score(
-            answer.score,
-            answer.threshold,
-            answer.model_name,
-            answer.model_version,
-            answer.model_expires_at,
-            case.budget.arrived,
-            case.mid,
-            case.features,
-            decision_id,
+            answer, case.budget.arrived, case.mid, case.features, decision_id
         )
 
     async def answer(self, case: Case) -> Answer | None:
@@ -115,17 +102,13 @@ class CachedScores:
         if kept is None:
             case.degradations.append(pb.DEGRADATION_NO_CACHED_SCORE)
             return None
-        action, reason = held_against(kept.score, kept.threshold)
-        return Answer(
-            action,
-            pb.SOURCE_CACHED_SCORE,
-            reason,
-            kept.score,
-            kept.threshold,
-            kept.model_name,
-            kept.model_version,
-            kept.model_expires_at,
-            kept.decision_id,
+        action, reason = held_against(kept.answer.score, kept.answer.threshold)
+        return replace(
+            kept.answer,
+            action=action,
+            source=pb.SOURCE_CACHED_SCORE,
+            reason=reason,
+            cached_from=kept.decision_id,
         )
 
     def _eligible(self, case: Case, now: float) -> _Score | None:
@@ -133,7 +116,11 @@ class CachedScores:
         if current is None or case.order.brings_features:
             return None
         kept = self._scores.get((case.order.instrument, case.order.side))
-        if kept is None or not now - kept.at <= self._settings.max_age_seconds or not self._decides(kept.model_version):
+        if (
+            kept is None
+            or not now - kept.at <= self._settings.max_age_seconds
+            or not self._decides(kept.answer.model_version)
+        ):
             return None
         # Written so that an undefined mid or feature (NaN) is a move too far, unless it was undefined before as well.
         if not abs(case.mid / kept.mid - 1) * 1e4 <= self._settings.max_mid_move_bps:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fallback.order import Case
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from fallback.budget import Budget
     from fallback.chain import Asked
     from fallback.order import Order
+
+
+class Ending(Protocol):
+    """What the caller of a case waits for."""
+
+    def done(self) -> bool:
+        """True when there is a decision, or will be none."""
+        ...
 
 
 class JointCase(Case):
@@ -23,11 +30,9 @@ class JointCase(Case):
     call `set_result`.
     """
 
-    __slots__ = ("allowed", "asked", "asked_at", "future", "on_result", "result")
+    __slots__ = ("allowed", "asked", "asked_at", "asked_of", "future", "on_result", "result")
 
-    def __init__(
-        self, order: Order, budget: Budget, future: asyncio.Future[Any], on_result: Callable[[Any], None]
-    ) -> None:
+    def __init__(self, order: Order, budget: Budget, future: Ending, on_result: Callable[[Any], None]) -> None:
         super().__init__(order, budget)
         self.future = future
         """Of its caller, who cancels it when nobody waits for the decision any more."""
@@ -37,6 +42,8 @@ class JointCase(Case):
         """The stages of the chain when the first of them was begun; empty until then."""
         self.asked_at = math.nan
         """When the first attempt began, in monotonic seconds."""
+        self.asked_of = ""
+        """The replica that it is made at, where there may be several; empty for none."""
         self.allowed = 0.0
         """Seconds that it may take."""
         self.result: Any = None

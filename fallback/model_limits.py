@@ -22,7 +22,7 @@ import numpy as np
 
 from fallback.order import MODEL_SOURCES, Answer, Case
 from feature_cache.domain import Domain, Watch
-from feature_cache.feature_set import ROW, FeatureSet
+from feature_cache.feature_set import FeatureSet
 from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -113,8 +113,7 @@ class LimitGuards:
             if out_of_domain and domain is not None and answer.source in MODEL_SOURCES and case.features is not None:
                 to_look_at.setdefault(domain, []).append(place)
         for domain, places in to_look_at.items():
-            rows = np.frombuffer(b"".join([_row(cases[place], domain) for place in places]), ROW)
-            outside = domain.outside(rows.reshape(len(places), len(domain.feature_set))).tolist()
+            outside = domain.are_outside([_row(cases[place], domain) for place in places])
             watches = self._watches_of(domain)
             for place, is_outside in zip(places, outside, strict=True):
                 if self._is_implausible(cases[place], domain, watches) or is_outside:

@@ -13,7 +13,8 @@ Directory = Annotated[
     Path | None, typer.Option("--dir", help="Folder of databases, models, journal and logs. [.pretrade]")
 ]
 Recording = Annotated[
-    Path | None, typer.Option("--data", help="Directory of a recorded session to replay; without it, the simulator.")
+    Path | None,
+    typer.Option("--data", help="Folder of recordings to replay, as for `pretrade replay`; without it, the simulator."),
 ]
 Scenario = Annotated[
     ScenarioName | None, typer.Option(help="What kind of market the simulator makes, without --data. [normal]")

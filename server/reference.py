@@ -105,8 +105,6 @@ def metrics_page() -> str:
             "",
             *_metrics_table(worker_metrics.METRICS),
             "",
-            "The metrics of Feast are there where vectors are pushed to it.",
-            "",
             "## Live feed",
             "",
             *_metrics_table(ingest_metrics.METRICS),

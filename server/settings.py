@@ -32,6 +32,7 @@ from fallback.guards import GuardSettings
 from fallback.rules import RulesSettings
 from fallback.staleness import FeatureSettings
 from feature_cache import feature_sets
+from feature_cache.compiled import SWITCH
 from feature_cache.constants import is_constant
 from feature_cache.store import cluster
 from feature_cache.store.l1 import FeatureCacheSettings
@@ -40,7 +41,6 @@ from server.audit.reading.reading import ReplaySettings
 from server.audit.shipping.shipping import ShippingSettings, TopicSettings
 from server.canary.burn import SloSettings
 from server.canary.settings import CanarySettings, ShadowSettings
-from server.compiled import SWITCH
 from server.control.state import ControlSettings
 from server.decision.admission import AdmissionSettings
 from server.decision.idempotency import IdempotencySettings

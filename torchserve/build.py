@@ -49,7 +49,7 @@ def build_models(
     milliseconds, while a build takes seconds, needs about 500 MiB, and imports Torch and XGBoost into the process.
 
     Args:
-        data: A recorded session: a `.gz` file or a folder of them. None for a simulated session.
+        data: A recorded session, a file or a folder of them. None for a simulated session.
         out: The store; created if missing.
         seed: Of the simulation and of all that is random in training.
         simulated_seconds: Length of the simulated session.

@@ -6,10 +6,13 @@ import base64
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from feature_cache.features import N_FEATURES
 from torchserve import handler
 from torchserve.dataset import Samples
+from torchserve.fitting import Fitted
+from torchserve.handler import MarginFunction
 from torchserve.training import TrainedModel
 
 _SAMPLED: Final = 14
@@ -23,10 +26,11 @@ def canned_scores(model: TrainedModel, samples: Samples) -> dict[str, Any]:
     taken = np.linspace(0, len(samples.rows) - 1, _SAMPLED).astype(np.intp)
     edges = np.array([np.zeros(N_FEATURES), np.full(N_FEATURES, np.nan)], dtype=np.float32)
     rows = np.concatenate([samples.rows[taken], edges]).astype("<f4")
-    margin = (
-        handler.xgboost_margin(model.weights)
-        if model.network is None
-        else handler.torch_margin(model.weights, model.network)
-    )
-    scores = handler.calibrated(margin(rows), model.slope, model.intercept)
-    return {"rows": base64.b64encode(rows.tobytes()).decode(), "scores": scores.tolist()}
+    margin = Fitted(model.weights, model.network, model.rounds).margin()
+    return canned(rows, margin, model.slope, model.intercept)
+
+
+def canned(rows: NDArray[np.float32], margin: MarginFunction, slope: float, intercept: float) -> dict[str, Any]:
+    """The entry for these rows, float32[n, n_features]."""
+    scores = handler.calibrated(margin(rows), slope, intercept)
+    return {"rows": base64.b64encode(rows.astype("<f4").tobytes()).decode(), "scores": scores.tolist()}

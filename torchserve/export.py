@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from feature_cache import features, har
 from torchserve import handler
@@ -31,6 +31,18 @@ _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _MANIFEST: Final = "MAR-INF/MANIFEST.json"
 VERSIONS_DIRECTORY: Final = "versions"
 """Folder of the store that keeps every archive ever written to it, each named by its version."""
+
+
+class Weighted(Protocol):
+    """What an archive is made of besides its metadata."""
+
+    @property
+    def name(self) -> str:
+        """Whose place it is for."""
+
+    @property
+    def weights(self) -> bytes:
+        """As its runtime reads them."""
 
 
 def metadata_of(model: TrainedModel, samples: Samples, settings: TrainingSettings) -> dict[str, Any]:
@@ -54,6 +66,7 @@ def metadata_of(model: TrainedModel, samples: Samples, settings: TrainingSetting
         "calibration": {"slope": model.slope, "intercept": model.intercept},
         "band": model.band.described,
         "domain": model.domain,
+        "runtime": "xgboost" if model.network is None else "torch",
         "network": model.network,
         "trained_until": samples.until,
         "expires_at": expires_at(samples, settings.valid_days),
@@ -73,7 +86,7 @@ def metadata_of(model: TrainedModel, samples: Samples, settings: TrainingSetting
     }
 
 
-def write_archive(model: TrainedModel, metadata: dict[str, Any], directory: Path, *, install: bool = True) -> str:
+def write_archive(model: Weighted, metadata: dict[str, Any], directory: Path, *, install: bool = True) -> str:
     """Writes `versions/VERSION.mar` and `.json` (the metadata with the version), and installs them.
 
     Args:

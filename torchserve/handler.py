@@ -1,5 +1,8 @@
 """The handler inside every archive: rows in, calibrated scores out. Self-contained, because the archive is.
 
+The metadata name the runtime that computes a margin: `xgboost`, `torch` (our own network), `onnx`, `torchscript`, or
+`ensemble` of these. Its library alone is imported.
+
 Request: the entry `input` holds little-endian float32 rows, `float32[n, n_features]`, row-major, already turned for the
 side of the order, NaN where undefined; the entry `feature_set`, where it is sent, the fingerprint of the feature set in
 8 hexadecimal digits, and must be the model's. Answer, little-endian::
@@ -13,13 +16,17 @@ seconds, 0 for never. A score is the calibrated probability 1 / (1 + exp(-(slope
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import gc
 import hashlib
+import io
 import json
 import logging
 import struct
-from collections.abc import Callable
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +44,13 @@ _RAW_MARGIN: Final = (
     b'"cache_id": 0}'
 )
 """How XGBoost is to predict: margins, by all trees, with NaN for what is missing."""
+
+_LEAST_SHARE: Final = 1e-30
+_MOST_SHARE: Final = 1 - 2.0**-25
+"""Nearest to 0 and 1 that a probability counts: the last one that a float32 tells from 1."""
+_ORDERS: Final = 8
+"""Of the features, for each background row of an explanation by sampling."""
+_EXPLAINING_SEED: Final = 1
 
 MarginFunction = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """float32[n, n_features] → float32[n]: the model's log odds before calibration."""
@@ -94,6 +108,169 @@ def xgboost_margin(weights: bytes) -> MarginFunction:
     return margin
 
 
+def onnx_margin(weights: bytes, scored: Mapping[str, Any]) -> MarginFunction:
+    """Margins of a model in the Open Neural Network Exchange format, on one thread.
+
+    Args:
+        weights: The model, whole in one file.
+        scored: `input` and `output` (names), and what `margins_in` and `filled` want.
+    """
+    import onnxruntime  # noqa: PLC0415  as above
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"])
+    wanted, given = [scored["output"]], scored["input"]
+
+    def margin(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        (output,) = session.run(wanted, {given: filled(rows, scored)})
+        return margins_in(output, scored)
+
+    return margin
+
+
+def torchscript_margin(weights: bytes, scored: Mapping[str, Any], device: str = "cpu") -> MarginFunction:
+    """Margins of a scripted or traced network, on one thread or on a GPU.
+
+    Args:
+        weights: What `torch.jit.save` wrote.
+        scored: What `margins_in` and `filled` want.
+        device: Torch's name for where it computes.
+    """
+    import torch  # noqa: PLC0415  as above
+
+    torch.set_num_threads(1)
+    model = torchscript(weights, device)
+
+    def margin(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            # A copy: a request's memory cannot be written to, and Torch would warn of that.
+            output = model(torch.tensor(filled(rows, scored), device=device))
+        return margins_in(output.cpu().numpy(), scored)
+
+    return margin
+
+
+def torchscript(weights: bytes, device: str) -> Any:
+    """The network that `torch.jit.save` wrote."""
+    import torch  # noqa: PLC0415  as above
+
+    load: Any = torch.jit.load  # without types
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nobody works on TorchScript any more, and it works
+        return load(io.BytesIO(weights), map_location=device).eval()
+
+
+def filled(rows: NDArray[np.float32], scored: Mapping[str, Any]) -> NDArray[np.float32]:
+    """The rows with `fill` where they are undefined, one value a feature; as they are where that is null."""
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    if scored["fill"] is None:
+        return rows
+    defined: NDArray[np.float32] = np.where(np.isnan(rows), np.array(scored["fill"], np.float32), rows)
+    return defined
+
+
+def margins_in(output: NDArray[Any], scored: Mapping[str, Any]) -> NDArray[np.float32]:
+    """float32[n]: the margins in a model's output of `[n]` or `[n, columns]`.
+
+    Args:
+        output: Margins, or probabilities, which are held a little inside 0 and 1.
+        scored: `column`, and `is_probability`.
+    """
+    values = np.asarray(output).reshape(len(output), -1)[:, scored["column"]].astype(np.float64)
+    return log_odds(values) if scored["is_probability"] else values.astype(np.float32)
+
+
+def log_odds(shares: NDArray[np.float64]) -> NDArray[np.float32]:
+    """float64[n] probabilities → float32[n], finite also for 0 and 1."""
+    held = np.clip(shares, _LEAST_SHARE, _MOST_SHARE)
+    odds: NDArray[np.float32] = (np.log(held) - np.log1p(-held)).astype(np.float32)
+    return odds
+
+
+def ensemble_margin(weights: bytes, ensemble: Mapping[str, Any], device: str = "cpu") -> MarginFunction:
+    """Margins of several models together.
+
+    `mean` is the log odds of the weighted mean of their scores, `stack` a weighted sum of their margins before
+    calibration, and a bias.
+
+    Args:
+        weights: What `packed_parts` made.
+        ensemble: `how`, `bias` and `parts`: of each its metadata, and `weight`.
+        device: See `torchscript_margin`.
+    """
+    parts = ensemble["parts"]
+    margins = part_margins(weights, ensemble, device)
+    is_mean = ensemble["how"] == "mean"
+
+    def margin(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        total = np.full(len(rows), 0.0 if is_mean else float(ensemble["bias"]))
+        for part, of_part in zip(parts, margins, strict=True):
+            own = of_part(rows)
+            if is_mean:
+                own = calibrated(own, **part["calibration"])
+            total += float(part["weight"]) * own.astype(np.float64)
+        return log_odds(total) if is_mean else total.astype(np.float32)
+
+    return margin
+
+
+def part_margins(weights: bytes, ensemble: Mapping[str, Any], device: str = "cpu") -> list[MarginFunction]:
+    """The margin of each part of an ensemble."""
+    with zipfile.ZipFile(io.BytesIO(weights)) as packed:
+        each = [packed.read(str(place)) for place in range(len(ensemble["parts"]))]
+    return [margin_of(part, own, device) for part, own in zip(ensemble["parts"], each, strict=True)]
+
+
+def packed_parts(parts: Sequence[bytes]) -> bytes:
+    """The weights of several models as those of one; the same parts give the same bytes."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archived:
+        for place, weights in enumerate(parts):
+            archived.writestr(zipfile.ZipInfo(str(place)), weights)
+    return packed.getvalue()
+
+
+def runtime_of(metadata: Mapping[str, Any]) -> str:
+    """What computes a model's margins."""
+    named: str | None = metadata.get("runtime")
+    return named or ("xgboost" if metadata["network"] is None else "torch")
+
+
+def margin_of(metadata: Mapping[str, Any], weights: bytes, device: str = "cpu") -> MarginFunction:
+    """The margins of any model.
+
+    Args:
+        metadata: Of its archive, or of a part of one.
+        weights: Of the same.
+        device: See `torchscript_margin`.
+    """
+    runtime = runtime_of(metadata)
+    if runtime == "xgboost":
+        return xgboost_margin(weights)
+    if runtime == "torch":
+        return torch_margin(weights, metadata["network"], device)
+    if runtime == "onnx":
+        return onnx_margin(weights, metadata["scored"])
+    if runtime == "torchscript":
+        return torchscript_margin(weights, metadata["scored"], device)
+    if runtime == "ensemble":
+        return ensemble_margin(weights, metadata["ensemble"], device)
+    raise RuntimeError(f"this handler knows no runtime {runtime!r}")
+
+
+def device_of(properties: Mapping[str, Any]) -> str:
+    """Where Torch is to compute: on the GPU that TorchServe gave this worker (`number_of_gpu`), else on the CPU."""
+    number = properties.get("gpu_id")
+    if number is None:
+        return "cpu"
+    import torch  # noqa: PLC0415  as above
+
+    return f"cuda:{number}" if torch.cuda.is_available() else "cpu"
+
+
 def tree_shap(weights: bytes) -> ExplainFunction:
     """Shapley values of a boosted tree ensemble, by XGBoost itself; the base is the mean over its training data.
 
@@ -110,6 +287,40 @@ def tree_shap(weights: bytes) -> ExplainFunction:
     return explain
 
 
+def sampled_shapley(margin: MarginFunction, background: NDArray[np.float32]) -> ExplainFunction:
+    """Shapley values by sampling, for a model of which nothing is known but its margins.
+
+    Features are taken from a background row to the explained row one by one, in a random order and in its reverse; what
+    a feature changes is averaged over all orders and background rows. The orders are the same for every row, so an
+    explanation repeats. Base and contributions sum to the margin but for rounding; a contribution itself is an
+    estimate.
+
+    Source: E. Štrumbelj, I. Kononenko, Explaining prediction models and individual predictions with feature
+    contributions (2014).
+
+    Args:
+        margin: Of the model.
+        background: float32[m, n_features], rows that it was calibrated on.
+    """
+    random = np.random.default_rng(_EXPLAINING_SEED)
+    n = background.shape[1]
+    half = np.array([random.permutation(n) for _ in range(_ORDERS // 2)])
+    orders = np.concatenate([half, half[:, ::-1]])
+    # taken[o, j] says which features the row after j steps of order o has from the row that is explained.
+    taken = np.argsort(orders, axis=1)[:, None, :] < np.arange(n + 1)[None, :, None]
+
+    def explain(row: NDArray[np.float32]) -> tuple[float, NDArray[np.float64]]:
+        contributions, bases = np.zeros(n), []
+        for other in background:
+            values = margin(np.where(taken, row, other).reshape(-1, n).astype(np.float32)).astype(np.float64)
+            steps = values.reshape(len(orders), n + 1)
+            np.add.at(contributions, orders, np.diff(steps, axis=1))
+            bases.append(steps[0, 0])
+        return float(np.mean(bases)), contributions / (len(background) * len(orders))
+
+    return explain
+
+
 def integrated_gradients(weights: bytes, network: dict[str, Any]) -> ExplainFunction:
     """Gradients of a multilayer perceptron integrated along the line from the mean of its training data to the row.
 
@@ -118,9 +329,7 @@ def integrated_gradients(weights: bytes, network: dict[str, Any]) -> ExplainFunc
 
     Source: Sundararajan et al., Axiomatic Attribution for Deep Networks (2017).
     """
-    import io  # noqa: PLC0415  as below
-
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415  as above
 
     state = torch.load(io.BytesIO(weights), weights_only=True)
     layers = [
@@ -161,24 +370,25 @@ def _preactivations(
     return inputs
 
 
-def torch_margin(weights: bytes, network: dict[str, Any]) -> MarginFunction:
+def torch_margin(weights: bytes, network: dict[str, Any], device: str = "cpu") -> MarginFunction:
     """Margins of a multilayer perceptron.
 
     Args:
         weights: A state dict as `torch.save` writes it.
         network: `layers` (sizes, input first), and for every feature `median` (put where NaN is), `mean` and `scale`
             of the training data; standardised values are held within ±`clip`.
+        device: Torch's name for where it computes.
     """
     import torch  # noqa: PLC0415  only this model needs it
 
     torch.set_num_threads(1)
-    model = perceptron(weights, network["layers"])
+    model = perceptron(weights, network["layers"]).to(device)
     median, mean, scale = (np.array(network[name], dtype=np.float32) for name in ("median", "mean", "scale"))
 
     def margin(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        inputs = torch.from_numpy(standardised(rows, median, mean, scale, network["clip"]))
+        inputs = torch.from_numpy(standardised(rows, median, mean, scale, network["clip"])).to(device)
         with torch.inference_mode():
-            scores: NDArray[np.float32] = model(inputs).numpy()[:, 0]
+            scores: NDArray[np.float32] = model(inputs).cpu().numpy()[:, 0]
         return scores
 
     return margin
@@ -186,7 +396,6 @@ def torch_margin(weights: bytes, network: dict[str, Any]) -> MarginFunction:
 
 def perceptron(weights: bytes, sizes: list[int]) -> Any:
     """The network of a state dict: linear layers of these sizes, input first, with rectifiers between them."""
-    import io  # noqa: PLC0415  as above
     import itertools  # noqa: PLC0415
 
     import torch  # noqa: PLC0415
@@ -241,9 +450,7 @@ class ModelHandler:
         self._explain: ExplainFunction | None = None
         self._feature_set = f"{metadata['feature_set_fingerprint']:08x}"
         self._n_features: int = len(metadata["feature_names"])
-        self._margin = (
-            xgboost_margin(weights) if metadata["network"] is None else torch_margin(weights, metadata["network"])
-        )
+        self._margin = margin_of(metadata, weights, device_of(context.system_properties))
         self._slope = float(metadata["calibration"]["slope"])
         self._intercept = float(metadata["calibration"]["intercept"])
         self._header_tail = (
@@ -278,19 +485,30 @@ class ModelHandler:
 
         Returns:
             `method`, `margin` (log odds before calibration), `base`, and `contributions`, one a feature, whose sum with
-            the base is the margin.
+            the base is the margin; of an ensemble also `parts`, with the score of each. Or `unavailable`, and why.
         """
-        is_trees = self._metadata["network"] is None
         if self._explain is None:
-            self._explain = (
-                tree_shap(self._weights) if is_trees else integrated_gradients(self._weights, self._metadata["network"])
-            )
+            method, self._explain = _explanation_of(self._metadata, self._weights, self._margin)
+            if self._explain is None:
+                return {"unavailable": method}
+            self._method = method
+            ensemble = self._metadata.get("ensemble")
+            self._parts = [] if ensemble is None else ensemble["parts"]
+            self._part_margins = [] if ensemble is None else part_margins(self._weights, ensemble)
         base, contributions = self._explain(row)
         return {
-            "method": "tree_shap" if is_trees else "integrated_gradients",
+            "method": self._method,
             "margin": float(self._margin(row[None])[0]),
             "base": base,
             "contributions": contributions.tolist(),
+            "parts": [
+                {
+                    "model_version": part["version"],
+                    "weight": part["weight"],
+                    "score": float(calibrated(of_part(row[None]), **part["calibration"])[0]),
+                }
+                for part, of_part in zip(self._parts, self._part_margins, strict=True)
+            ],
         }
 
     def _answer(self, request: dict[str, Any]) -> bytes:
@@ -307,6 +525,21 @@ class ModelHandler:
             length = len(packed) if isinstance(packed, bytes | bytearray) else "no"
             raise _refused(f"`input` has {length} bytes, not a positive multiple of {row_bytes}")
         return np.frombuffer(packed, dtype="<f4").reshape(-1, self._n_features)
+
+
+def _explanation_of(
+    metadata: Mapping[str, Any], weights: bytes, margin: MarginFunction
+) -> tuple[str, ExplainFunction | None]:
+    """How a model is explained, and the function that does; or why it cannot be."""
+    runtime = runtime_of(metadata)
+    if runtime == "xgboost":
+        return "tree_shap", tree_shap(weights)
+    if runtime == "torch":
+        return "integrated_gradients", integrated_gradients(weights, metadata["network"])
+    background = np.frombuffer(base64.b64decode(metadata["background"]), dtype="<f4")
+    if not len(background):
+        return "the model was added without a dataset, and has no rows that an explanation could start from", None
+    return "sampled_shapley", sampled_shapley(margin, background.reshape(-1, len(metadata["feature_names"])))
 
 
 def _refused(why: str) -> Exception:

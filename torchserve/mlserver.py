@@ -42,7 +42,7 @@ def write_folder(archive: Path, directory: Path) -> str:
         metadata = json.loads(archived.read(handler.METADATA_FILE))
         weights = archived.read(handler.WEIGHTS_FILE)
     name, version = manifest["modelName"], manifest["modelVersion"]
-    if metadata["network"] is not None:
+    if handler.runtime_of(metadata) != "xgboost":
         raise ValueError(f"{name} is a {metadata['kind']} model: only boosted trees can be served by XGBoost")
     calibration = metadata["calibration"]
     if set(calibration) != {"slope", "intercept"}:

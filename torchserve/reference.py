@@ -53,12 +53,15 @@ class ReferenceHistogram:
     """By name; those that have samples."""
 
 
-def reference_histogram(values: NDArray[np.floating[Any]], samples: Samples) -> ReferenceHistogram:
+def reference_histogram(
+    values: NDArray[np.floating[Any]], samples: Samples, step_seconds: float = _STEP_SECONDS
+) -> ReferenceHistogram:
     """The deciles of some values, as far as they differ, and how the values of each instrument lie between them.
 
     Args:
         values: float[n], of these samples.
         samples: In time order.
+        step_seconds: From one to the next of an instrument and a side.
     """
     defined = values[~np.isnan(values)]
     edges = np.unique(np.quantile(defined, np.linspace(0, 1, BINS + 1)[1:-1])) if len(defined) else np.empty(0)
@@ -79,7 +82,7 @@ def reference_histogram(values: NDArray[np.floating[Any]], samples: Samples) -> 
             samples=int(counts.sum()),
             independent=len(buys[name]) / steps,
         )
-    return ReferenceHistogram(edges.astype(float).tolist(), steps * _STEP_SECONDS, parts)
+    return ReferenceHistogram(edges.astype(float).tolist(), steps * step_seconds, parts)
 
 
 def reference_histograms(

@@ -74,8 +74,8 @@ def load_market(
     """Recordings, or a simulation, ready for any label.
 
     Args:
-        data: Recordings: `.gz` files or folders of them, as `pretrade ingest --record` writes them or as
-            `feature_cache.sources.session` describes. Empty for a simulation.
+        data: Recordings, files or folders of them, in any format of `feature_cache.sources.session`. Empty for a
+            simulation.
         seed: Of the simulation.
         simulated_seconds: Its length.
         report: Called with what is being done.
@@ -86,7 +86,7 @@ def load_market(
     if data:
         files = session_files(data)
         source = "recorded: " + ", ".join(path.name for path in files)
-        return Market(_counted(read_session(files), report), source, sha256_of(files))
+        return Market(counted(read_session(files), report), source, sha256_of(files))
     source = f"simulated, {simulated_seconds:.0f} s, seed {seed}"
     simulation = Path(simulator.__file__)
     code = sha256_of([simulation, *sorted(simulation.with_name("simulated").glob("*.py"))])
@@ -205,7 +205,8 @@ def sha256_of(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _counted(events: Iterable[pb.MarketEvent], report: Report) -> Iterator[pb.MarketEvent]:
+def counted(events: Iterable[pb.MarketEvent], report: Report) -> Iterator[pb.MarketEvent]:
+    """The same events; reports now and then how many there were."""
     for number, event in enumerate(events):
         if number % _EVENTS_PER_REPORT == 0:
             report(f"replaying: {number:,} events")

@@ -1,13 +1,17 @@
 """Binance futures messages as market events: USD-M and COIN-M, which share their message formats.
 
-One `BinanceFutures` decodes the messages of one instrument: `depthUpdate`, `bookTicker` and `aggTrade` of the WebSocket
-streams and the REST snapshot of the book. They differ from spot in two things. First, every message has the exchange's
-time `E`, the snapshot too. Second, a `depthUpdate` names the last update of the one before it, `pu`, because ids are
-shared by all symbols and those of one symbol have gaps. An update follows on when its `pu` is the last id that was
-applied.
+One `BinanceFutures` decodes the messages of one instrument: `depthUpdate`, `bookTicker`, `trade` and `aggTrade` of the
+WebSocket streams and the REST snapshot of the book. They differ from spot in two things. First, every message has the
+exchange's time `E`, the snapshot too. Second, a `depthUpdate` names the last update of the one before it, `pu`, because
+ids are shared by all symbols and those of one symbol have gaps. An update follows on when its `pu` is the last id that
+was applied.
 
 Sizes are those of the venue: base currency for USD-M, contracts for COIN-M. An aggregate trade has the id of the last
 trade in it, as for spot.
+
+The stream `trade` is not documented, but served, and often recorded. It tells of what the insurance fund takes over,
+too (`X` is not `MARKET`), at prices that nobody traded at on the book: those are no events. `aggTrade` leaves them out
+by itself.
 
 Source: Binance, "WebSocket Market Streams" and "How to manage a local order book correctly" of USDⓈ-M and COIN-M
 futures.
@@ -35,15 +39,15 @@ class BinanceFutures:
         self._symbol = instrument.partition(".")[0]
         self._lag = MinimumLag()
 
-    def decode(self, message: bytes | str, receive_time_ns: int) -> pb.MarketEvent:
-        """As `BinanceSpot.decode`, except that there is always an event."""
+    def decode(self, message: bytes | str, receive_time_ns: int) -> pb.MarketEvent | None:
+        """As `BinanceSpot.decode`, except that None stands for a trade that was not made on the book."""
         parsed = wire.json_object(message)
         body = parsed.get("data", parsed)
         if not isinstance(body, dict):
             raise FeedError("data", "must be a JSON object")
         return self.event(body, receive_time_ns)
 
-    def event(self, body: dict[str, Any], receive_time_ns: int) -> pb.MarketEvent:
+    def event(self, body: dict[str, Any], receive_time_ns: int) -> pb.MarketEvent | None:
         """As `decode`, of a message that was parsed already and is without its wrapper."""
         try:
             return self._event(body, receive_time_ns)
@@ -58,7 +62,7 @@ class BinanceFutures:
         event.event_time_estimated = True
         return event
 
-    def _event(self, body: dict[str, Any], receive_time_ns: int) -> pb.MarketEvent:
+    def _event(self, body: dict[str, Any], receive_time_ns: int) -> pb.MarketEvent | None:
         event = binance.new_event(self.instrument, receive_time_ns)
         snapshot = "lastUpdateId" in body
         # The snapshot names its symbol for COIN-M only.
@@ -75,10 +79,12 @@ class BinanceFutures:
                 raise FeedError("pu", "must be below u")
         elif kind == "bookTicker":
             binance.write_quote(event.quote, body)
+        elif kind == "trade":
+            binance.write_trade(event.trade, body, wire.whole(body, "t"))
         elif kind == "aggTrade":
             binance.write_trade(event.trade, body, wire.whole(body, "l"))
         else:
-            raise FeedError("e", f"{kind!r:.40} is not depthUpdate, bookTicker or aggTrade")
+            raise FeedError("e", f"{kind!r:.40} is not depthUpdate, bookTicker, trade or aggTrade")
         event.event_time_ns = wire.epoch_ms_ns(body, "E")
         self._lag.observe(receive_time_ns, event.event_time_ns)
-        return event
+        return event if body.get("X", "MARKET") == "MARKET" else None

@@ -28,10 +28,13 @@ class BinanceStreams:
 
     Args:
         venue: One of `VENUES`; `BTCUSDT` becomes the instrument `BTCUSDT.<venue>`.
+        only: The one symbol that all messages are about, where that is known: the REST snapshots that come with them
+            do not name it. A message of another is then an error.
     """
 
-    def __init__(self, venue: str) -> None:
+    def __init__(self, venue: str, only: str | None = None) -> None:
         self._venue = venue
+        self._only = only
         self._new_feed = _FEEDS[venue]
         self._symbols: dict[str, BinanceSpot | BinanceFutures] = {}
         self._told: set[str] = set()  # instruments of whose book something was said since the last reset
@@ -54,7 +57,9 @@ class BinanceStreams:
         body = parsed.get("data", parsed)
         if not isinstance(body, dict):
             raise FeedError("data", "must be a JSON object")
-        symbol = body.get("s")
+        symbol = self._only if self._only is not None and "lastUpdateId" in body else body.get("s")
+        if self._only not in (None, symbol):
+            raise FeedError("s", f"is {symbol!r:.40}, expected {self._only!r}")
         if type(symbol) is not str or not symbol:
             raise FeedError("s", f"{symbol!r:.40} is not a symbol")
         return self._take(symbol, body, receive_time_ns)

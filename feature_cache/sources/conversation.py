@@ -20,7 +20,8 @@ import orjson
 from feature_cache.feeds import binance_streams, coinbase, kraken
 from feature_cache.feeds.wire import FeedError
 from feature_cache.sources import recorder
-from feature_cache.sources.recorder import Line, SessionError
+from feature_cache.sources.files import Progress, SessionError
+from feature_cache.sources.recorder import Line
 from pretrade.market.v1 import market_pb2 as pb
 
 VENUES: Final = (coinbase.VENUE, kraken.VENUE, *binance_streams.VENUES)
@@ -150,14 +151,14 @@ def instruments(files: Iterable[Path]) -> set[str]:
     return found
 
 
-def read_recording(venue: str, files: Iterable[Path]) -> Iterator[pb.MarketEvent]:
+def read_recording(venue: str, files: Iterable[Path], progress: Progress | None = None) -> Iterator[pb.MarketEvent]:
     """The events of one venue in the order in which they were received; `publish_time_ns` is that time.
 
     Raises:
         SessionError: While iterating, at a line that is not as described, or at a damaged file.
     """
     conversation = Conversation(venue)
-    lines = (recorder.read_lines(path) for path in files)
+    lines = (recorder.read_lines(path, progress) for path in files)
     for line in heapq.merge(*lines, key=attrgetter("receive_time_ns")):
         try:
             yield from conversation.take(line)

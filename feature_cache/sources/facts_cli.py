@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False)
 def market_facts(
     data: Annotated[
         Path | None,
-        typer.Option(help="Recorded session (*.gz), or a folder of them, to compute the same statistics of."),
+        typer.Option(help="Recorded session, or a folder of them, to compute the same statistics of."),
     ] = None,
     instrument: Annotated[str, typer.Option(help="Which of the recorded instruments.")] = "BTCUSDT.BINANCE",
     seeds: Annotated[int, typer.Option(min=1, help="Simulated sessions, whose median counts.")] = 5,

@@ -11,19 +11,9 @@ from typing import Annotated
 
 import typer
 
-from feature_cache.sources.cli import KAFKA, TOPIC, Kafka, Linger, Topic
+from feature_cache.sources.cli import KAFKA, TOPIC, ExchangeName, Kafka, Linger, Topic
 
 app = typer.Typer(add_completion=False)
-
-
-class ExchangeName(enum.StrEnum):
-    """Exchanges on the command line."""
-
-    BINANCE = "binance"
-    BINANCE_USDM = "binance-usdm"
-    BINANCE_COINM = "binance-coinm"
-    KRAKEN = "kraken"
-    COINBASE = "coinbase"
 
 
 class ChannelName(enum.StrEnum):

@@ -8,20 +8,24 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from aiokafka.errors import KafkaError
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from feature_cache.sources.files import SessionError
 from feature_cache.sources.publisher import EventPublisher
-from feature_cache.sources.recorder import SessionError
 from pretrade.market.v1 import market_pb2 as pb
 
 
 def run(
-    rounds: Iterator[Iterable[pb.MarketEvent]], speed: float | None, publisher: EventPublisher, participle: str
+    rounds: Iterator[Iterable[pb.MarketEvent]],
+    speed: float | None,
+    publisher: EventPublisher,
+    participle: str,
+    share: Callable[[], float] | None = None,
 ) -> int:
     """Publishes rounds of events one after the other until the end, SIGINT or SIGTERM, and tells how it goes.
 
@@ -30,6 +34,7 @@ def run(
         speed: How many times faster than they were received; None for no pause at all.
         publisher: Entered here.
         participle: What happened to the events, for people.
+        share: How much of the round has been read, from 0 to 1; None where nobody knows.
 
     Returns:
         The exit code: 0, or 1 when not every event was delivered.
@@ -43,6 +48,8 @@ def run(
         seconds = time.monotonic() - start
         rate = publisher.sent / seconds
         text = f"{publisher.sent:,} events {participle} to {publisher.topic} in {seconds:,.1f} s ({rate:,.0f}/s)"
+        if share is not None:
+            text += f", {share():.0%} of the files read"
         if publisher.late_seconds > 0.1:
             text += f", {publisher.late_seconds:,.1f} s behind"
         return f"{text}, {publisher.failed:,} not delivered" if publisher.failed else text

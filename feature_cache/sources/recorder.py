@@ -1,7 +1,7 @@
 """Reads and writes recordings of an exchange's connections, in the format of cryptofeed's recorder.
 
-A recording of a venue is several gzip files, one per connection, whose names begin with the venue: `VENUE.0.gz` (REST),
-`VENUE.ws.N.0.gz` (WebSocket). Their lines::
+A recording of a venue is several files, plain or gzip, one per connection, whose names begin with the venue:
+`VENUE.0.gz` (REST), `VENUE.ws.N.0.gz` (WebSocket). Their lines::
 
     configuration: {…}                     what was asked of the recorder
     wss://… <-> 1618678132.368463          connected
@@ -18,7 +18,6 @@ in seconds since the Unix epoch.
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,8 @@ import structlog
 
 from feature_cache.feeds import wire
 from feature_cache.feeds.wire import FeedError
+from feature_cache.sources import files
+from feature_cache.sources.files import Progress, SessionError
 
 Arrow = Literal["<->", "<-", "->", ">-<", "??", ""]
 
@@ -40,10 +41,6 @@ RECEIVED: Final = ""
 
 _ARROWS: Final[dict[str, Arrow]] = {arrow: arrow for arrow in (CONNECTED, SENT, ANSWERED, LOST, REFUSED)}
 _log = structlog.get_logger(__name__)
-
-
-class SessionError(ValueError):
-    """A recording that cannot be read; the message names the file and the line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,34 +58,29 @@ class Line:
     """In the file, from 1."""
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def read_lines(path: Path, progress: Progress | None = None) -> Iterator[Line]:
     """The lines of one file.
 
     Raises:
         SessionError: While iterating, at a line that is not as described, or at a damaged file.
     """
-    number = 0
-    try:
-        with gzip.open(path) as lines:
-            for number, text in enumerate(lines, start=1):
-                head, _, message = text.rstrip(b"\n").partition(b": ")
-                if not head or head == b"configuration":
-                    continue
-                words = head.decode().split(" ")
-                try:
-                    receive_time_ns = wire.epoch_seconds_ns(words[-1], "time")
-                except FeedError as error:
-                    raise SessionError(f"{path}, line {number}: {error}") from error
-                if len(words) == 1:
-                    yield Line(str(path), receive_time_ns, "", "", message, number)
-                elif len(words) == 3 and words[1] in _ARROWS:
-                    yield Line(str(path), receive_time_ns, _ARROWS[words[1]], words[0], message, number)
-                else:
-                    raise SessionError(f"{path}, line {number}: is not a line of the recorder")
-    except (OSError, EOFError, zlib.error) as error:
-        raise SessionError(f"{path}: damaged after line {number}: {error}") from error
-    except UnicodeDecodeError as error:
-        raise SessionError(f"{path}, line {number}: is not a line of the recorder") from error
+    for number, text in files.read_lines(path, progress):
+        head, _, message = text.rstrip(b"\n").partition(b": ")
+        if not head or head == b"configuration":
+            continue
+        try:
+            words = head.decode().split(" ")
+            receive_time_ns = wire.epoch_seconds_ns(words[-1], "time")
+        except UnicodeDecodeError as error:
+            raise SessionError(f"{path}, line {number}: is not a line of the recorder") from error
+        except FeedError as error:
+            raise SessionError(f"{path}, line {number}: {error}") from error
+        if len(words) == 1:
+            yield Line(str(path), receive_time_ns, "", "", message, number)
+        elif len(words) == 3 and words[1] in _ARROWS:
+            yield Line(str(path), receive_time_ns, _ARROWS[words[1]], words[0], message, number)
+        else:
+            raise SessionError(f"{path}, line {number}: is not a line of the recorder")
 
 
 class Recorder:

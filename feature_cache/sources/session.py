@@ -1,9 +1,14 @@
-"""Recorded exchange sessions as market events.
+"""Recorded market data as market events: the one way to open a recording.
 
-A Binance recording is a gzip file whose lines are `<local receive time, ns since the Unix epoch> <message as
-received>`. Its name begins with the symbol, `btcusdt_20240808.gz`; files of one symbol continue one another in the
-order of their first lines. Recordings in the format of `recorder.py`, of any venue, have names that begin with the
-venue. All are merged on their one local clock.
+What a file is, its content or its name says (`kind_of`):
+
+* raw lines of a venue that `pretrade ingest` knows, see `raw.py`;
+* the recorder's format, which `pretrade ingest --record` writes, see `recorder.py`: the name begins with the venue;
+* Tardis.dev's CSV files, see `tardis.py`: the first line names their columns;
+* LOBSTER's pairs of CSV files, see `lobster.py`: the name is that of LOBSTER.
+
+Files may be plain or gzip, and be called what they like where their content tells what they are. All are merged on
+their clock.
 
     for event in read_session(session_files([Path("recordings")])):
         engines[event.instrument].on_event(event)
@@ -11,27 +16,80 @@ venue. All are merged on their one local clock.
 
 from __future__ import annotations
 
-import gzip
+import enum
 import heapq
-import zlib
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
-from feature_cache.feeds.binance import BinanceSpot
-from feature_cache.feeds.wire import FeedError
-from feature_cache.sources import conversation
-from feature_cache.sources.recorder import SessionError
+from feature_cache.feeds import binance_streams
+from feature_cache.sources import conversation, lobster, raw, tardis
+from feature_cache.sources.files import Progress, SessionError
 from pretrade.market.v1 import market_pb2 as pb
 
-__all__ = ["VENUE", "SessionError", "instrument_of", "instruments", "read_session", "session_files"]
+__all__ = [
+    "Format",
+    "Kind",
+    "Progress",
+    "SessionError",
+    "instruments",
+    "kind_of",
+    "read_session",
+    "session_files",
+]
 
-VENUE: Final = "BINANCE"
+_SUFFIXES: Final = (".gz", ".csv", ".jsonl", ".ndjson")
+"""Of the files in a folder that are recordings; a file that is named itself may have any."""
+
+
+class Format(enum.StrEnum):
+    """How a recording is written."""
+
+    RAW = "raw"
+    RECORDER = "recorder"
+    TARDIS = "tardis"
+    LOBSTER = "lobster"
+
+
+@dataclass(frozen=True, order=True)
+class Kind:
+    """What a file is."""
+
+    format: Format
+    venue: str = ""
+    """Of which venue; empty where the file itself says so."""
+
+
+class _Files(Protocol):
+    """Files that belong together."""
+
+    def instruments(self) -> set[str]: ...
+
+    def events(self, only: Collection[str] | None, progress: Progress | None) -> Iterator[pb.MarketEvent]: ...
+
+
+class _Recorded:
+    """Files of one venue in the recorder's format."""
+
+    def __init__(self, venue: str, files: list[Path]) -> None:
+        self._venue = venue
+        self._files = files
+
+    def instruments(self) -> set[str]:
+        return conversation.instruments(self._files)
+
+    def events(self, only: Collection[str] | None, progress: Progress | None) -> Iterator[pb.MarketEvent]:
+        events = conversation.read_recording(self._venue, self._files, progress)
+        return events if only is None else (event for event in events if event.instrument in only)
 
 
 def session_files(paths: Iterable[Path]) -> list[Path]:
-    """The recordings named by files and folders (a folder means every `*.gz` in it and below it), sorted by name.
+    """The recordings named by files and folders, sorted by name.
+
+    A folder means every `*.gz`, `*.csv`, `*.jsonl` and `*.ndjson` in it and below it.
 
     Raises:
         SessionError: A path does not exist, or there is no recording at all.
@@ -40,100 +98,96 @@ def session_files(paths: Iterable[Path]) -> list[Path]:
     paths = list(paths)
     for path in paths:
         if path.is_dir():
-            files.update(path.rglob("*.gz"))
+            files.update(one for one in path.rglob("*") if one.suffix in _SUFFIXES and one.is_file())
         elif path.is_file():
             files.add(path)
         else:
             raise SessionError(f"{path}: no such file or folder")
     if not files:
-        raise SessionError(f"no recording (*.gz) in {', '.join(map(str, paths))}")
+        wanted = ", ".join(f"*{suffix}" for suffix in _SUFFIXES)
+        raise SessionError(f"no recording ({wanted}) in {', '.join(map(str, paths))}")
     return sorted(files, key=lambda path: (path.name, path))
 
 
-def instrument_of(path: Path) -> str:
-    """The instrument whose messages a Binance recording holds: `btcusdt_20240808.gz` → `BTCUSDT.BINANCE`."""
-    return f"{path.name.partition('_')[0].partition('.')[0].upper()}.{VENUE}"
+def kind_of(path: Path, told: Kind | None = None) -> Kind:
+    """What a file is, as its name or its first lines say; raw lines of Binance spot where they do not.
+
+    Args:
+        path: The file.
+        told: What is known of it already.
+
+    Raises:
+        SessionError: It is told to be in the recorder's format, and is of no venue.
+    """
+    if told is not None and told.format is Format.RAW:
+        return told if told.venue else Kind(Format.RAW, raw.venue_of(path))
+    if told is not None and told.format is Format.RECORDER:
+        venue = conversation.venue_of(path)
+        if venue is None:
+            raise SessionError(f"{path}: the name of a recorder's file begins with the venue, as in KRAKEN.ws.0.gz")
+        return Kind(Format.RECORDER, venue)
+    if told is not None:
+        return told
+    if tardis.is_tardis(path):
+        return Kind(Format.TARDIS)
+    if lobster.is_lobster(path):
+        return Kind(Format.LOBSTER)
+    venue = conversation.venue_of(path)
+    return Kind(Format.RECORDER, venue) if venue is not None else Kind(Format.RAW, raw.venue_of(path))
 
 
-def instruments(files: Iterable[Path]) -> list[str]:
+def instruments(files: Iterable[Path], told: Kind | None = None) -> list[str]:
     """The instruments that recordings are about, sorted.
+
+    Args:
+        files: The recordings.
+        told: What they are; None for what they say themselves.
 
     Raises:
         SessionError: There is none, or a file cannot be read.
     """
-    by_symbol, by_venue = _grouped(files)
-    found = set(by_symbol).union(*(conversation.instruments(paths) for paths in by_venue.values()))
+    found = set[str]().union(*(group.instruments() for group in _grouped(files, told)))
     if not found:
         raise SessionError("the recording is of no instrument")
     return sorted(found)
 
 
-def read_session(files: Iterable[Path], only: Collection[str] | None = None) -> Iterator[pb.MarketEvent]:
+def read_session(
+    files: Iterable[Path],
+    only: Collection[str] | None = None,
+    told: Kind | None = None,
+    progress: Progress | None = None,
+) -> Iterator[pb.MarketEvent]:
     """The events of several recordings in the order in which they were received; `publish_time_ns` is that time.
 
     Args:
-        files: The recordings.
+        files: The recordings, in any order.
         only: Instruments; None for all.
+        told: What they are; None for what they say themselves.
+        progress: Hears how far the reading is.
 
     Raises:
         SessionError: While iterating, at a line that is not as described, or at a damaged file.
     """
-    by_symbol, by_venue = _grouped(files)
-    sources = [
-        _read_instrument(instrument, paths)
-        for instrument, paths in sorted(by_symbol.items())
-        if only is None or instrument in only
-    ]
-    for venue, paths in sorted(by_venue.items()):
-        events = conversation.read_recording(venue, paths)
-        sources.append(events if only is None else (event for event in events if event.instrument in only))
+    sources = [group.events(only, progress) for group in _grouped(files, told)]
     return heapq.merge(*sources, key=attrgetter("receive_time_ns"))
 
 
-def _grouped(files: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """Binance's recordings by instrument, the others by venue."""
-    by_symbol: dict[str, list[Path]] = {}
-    by_venue: dict[str, list[Path]] = {}
+def _grouped(files: Iterable[Path], told: Kind | None) -> list[_Files]:
+    """Files that belong together, in an order that does not depend on that of the files."""
+    groups: dict[tuple[Kind, str], list[Path]] = defaultdict(list)
     for path in files:
-        venue = conversation.venue_of(path)
-        if venue is None:
-            by_symbol.setdefault(instrument_of(path), []).append(path)
-        else:
-            by_venue.setdefault(venue, []).append(path)
-    return by_symbol, by_venue
+        kind = kind_of(path, told)
+        is_of_one_symbol = kind.format is Format.RAW and kind.venue in binance_streams.VENUES
+        groups[kind, raw.symbol_of(path, kind.venue) if is_of_one_symbol else ""].append(path)
+    return [_files(kind, name, paths) for (kind, name), paths in sorted(groups.items(), key=lambda one: one[0])]
 
 
-def _began(path: Path) -> int:
-    """When the first line of a Binance recording was received, nanoseconds since the Unix epoch.
-
-    Names do not tell: the files of each day may have a folder of their own, and the same names in it. 0 for a file
-    whose first line cannot be read, which is an error where the file is read.
-    """
-    try:
-        with gzip.open(path) as lines:
-            receive_time = lines.readline().partition(b" ")[0]
-    except (OSError, EOFError, zlib.error):
-        return 0
-    return int(receive_time) if receive_time.isdigit() else 0
-
-
-def _read_instrument(instrument: str, paths: list[Path]) -> Iterator[pb.MarketEvent]:
-    feed = BinanceSpot(instrument)
-    for path in sorted(paths, key=_began):
-        number = 0
-        try:
-            with gzip.open(path) as lines:
-                for number, line in enumerate(lines, start=1):  # noqa: B007 — the error below names it
-                    receive_time, _, message = line.partition(b" ")
-                    if not receive_time.isdigit():
-                        raise ValueError
-                    event = feed.decode(message, int(receive_time))
-                    if event is not None:
-                        yield event
-        except (OSError, EOFError, zlib.error) as error:
-            raise SessionError(f"{path}: damaged after line {number}: {error}") from error
-        except FeedError as error:
-            named = ", with which the file's name begins" if error.field == "s" else ""
-            raise SessionError(f"{path}, line {number}: {error}{named}") from error
-        except ValueError as error:
-            raise SessionError(f"{path}, line {number}: does not begin with the receive time") from error
+def _files(kind: Kind, name: str, files: list[Path]) -> _Files:
+    if kind.format is Format.RECORDER:
+        return _Recorded(kind.venue, files)
+    if kind.format is Format.TARDIS:
+        return tardis.TardisFiles(files)
+    if kind.format is Format.LOBSTER:
+        return lobster.LobsterFiles(files)
+    return raw.RawFiles(kind.venue, name, files)

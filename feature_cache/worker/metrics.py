@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from feature_cache.worker.consumer import DeadLetters, MarketEventConsumer
     from feature_cache.worker.engines import Engines
-    from feature_cache.worker.feast_push import FeastPush
     from feature_cache.worker.guests import Guest, Guests
     from feature_cache.worker.reporter import Reporter
     from feature_cache.worker.writer import FeatureWriter
@@ -81,8 +80,6 @@ WORKER_DEAD_LETTERS_SENT: Final = Counter(
 WORKER_DEAD_LETTERS_DROPPED: Final = Counter(
     "pretrade_worker_dead_letters_dropped", "Poison records that could not be sent there."
 )
-WORKER_FEAST_PUSHED: Final = Counter("pretrade_worker_feast_pushed", "Vectors that Feast took.")
-WORKER_FEAST_FAILURES: Final = Counter("pretrade_worker_feast_failures", "Pushes that Feast refused or did not answer.")
 WORKER_SET_EVENTS: Final = Counter("pretrade_worker_set_events", "Events that a computed set has taken in.", _SET)
 WORKER_SET_DROPPED: Final = Counter(
     "pretrade_worker_set_dropped", "Events that a computed set was not shown because it was suspended.", _SET
@@ -113,14 +110,12 @@ class WorkerCollector(Collector):
         writer: FeatureWriter,
         dead_letters: DeadLetters,
         reporter: Reporter,
-        feast: FeastPush | None = None,
         guests: Guests | None = None,
     ) -> None:
         self._engines = engines
         self._consumer = consumer
         self._writer = writer
         self._dead_letters = dead_letters
-        self._feast = feast
         self._reporter = reporter
         self._guests = () if guests is None else guests.all
 
@@ -145,9 +140,6 @@ class WorkerCollector(Collector):
         yield WORKER_REPORT_FAILURES.family(self._reporter.failures)
         yield WORKER_DEAD_LETTERS_SENT.family(self._dead_letters.sent)
         yield WORKER_DEAD_LETTERS_DROPPED.family(self._dead_letters.dropped)
-        if self._feast is not None:
-            yield WORKER_FEAST_PUSHED.family(self._feast.pushed)
-            yield WORKER_FEAST_FAILURES.family(self._feast.failures)
         yield from self._sets()
 
     def _sets(self) -> Iterator[Metric]:

@@ -58,9 +58,6 @@ class WorkerSettings(BaseSettings):
     computed_sets: tuple[str, ...] = ()
     """Ids of further feature sets that this worker computes, of installed packages; a JSON list. Those of
     `features_file` are computed in any case."""
-    feast_url: SecretStr = SecretStr("")
-    """Base URL of a Feast feature server to push the vectors to, such as `http://127.0.0.1:6566`; empty pushes nowhere.
-    See `feature_cache/feature_repo/mf1.py`."""
     ready_lag_records: Annotated[int, Field(ge=0, le=10**9)] = 10_000
     """Records between position and end of a partition's log beyond which the worker is not ready."""
     ready_age_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
@@ -77,13 +74,6 @@ class WorkerSettings(BaseSettings):
     @classmethod
     def _is_redis(cls, url: SecretStr) -> SecretStr:
         cluster.check_url(url.get_secret_value())
-        return url
-
-    @field_validator("feast_url")
-    @classmethod
-    def _is_http(cls, url: SecretStr) -> SecretStr:
-        if not url.get_secret_value().startswith(("http://", "https://")) and url.get_secret_value():
-            raise ValueError("must begin with http:// or https://")
         return url
 
 

@@ -14,7 +14,6 @@ from feature_cache.metrics_http import serve_http
 from feature_cache.store.cluster import open_store
 from feature_cache.worker.consumer import DEAD_LETTER_SUFFIX, DeadLetters, MarketEventConsumer
 from feature_cache.worker.engines import Engines
-from feature_cache.worker.feast_push import FeastPush
 from feature_cache.worker.guests import Guest, Guests
 from feature_cache.worker.metrics import WorkerCollector
 from feature_cache.worker.reporter import Reporter
@@ -43,10 +42,8 @@ async def serve(settings: WorkerSettings) -> None:
         )
         writer = FeatureWriter(store, engines, consumer, settings.flush_interval_seconds)
         reporter = Reporter(store, engines, consumer, settings)
-        feast_url = settings.feast_url.get_secret_value()
-        feast = FeastPush(feast_url, engines) if feast_url else None
         if settings.metrics_port:
-            collector = WorkerCollector(engines, consumer, writer, dead_letters, reporter, feast, guests)
+            collector = WorkerCollector(engines, consumer, writer, dead_letters, reporter, guests)
             stack.enter_context(
                 serve_http(
                     settings.metrics_host,
@@ -62,8 +59,6 @@ async def serve(settings: WorkerSettings) -> None:
             loop.add_signal_handler(number, stopped.set)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(part.run()) for part in (consumer, writer, dead_letters, reporter)]
-            if feast is not None:
-                running.append(tasks.create_task(feast.run()))
             if guests.all:
                 stack.callback(guests.close)
                 writing = guests.keep_writing(store, lambda: engines.all().values(), settings.flush_interval_seconds)

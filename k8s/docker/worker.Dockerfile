@@ -7,7 +7,7 @@ ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
 COPY . .
 # Every package by its hashes, in the versions that requirements/ lock.
-RUN pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/server.txt \
+RUN pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/worker.txt \
     && python -m venv /opt/build \
     && /opt/build/bin/pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/build.txt \
     && /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist ./client . \

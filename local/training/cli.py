@@ -61,7 +61,7 @@ def build(
     recordings: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Recordings (*.gz) or folders of them, as `pretrade ingest --record` writes. Default: the simulator."
+            help="Recordings or folders of them, in any format that `pretrade replay` reads. Default: the simulator."
         ),
     ] = None,
     seed: Seed = 1,
@@ -73,7 +73,7 @@ def build(
     """Replay market data through the feature engine, and label both sides of every decision instant."""
     if out.suffix != SUFFIX:
         raise typer.BadParameter(f"must end in {SUFFIX}", param_hint="--out")
-    label = _label(horizon, delay, price)
+    label = label_of(horizon, delay, price)
     console = Console()
     samples = _shown(
         console,
@@ -94,6 +94,29 @@ def show(file: Annotated[Path, typer.Argument(help="A dataset file.")]) -> None:
     _describe(console, _shown(console, lambda _: load_samples([file])))
 
 
+@dataset_app.command("features")
+def join_features(
+    orders: Annotated[
+        Path, typer.Argument(help="CSV or Parquet with the columns instrument, time (UTC), and perhaps side.")
+    ],
+    recordings: Annotated[list[Path], typer.Argument(help="Recordings or folders of them, as for `pretrade replay`.")],
+    out: Annotated[Path, typer.Option(help="The file to write, NAME.parquet.")],
+) -> None:
+    """Add to each of your own orders the features as they were known at its time, from recordings.
+
+    With a column `side` (buy or sell) they are turned for it, as models see them. All other columns are kept.
+
+    Example: `pretrade dataset features orders.csv recordings/ --out features.parquet`
+    """
+    from torchserve.point_in_time import join  # noqa: PLC0415 - only for this command
+
+    if out.suffix != SUFFIX:
+        raise typer.BadParameter(f"must end in {SUFFIX}", param_hint="--out")
+    console = Console()
+    number, known = _shown(console, lambda report: join(orders, recordings, out, report))
+    console.print(f"{out}: {number:,} orders, {known:,} with a known book", highlight=False)
+
+
 @app.command()
 def train(
     model: Annotated[
@@ -105,7 +128,7 @@ def train(
     data: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A dataset file, or recordings (*.gz) or folders of them; can be repeated. Default: the simulator."
+            help="A dataset file, or recordings as for `pretrade replay`; can be repeated. Default: the simulator."
         ),
     ] = None,
     store: Annotated[
@@ -166,11 +189,11 @@ def train(
     plan = Plan(
         kinds=kinds,
         data=tuple(data or ()),
-        store=store or _store(directory, data),
+        store=store or store_of(directory, data),
         name=name,
         seed=seed,
         simulated_seconds=seconds,
-        label=_label(horizon, delay, price),
+        label=label_of(horizon, delay, price),
         valid_days=valid_days or None,
         blocks=blocks,
         trials=trials,
@@ -217,7 +240,7 @@ def _kinds(names: list[str]) -> tuple[Kind, ...]:
         raise typer.BadParameter("one of monotone, xgboost, torch", param_hint="--model") from error
 
 
-def _label(horizon: float | None, delay: float | None, price: str | None) -> Label | None:
+def label_of(horizon: float | None, delay: float | None, price: str | None) -> Label | None:
     """What is to be learnt; None when nothing was said."""
     said = {"horizon_seconds": horizon, "delay_seconds": delay, "price": price}
     given = {name: value for name, value in said.items() if value is not None}
@@ -243,7 +266,8 @@ def card(
     typer.echo(out)
 
 
-def _store(directory: Path, data: list[Path] | None) -> Path:
+def store_of(directory: Path, data: list[Path] | None) -> Path:
+    """The store of the stack that runs in a directory, else the one that it would make of these data."""
     running = model_store(directory)
     if running != directory / "models":
         return running

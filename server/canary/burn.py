@@ -97,7 +97,9 @@ class Objective:
         What makes it false is never a model's fault but the caller's choice: how long it waits, which features it
         sends, for which instrument it asks. A single caller must not be able to use up the error budget.
         """
-        return case.features is not None and not case.from_caller and case.budget.allowed >= self._min_allowed_seconds
+        budget = case.budget
+        allowed = budget.deadline - budget.arrived
+        return case.features is not None and not case.from_caller and allowed >= self._min_allowed_seconds
 
     def note(self, case: Case, by_model: bool) -> None:
         """Counts a call, if it counts: whether a model answered it in time."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pretrade.decision.v1 import decision_pb2 as pb
     from server.canary.pairs import PairRecorder
     from server.canary.routing import CanaryRouting
+    from server.inference.pool import Role
     from server.inference.replica import Replica
     from server.inference.shadow import Pair
 
@@ -86,7 +87,7 @@ class Rollout:
         slo: SloSettings,
         processes: int,
         deployment: Deployment,
-        challenger: Replica,
+        challenger: Role,
         routing: CanaryRouting,
         markouts: Markouts,
         set_canary: SetCanary,
@@ -149,13 +150,14 @@ class Rollout:
         self._in_doubt.clear()
         if canary is None or not canary.running:
             self._routing.canary = None
-            self._challenger.wanted_version = None
+            self._want(None)
             if self._promotion is not None and (canary is None or canary.state != "promoted"):
                 self._promotion.cancel()
             return
         if before is None or before.canary_id != canary.canary_id:
-            if self._challenger.wanted_version is None and self._challenger.model is not None:
-                self._own_version = self._challenger.model.version
+            model = self._challenger.model
+            if model is not None and all(one.wanted_version is None for one in self._challenger.replicas):
+                self._own_version = model.version
             self._routing.canary = None
             self._routing.forget_flows()
             self.evidence = Evidence(self._settings, self._clock, self._judges)
@@ -169,9 +171,11 @@ class Rollout:
             self._routing.canary = canary
 
     async def _join(self, canary: Canary) -> None:
-        """Has the challenger's replica of this server serve the canary, and then gives it its orders."""
+        """Has the challenger of this server serve the canary, half of its endpoints, and then gives it its orders."""
         while self._runs(canary.canary_id):
-            if await self._deployment.loads(self._challenger, canary.model_version):
+            replicas = self._challenger.replicas
+            taken = [one for one in replicas if await self._deployment.loads(one, canary.model_version)]
+            if taken and 2 * len(taken) >= len(replicas):
                 judged, champion = [
                     await self._deployment.markout_of(version)
                     for version in (canary.model_version, canary.champion_version)
@@ -185,7 +189,11 @@ class Rollout:
                         span_seconds=judged.span_seconds,
                         same_label=judged == champion,
                     )
-                    self._challenger.wanted_version = now.model_version
+                    self._want(now.model_version)
+                    for replica in replicas:
+                        if replica not in taken:
+                            replica.ejected = f"does not serve canary {now.model_version}"
+                            self._deployment.spawn(self._follow(replica, now))
                     self._routing.canary = now
                     self._joined_at = self._clock()
                 return
@@ -377,6 +385,20 @@ class Rollout:
     def _refuse_a_second(self) -> None:
         if self.canary is not None and self.canary.running:
             raise CanaryError(f"canary {self.canary.canary_id} is under way; abort it first")
+
+    async def _follow(self, replica: Replica, canary: Canary) -> None:
+        """Has one of several endpoints join the others, as soon as it serves the canary too."""
+        while self._runs(canary.canary_id):
+            await asyncio.sleep(AGAIN_SECONDS)
+            if await self._deployment.loads(replica, canary.model_version):
+                replica.ejected = ""
+                return
+
+    def _want(self, version: str | None) -> None:
+        """Has the challenger score with this version alone; None for what it serves by itself."""
+        for replica in self._challenger.replicas:
+            replica.wanted_version = version
+            replica.ejected = ""
 
     def _runs(self, canary_id: str) -> bool:
         return self.canary is not None and self.canary.running and self.canary.canary_id == canary_id

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fallback.joint_case import JointCase
     from server.canary.plan import Canary
     from server.inference.champion import Champion
-    from server.inference.replica import Replica
+    from server.inference.pool import Role
 
 _MOST_FLOWS: Final = 1_000
 """Flows that are remembered, so that callers who make up strategies cannot fill the memory."""
@@ -36,7 +36,7 @@ class CanaryRouting:
     any other but counts for or against neither model.
 
     Args:
-        replica: Where the canary is served.
+        challenger: Where the canary is served.
         champion: The model stage without a canary.
         reserve_seconds: What an attempt at the champion takes at present.
         budget_settings: How the time left is divided.
@@ -46,14 +46,14 @@ class CanaryRouting:
 
     def __init__(
         self,
-        replica: Replica,
+        challenger: Role,
         champion: Champion,
         reserve_seconds: Callable[[], float],
         budget_settings: BudgetSettings,
         is_fair: Callable[[Case], bool],
         clock: Callable[[], float],
     ) -> None:
-        self._replica = replica
+        self._challenger = challenger
         self._champion = champion
         self._reserve_seconds = reserve_seconds
         self._share = budget_settings.first_attempt_share
@@ -145,16 +145,18 @@ class CanaryRouting:
     async def _ask(self, case: Case, version: str) -> Answer | None:
         """One attempt at the canary; written into the ledger and the case."""
         self.orders += 1
-        replica, now = self._replica, self._clock()
+        replica, now = self._challenger.pick(), self._clock()
         allowed, reserve = self._allowed(case, now)
-        row = case.row_of(replica.feature_set)
-        if row is None:  # of its set's features, which is no fault of the model's
+        row = None if replica is None else case.row_of(replica.feature_set)
+        if replica is not None and row is None:  # of its set's features, which is no fault of the model's
             case.budget.skip(pb.STAGE_CANARY, max(allowed, 0.0), pb.DEGRADATION_FEATURES_OF_SET_MISSING)
             case.degradations.append(pb.DEGRADATION_FEATURES_OF_SET_MISSING)
             return None
-        at_fault = not replica.available or replica.batcher.stuck or allowed < replica.latency.expected
+        at_fault = replica is None or replica.batcher.stuck or allowed < replica.latency.expected
         if (
-            at_fault
+            replica is None
+            or row is None
+            or at_fault
             or replica.batcher.full_for(Lane.CANARY)
             or allowed < replica.batcher.expected_seconds_in(Lane.CANARY)
         ):

@@ -12,9 +12,9 @@ from typing import Any
 
 import structlog
 
+from feature_cache.compiled import in_use
 from feature_cache.store.l1 import FeatureCache
 from server.audit.reading.explaining import Explaining
-from server.compiled import in_use
 from server.composition.audit import open_audit
 from server.composition.metrics_port import serve_metrics
 from server.composition.ports import open_admin_port, open_decision_port, open_health_port
@@ -209,7 +209,7 @@ def _health(
             "explanations": Component(
                 lambda: explaining.problem, required=False, warming_up=lambda: explaining.warming_up
             ),
-            **{replica.name: component_of(replica) for replica in path.replicas},
+            **{role.name: component_of(role) for role in path.replicas.roles},
             **base.security.components(),
             **_tracing_component(path.tracing),
         },

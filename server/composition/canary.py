@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from server.canary.plan import Canary
     from server.control.state import ControlState
     from server.inference.champion import Champion
-    from server.inference.replica import Replica
+    from server.inference.pool import Role
+    from server.inference.replicas import Replicas
     from server.journal.journal import Journal
     from server.machine import Machine
     from server.settings import Settings
@@ -49,7 +50,7 @@ class CanaryParts:
 
 def assemble(
     settings: Settings,
-    replicas: tuple[Replica, ...],
+    replicas: Replicas,
     champion: Champion,
     feature_cache: FeatureCache,
     journal: Journal,
@@ -62,7 +63,7 @@ def assemble(
 
     Args:
         settings: Of the server.
-        replicas: Primary, secondary, the challenger where a canary is served, and any others.
+        replicas: Who serves the models.
         champion: The model stage without a canary.
         feature_cache: Where the market's outcomes are read.
         journal: Where pairs and the canary's events are recorded.
@@ -72,14 +73,13 @@ def assemble(
         machine: Whose clocks and chance they use.
     """
     clock, wall_clock_ns = machine.clock, machine.wall_clock_ns
-    primary, secondary, challenger, *_ = replicas
+    primary, secondary, challenger = replicas.primary, replicas.secondary, replicas.challenger
     store = settings.replay.model_store
-    management = {str(name): endpoint for name, endpoint in settings.replicas.management.items()}
-    loader = ModelLoader(management, settings.canary.archive_url, settings.canary.load_seconds)
+    loader = ModelLoader(settings.replicas.managed(), settings.canary.archive_url, settings.canary.load_seconds)
     recorder = PairRecorder(journal, wall_clock_ns) if settings.shadow.keep_pairs else None
 
     def reserve_seconds() -> float:
-        replica = primary if primary.available else secondary
+        replica = primary.pick() or (None if secondary is None else secondary.pick()) or primary.replicas[0]
         return max(replica.batcher.expected_seconds, replica.latency.p95)
 
     objective = Objective(settings.slo, settings.budget.cap_seconds)
@@ -96,7 +96,7 @@ def assemble(
     deployment = Deployment(
         Registry(store) if store is not None else None,
         loader,
-        (primary, secondary),
+        replicas.champions,
         settings.replicas.champion_version,
         set_champion,
         settings.canary.keep_previous_seconds,
@@ -117,13 +117,13 @@ def assemble(
         recorder=recorder,
         clock=clock,
     )
-    listen(rollout, markouts, routing, challenger, (primary, secondary))
+    listen(rollout, markouts, routing, challenger, replicas.champions)
     shadow = Shadow(
-        replicas[2:],
-        (primary, secondary),
+        replicas.challengers,
+        replicas.champions,
         settings.shadow.sample_share,
         machine.uniform,
-        lambda replica: replica is challenger and routing.canary is not None,
+        lambda role: role is challenger and routing.canary is not None,
         rollout.observe_pair,
         rollout.observe_decision,
     )
@@ -131,11 +131,11 @@ def assemble(
 
 
 def listen(
-    rollout: Rollout, markouts: Markouts, routing: CanaryRouting, challenger: Replica, champions: Iterable[Replica]
+    rollout: Rollout, markouts: Markouts, routing: CanaryRouting, challenger: Role, champions: Iterable[Role]
 ) -> None:
     """Connects the rollout to outcomes, orders and batches."""
     markouts.on_outcome(rollout.observe_outcome)
     routing.on_order(rollout.observe_order)
     challenger.on_batch(partial(rollout.observe_batch, Side.CANARY))
-    for replica in champions:
-        replica.on_batch(partial(rollout.observe_batch, Side.CHAMPION))
+    for role in champions:
+        role.on_batch(partial(rollout.observe_batch, Side.CHAMPION))

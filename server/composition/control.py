@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from server.composition.process import Process
     from server.configuration import Configuration
     from server.decision.packets import PacketWriter
-    from server.inference.replica import Replica
+    from server.inference.pool import Role
     from server.journal.journal import Journal
 
 _log = structlog.get_logger(__name__)
@@ -75,20 +75,20 @@ def open_control(process: Process, journal: Journal) -> ControlState:
 
 
 def subjects_of(
-    replicas: Iterable[Replica], chain: Chain, default_stages: tuple[StageName, ...], others: Mapping[str, Subject]
+    roles: Iterable[Role], chain: Chain, default_stages: tuple[StageName, ...], others: Mapping[str, Subject]
 ) -> dict[str, Subject]:
     """What the control state steers besides trading state and flags.
 
     Args:
-        replicas: Whose breakers and drains it steers.
+        roles: Whose breakers and drains it steers.
         chain: Whose stages it steers.
         default_stages: The stages while no others are set.
         others: What else it steers.
     """
-    by_name = {replica.name: replica for replica in replicas}
+    roles = tuple(roles)
     return {
-        **breaker_subjects({name: replica.breaker for name, replica in by_name.items()}),
-        **drain_subjects(by_name),
+        **breaker_subjects(roles),
+        **drain_subjects(roles),
         **chain_subjects(chain, default_stages),
         **others,
     }

@@ -63,19 +63,18 @@ async def open_admin_port(
     """
     settings, slot = process.settings, process.slot
     control, canary = path.control, path.canary
-    by_name = {replica.name: replica for replica in path.replicas}
     server = grpc_server(settings, base.security.access("admin"), process.metrics.errors, process.machine)
     add_admin: Any = admin_pb2_grpc.add_AdminServiceServicer_to_server  # its servicers are given a context of gRPC's
     add_admin(
         AdminServicer(
             control=control,
             configuration=path.configuration,
-            steering=Steering(control, by_name),
+            steering=Steering(control, path.replicas),
             canaries=CanarySteering(
                 canary.rollout,
                 canary.deployment,
                 control,
-                by_name,
+                path.replicas,
                 settings.canary.steps,
                 process.new_id,
                 process.machine.wall_clock,

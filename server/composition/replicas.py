@@ -7,20 +7,24 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from server.inference.codec import TORCHSERVE, Codec, ProtocolName
+from server.inference.endpoints import ReplicaName
 from server.inference.oip import ModelDescription, OpenInference
+from server.inference.pool import Pool, Role
 from server.inference.replica import Replica, ReplicaLimits
+from server.inference.replicas import Replicas
 from server.inference.token import ReplicaToken
 from server.process.health import Component
 from server.security.client_tls import ClientTls
 
 if TYPE_CHECKING:
     from server.composition.process import Process
+    from server.security.settings import ClientTlsSettings
     from server.settings import Settings
 
 
 async def open_replicas(
     process: Process, stalled_seconds: Callable[[float], float], under_way: Callable[[], int]
-) -> tuple[Replica, ...]:
+) -> Replicas:
     """Primary, secondary and challenger, and the other challengers.
 
     Args:
@@ -37,11 +41,10 @@ async def open_replicas(
     warm_up_turn = asyncio.Lock()
     token_files = {str(name): path for name, path in endpoints.token_files.items()}
 
-    async def opened(name: str, endpoint: str, model: str, version: str | None) -> Replica:
-        codec = TORCHSERVE if name in endpoints.other_challengers else _codec(settings, name)
+    async def opened(
+        name: str, endpoint: str, model: str, version: str | None, codec: Codec, tls: ClientTlsSettings | None
+    ) -> Replica:
         path = token_files.get(name)
-        other = endpoints.other_challengers.get(name)
-        tls = {str(of): one for of, one in endpoints.tls.items()}.get(name) if other is None else other.tls
         token = None if path is None else ReplicaToken(name, path, machine.wall_clock)
         replica = Replica(
             name,
@@ -61,29 +64,52 @@ async def open_replicas(
         )
         return await process.stack.enter_async_context(replica)
 
-    return (
-        await opened("primary", endpoints.primary, endpoints.champion_model, endpoints.champion_version),
-        await opened("secondary", endpoints.secondary, endpoints.champion_model, endpoints.champion_version),
-        await opened("challenger", endpoints.challenger, endpoints.challenger_model, None),
-        *[await opened(name, other.endpoint, other.model, None) for name, other in endpoints.other_challengers.items()],
+    async def role(name: ReplicaName, model: str, version: str | None) -> Role:
+        codec, tls = _codec(settings, name), endpoints.tls.get(name)
+        replicas = [
+            await opened(one, endpoint, model, version, codec, tls) for one, endpoint in endpoints.named(name).items()
+        ]
+        return replicas[0] if len(replicas) == 1 else Pool(name, replicas, machine.uniform)
+
+    return Replicas(
+        await role("primary", endpoints.champion_model, endpoints.champion_version),
+        await role("secondary", endpoints.champion_model, endpoints.champion_version) if endpoints.secondary else None,
+        (
+            await role("challenger", endpoints.challenger_model, None),
+            *[
+                await opened(name, other.endpoint, other.model, None, TORCHSERVE, other.tls)
+                for name, other in endpoints.other_challengers.items()
+            ],
+        ),
     )
 
 
-def component_of(replica: Replica) -> Component:
-    """A replica as health sees it."""
+def component_of(role: Role) -> Component:
+    """A replica, or several that serve one role, as health sees them."""
 
     def problem() -> str:
-        if replica.token is not None and replica.token.problem:
-            return replica.token.problem
-        if replica.tls is not None and replica.tls.problem:
-            return replica.tls.problem
-        return "" if replica.healthy else f"{replica.endpoint} does not answer soundly"
+        problems = [f"{one.name}: {what}" for one in role.replicas if (what := _problem(one))]
+        if not role.several:
+            return problems[0].partition(": ")[2] if problems else ""
+        return f"{len(problems)} of {len(role.replicas)}: {'; '.join(problems)}" if problems else ""
 
-    return Component(problem, required=False, warming_up=lambda: replica.healthy and not replica.warm)
+    def warming_up() -> bool:
+        return any(replica.healthy and not replica.warm for replica in role.replicas)
+
+    return Component(problem, required=False, warming_up=warming_up)
 
 
-def _codec(settings: Settings, replica: str) -> Codec:
-    """What a replica speaks."""
+def _problem(replica: Replica) -> str:
+    """What is wrong with one endpoint; empty when nothing is."""
+    if replica.token is not None and replica.token.problem:
+        return replica.token.problem
+    if replica.tls is not None and replica.tls.problem:
+        return replica.tls.problem
+    return replica.ejected if replica.healthy else f"{replica.endpoint} does not answer soundly"
+
+
+def _codec(settings: Settings, replica: ReplicaName) -> Codec:
+    """What a role's endpoints speak."""
     protocol: ProtocolName = getattr(settings.replicas, f"{replica}_protocol")
     if protocol == "torchserve":
         return TORCHSERVE

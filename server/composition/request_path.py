@@ -28,6 +28,7 @@ from server.configuration import Configuration
 from server.control.state import ControlState
 from server.decision.admission import Admission
 from server.decision.idempotency import IdempotencyWindow
+from server.decision.markets import Markets
 from server.decision.other_sets import OtherSets
 from server.decision.packets import PacketWriter
 from server.decision.plane import DataPlane, Observers
@@ -37,7 +38,9 @@ from server.decision.reports import DecisionReports
 from server.decision.shared_keys import SharedKeys, make_memory
 from server.inference.champion import Champion
 from server.inference.embedded_check import EmbeddedCheck
+from server.inference.pool import Role
 from server.inference.replica import Replica
+from server.inference.replicas import Replicas
 from server.inference.retry_budget import RetryBudget
 from server.journal.journal import Journal
 from server.models.embedding import EmbeddedModel
@@ -82,7 +85,7 @@ class RequestPath:
     """The request path, and those of its parts that are steered and measured."""
 
     dataplane: DataPlane
-    replicas: tuple[Replica, ...]
+    replicas: Replicas
     champion: Champion
     embedded: EmbeddedParts
     canary: CanaryParts
@@ -175,9 +178,10 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     control = open_control(process, base.journal)
     admission = Admission(settings.admission, clock)
     replicas = await open_replicas(process, base.loop_lag.stalled_seconds, lambda: admission.in_flight)
-    primary, secondary, *_ = replicas
     budget = RetryBudget(settings.retry, clock)
-    champion = Champion(primary, secondary, budget, settings.retry.hedge, settings.budget, clock, uniform)
+    champion = Champion(
+        replicas.primary, replicas.secondary, budget, settings.retry.hedge, settings.budget, clock, uniform
+    )
     canary = assemble(
         settings,
         replicas,
@@ -196,7 +200,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         decides=canary.deployment.decides,
     )
     rules = RulesBaseline(settings.rules, clock)
-    embedded = await _open_embedded(process, primary, canary, control)
+    embedded = await _open_embedded(process, replicas.primary, canary, control)
     stages: dict[StageName, Stage] = {
         "model": canary.routing,
         "embedded": embedded.stage,
@@ -206,13 +210,14 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     chain = Chain(stages, settings.chain.stages, clock)
     configuration = Configuration(process.shared, load, process.shared.journal.path)
     canary_steering = canary_subjects(canary.rollout, canary.deployment, settings.replicas.champion_version)
-    control.steer(subjects_of(replicas, chain, process.shared.chain.stages, canary_steering | configuration.subjects()))
+    others = canary_steering | configuration.subjects()
+    control.steer(subjects_of(replicas.roles, chain, process.shared.chain.stages, others))
     await control.synchronise()
     await process.background(control.watch(), "control")
     await process.background(canary.rollout.run(), "canary")
     idempotency = IdempotencyWindow(clock, _shared_keys(process))
     reports, tracing = _open_reports(process)
-    base.security.tell_of([*(replica.tls for replica in replicas), None if tracing is None else tracing.tls])
+    base.security.tell_of([*(replica.tls for replica in replicas.values()), None if tracing is None else tracing.tls])
     durability = settings.journal.durability.value
     packets = PacketWriter(process.instance_id, process.shared.config_hash(), durability, control)
     limits = KnownLimits(settings.replay.model_store, clock)
@@ -222,7 +227,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     guards = Guards(settings.guards, lambda: control.trading_state, clock, process.machine.wall_clock, models)
     apply_configuration(configuration, cached_scores, rules, guards, packets, base.journal, process.stack)
     other_sets = OtherSets(
-        lambda: _sets_of(replicas, embedded.model),
+        lambda: _sets_of(replicas.values(), embedded.model),
         lambda feature_set: _cache_of(feature_set, process),
         settings.features.max_age_seconds,
         clock,
@@ -231,8 +236,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     dataplane = DataPlane(
         admission=admission,
         idempotency=idempotency,
-        feature_cache=base.feature_cache,
-        max_feature_age_seconds=settings.features.max_age_seconds,
+        markets=Markets(base.feature_cache, settings.features.max_age_seconds, clock, other_sets),
         chain=chain,
         cached_scores=cached_scores,
         guards=guards,
@@ -243,7 +247,6 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         budget_settings=settings.budget,
         clock=clock,
         wall_clock_ns=process.machine.wall_clock_ns,
-        other_sets=other_sets,
     )
     return RequestPath(
         dataplane=dataplane,
@@ -268,9 +271,7 @@ def _sets_of(replicas: Iterable[Replica], embedded: EmbeddedModel) -> list[Featu
     return sets if embedded.scorer is None else [*sets, embedded.scorer.feature_set]
 
 
-async def _open_embedded(
-    process: Process, primary: Replica, canary: CanaryParts, control: ControlState
-) -> EmbeddedParts:
+async def _open_embedded(process: Process, primary: Role, canary: CanaryParts, control: ControlState) -> EmbeddedParts:
     """The champion in this process, which follows the version that decides."""
     settings, clock = process.settings, process.clock
     model = EmbeddedModel(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, get_args
 
 from fallback.chain import StageName
@@ -11,7 +12,7 @@ from server.inference.breaker import Mode
 
 if TYPE_CHECKING:
     from fallback.chain import Chain
-    from server.inference.breaker import Breaker
+    from server.inference.pool import Role
     from server.inference.replica import Replica
 
 CHAIN: Final = "chain"
@@ -39,12 +40,12 @@ def flag_subject(name: str) -> str:
 
 
 def breaker_subject(replica: str) -> str:
-    """The subject of a replica's breaker."""
+    """The subject of a replica's breaker, or of those of a role."""
     return f"breaker/{replica}"
 
 
 def drain_subject(replica: str) -> str:
-    """The subject of a replica's being drained."""
+    """The subject of being drained, of a replica or a role."""
     return f"drain/{replica}"
 
 
@@ -53,26 +54,74 @@ def one_of(*values: str) -> Callable[[str], str]:
     return lambda value: "" if value in values else f"must be one of {', '.join(values)}"
 
 
-def breaker_subjects(breakers: Mapping[str, Breaker]) -> dict[str, Subject]:
-    """The mode of each replica's breaker, as subjects."""
+def breaker_subjects(roles: Iterable[Role]) -> dict[str, Subject]:
+    """The mode of each endpoint's breaker, as subjects; and of all breakers of a role that has several.
 
-    def subject(breaker: Breaker) -> Subject:
-        modes = one_of(*(mode.value for mode in Mode))
-        return Subject(Mode.AUTOMATIC.value, modes, lambda value, seconds: breaker.force(Mode(value), seconds))
+    An endpoint's own mode comes first; where that is automatic, the mode of its role holds.
+    """
+    subjects: dict[str, Subject] = {}
+    modes = one_of(*(mode.value for mode in Mode))
 
-    return {breaker_subject(name): subject(breaker) for name, breaker in breakers.items()}
+    def add(name: str, apply: Callable[[Mode, float | None], None]) -> None:
+        subjects[breaker_subject(name)] = Subject(
+            Mode.AUTOMATIC.value, modes, lambda value, seconds: apply(Mode(value), seconds)
+        )
+
+    for role in roles:
+        together = _Together(role.replicas)
+        for replica in role.replicas:
+            add(replica.name, partial(together.force_one, replica))
+        if role.several:
+            add(role.name, together.force_all)
+    return subjects
 
 
-def drain_subjects(replicas: Mapping[str, Replica]) -> dict[str, Subject]:
-    """Whether each replica is drained."""
+def drain_subjects(roles: Iterable[Role]) -> dict[str, Subject]:
+    """Whether each endpoint is drained, and whether all of a role that has several are."""
+    subjects: dict[str, Subject] = {}
 
-    def subject(replica: Replica) -> Subject:
-        def apply(value: str, _seconds: float | None) -> None:
-            replica.drained = value == ON
+    def add(name: str, apply: Callable[[bool], None]) -> None:
+        subjects[drain_subject(name)] = Subject(OFF, one_of(ON, OFF), lambda value, _seconds: apply(value == ON))
 
-        return Subject(OFF, one_of(ON, OFF), apply)
+    for role in roles:
+        together = _Together(role.replicas)
+        for replica in role.replicas:
+            add(replica.name, partial(together.drain_one, replica))
+        if role.several:
+            add(role.name, together.drain_all)
+    return subjects
 
-    return {drain_subject(name): subject(replica) for name, replica in replicas.items()}
+
+class _Together:
+    """What was said of the endpoints of one role, of each by itself and of all together."""
+
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        self._replicas = replicas
+        self._mode = Mode.AUTOMATIC
+        self._modes: dict[str, Mode] = {}
+        self._drained = False
+        self._drains: set[str] = set()
+
+    def force_one(self, replica: Replica, mode: Mode, seconds: float | None) -> None:
+        self._modes[replica.name] = mode
+        if mode is Mode.AUTOMATIC:
+            mode, seconds = self._mode, None  # the role's own end comes with another value
+        replica.breaker.force(mode, seconds)
+
+    def force_all(self, mode: Mode, seconds: float | None) -> None:
+        self._mode = mode
+        for replica in self._replicas:
+            if self._modes.get(replica.name, Mode.AUTOMATIC) is Mode.AUTOMATIC:
+                replica.breaker.force(mode, seconds)
+
+    def drain_one(self, replica: Replica, drained: bool) -> None:
+        (self._drains.add if drained else self._drains.discard)(replica.name)
+        replica.drained = drained or self._drained
+
+    def drain_all(self, drained: bool) -> None:
+        self._drained = drained
+        for replica in self._replicas:
+            replica.drained = drained or replica.name in self._drains
 
 
 def chain_subjects(chain: Chain, default: tuple[StageName, ...]) -> dict[str, Subject]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -194,25 +194,32 @@ class Admission:
             raise overloaded()
         self.in_flight += 1
 
-    def leave(self) -> None:
-        """Gives the place of one decision back."""
-        self.in_flight -= 1
+    def admit_together(self, orders: int) -> bool:
+        """The same for so many ordinary orders, all of them or none; nothing is shed."""
+        if self.draining or self.in_flight + orders > self.ordinary_limit:
+            return False
+        self.in_flight += orders
+        return True
+
+    def leave(self, orders: int = 1) -> None:
+        """Gives the places of so many decisions back."""
+        self.in_flight -= orders
         if self._waiting:
             self._call_next()
 
-    def answered(self, seconds: float, allowed_seconds: float) -> None:
-        """Counts an admitted order that was answered `seconds` after its arrival, and was allowed so many."""
-        if allowed_seconds > _HARDLY_ANY_SECONDS:
-            self._add(seconds / self._settings.target(allowed_seconds))
+    def answered(self, times: Sequence[tuple[float, float]]) -> None:
+        """Counts admitted orders that are answered now: seconds since their arrival, and how many they were allowed."""
+        target_of = self._settings.target
+        self._add([seconds / target_of(allowed) for seconds, allowed in times if allowed > _HARDLY_ANY_SECONDS])
 
     def dropped(self, allowed_seconds: float) -> None:
         """Counts an admitted order whose `allowed_seconds` were too short."""
         if allowed_seconds > _HARDLY_ANY_SECONDS:
-            self._add(_DROPPED)
+            self._add([_DROPPED])
 
-    def _add(self, share: float) -> None:
+    def _add(self, shares: list[float]) -> None:
         samples = self._samples
-        samples.append(share)
+        samples += shares
         now = self._clock()
         if len(samples) < _MIN_SAMPLES or now - self._window_started < _WINDOW_SECONDS:
             return

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from fallback.order import Brought, Order
 from feature_cache import feature_sets
+from feature_cache.compiled import compiled
 from feature_cache.feature_set import FeatureSet
 from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.compiled import compiled
 from server.errors import InvalidOrderError
 
 _MAX_NAME = 64

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from feature_cache.compiled import compiled
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.compiled import compiled
 
 if TYPE_CHECKING:
     from fallback.budget import Use

@@ -107,16 +107,11 @@ class DecisionMetrics:
 
     def observe(self, cases: Sequence[Pending], now: float) -> None:
         """Counts cases that were decided, and are about to be answered."""
-        decisions, reasons = self.decisions, self.reasons
-        for case in cases:
-            decided = case.decided
-            assert decided is not None
-            decisions[decided.source, decided.action] += 1
-            for reason in decided.reasons:
-                reasons[reason] += 1
-            for degradation in case.degradations:
-                self.degradations[degradation] += 1
-            self.latency.observe(now - case.budget.arrived)
+        decided = [case.decided for case in cases if case.decided is not None]
+        self.decisions.update([(one.source, one.action) for one in decided])
+        self.reasons.update([reason for one in decided for reason in one.reasons])
+        self.degradations.update([degradation for case in cases for degradation in case.degradations])
+        self.latency.observe_all([now - case.budget.arrived for case in cases])
         tally.count([case.budget.uses for case in cases], self.stages, self.allowances, self.skips)
 
     def by_source(self) -> dict[str, int]:

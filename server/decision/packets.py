@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fallback.order import MODEL_SOURCES, NO_CONTEXT
 from feature_cache import features
+from feature_cache.compiled import compiled
 from feature_cache.store.codec import BookState
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.compiled import compiled
 from server.control.state import ControlState
 from server.decision import decision_wire
 from server.decision.protowire import prefixed, template

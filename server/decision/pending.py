@@ -8,32 +8,32 @@ from typing import TYPE_CHECKING
 from fallback.joint_case import JointCase
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from fallback.budget import Budget
     from fallback.order import Answer, Order
+    from server.decision.promise import Promise
     from server.decision.record import Decided
 
 
 class Pending(JointCase):
     """A case, and what becomes of it until its caller has the decision."""
 
-    __slots__ = ("answer", "decided", "durable_until", "on_end", "recorded_at")
+    __slots__ = ("answer", "decided", "durable_until", "has_place", "recorded_at")
 
-    future: asyncio.Future[Decided]
+    future: Promise
 
     def __init__(
         self,
         order: Order,
         budget: Budget,
-        future: asyncio.Future[Decided],
+        future: Promise,
         on_result: Callable[[Pending], None],
-        on_end: Callable[[Pending], None],
+        has_place: bool,
     ) -> None:
         super().__init__(order, budget, future, on_result)
-        self.on_end = on_end
-        """Called when its caller has the decision, or an error, or has gone."""
+        self.has_place = has_place
+        """Whether it has a place of `Admission`; that of an order with an idempotency key has its call."""
         self.answer: Answer | None = None
         self.decided: Decided | None = None
         """What is to become durable, from the moment it is written down."""
@@ -41,7 +41,3 @@ class Pending(JointCase):
         """When that was, in monotonic seconds."""
         self.durable_until = math.nan
         """Until when the caller can wait for it."""
-
-    def ended(self, _: asyncio.Future[Decided]) -> None:
-        """What the future calls when it is done."""
-        self.on_end(self)

@@ -13,8 +13,8 @@ from fallback.budget import Budget, BudgetSettings
 from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Case, Order
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.idempotency import ClaimLostError, identify
-from server.decision.markets import Markets
 from server.decision.pending import Pending
+from server.decision.promise import Promise, Promises
 from server.decision.record import Decided
 from server.decision.recorder import Recorder, Recording, fail
 from server.errors import DeadlineError, JournalError, OverloadedError
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
     from fallback.cached_score import CachedScores
     from fallback.chain import Chain
     from fallback.guards import Guards
-    from feature_cache.store.l1 import FeatureCache
     from server.canary.burn import Objective
     from server.control.state import ControlState
     from server.decision.admission import Admission
     from server.decision.idempotency import IdempotencyWindow
+    from server.decision.markets import Markets
     from server.decision.metrics import DecisionMetrics
-    from server.decision.other_sets import OtherSets
     from server.decision.reports import DecisionReports
     from server.decision.shared_keys import KeyedOrder, Remembered
     from server.inference.embedded_check import EmbeddedCheck
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
     from server.journal.reply_status import Cause
     from server.timing.loop_lag import LoopLag
 
+Deciding = asyncio.Future[Decided] | Promise
+"""A decision to come."""
 _NOT_AGAIN = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_OUT_OF_DOMAIN))
 """Scores that are not used for a later order: those that the audit does not hold, and of features no model has seen."""
 _OUT_OF_TIME = frozenset(
@@ -71,10 +72,8 @@ class DataPlane:
 
     Args:
         budget_settings: Cap and reserves of a decision's time.
-        max_feature_age_seconds: Older features are stale.
         clock: Monotonic seconds, the event loop's own.
         wall_clock_ns: Nanoseconds since the Unix epoch.
-        other_sets: Vectors of other feature sets than `mf1`; None where no model takes any.
         Everything else: the collaborators, one a step of `_decide`.
     """
 
@@ -83,8 +82,7 @@ class DataPlane:
         *,
         admission: Admission,
         idempotency: IdempotencyWindow,
-        feature_cache: FeatureCache,
-        max_feature_age_seconds: float,
+        markets: Markets,
         chain: Chain,
         cached_scores: CachedScores,
         guards: Guards,
@@ -95,11 +93,10 @@ class DataPlane:
         budget_settings: BudgetSettings,
         clock: Callable[[], float],
         wall_clock_ns: Callable[[], int] = time.time_ns,
-        other_sets: OtherSets | None = None,
     ) -> None:
         self._admission = admission
         self._idempotency = idempotency
-        self._markets = Markets(feature_cache, max_feature_age_seconds, clock, other_sets)
+        self._markets = markets
         self._chain = chain
         self._cached_scores = cached_scores
         self._guards = guards
@@ -120,6 +117,7 @@ class DataPlane:
         self._reply_reserve_seconds = budget_settings.reply_reserve_seconds
         self._clock = clock
         self._recorder = Recorder(recording, self._reply_reserve, self._after, self._too_late, clock, wall_clock_ns)
+        self._promises = Promises(self._ended)
         self._arrived: list[Pending] = []
         """Cases of this turn of the event loop."""
         self._results: list[Pending] = []
@@ -169,9 +167,7 @@ class DataPlane:
             self.give_up(future)
             raise
 
-    def begin(
-        self, order: Order, arrived: float, deadline: float | None, *, in_company: bool = False
-    ) -> asyncio.Future[Decided]:
+    def begin(self, order: Order, arrived: float, deadline: float | None, *, in_company: bool = False) -> Deciding:
         """Begins with an order; its decision, once it is there, is what `decide` returns or raises.
 
         `in_company` says that more orders follow in this turn of the event loop, which it is to be decided with.
@@ -184,12 +180,22 @@ class DataPlane:
         budget = Budget(arrived, deadline)
         self._admission.admit(order.reduce_only)
         if not order.idempotency_key:
-            return self._arrive(order, budget, self._ended, in_company)
+            return self._arrive(order, budget, has_place=True, in_company=in_company)
         task = asyncio.get_running_loop().create_task(self._decide_keyed(order, budget))
         task.add_done_callback(self._leave)
         return task
 
-    def give_up(self, future: asyncio.Future[Decided]) -> None:
+    def begin_together(self, orders: Sequence[Order], arrived: float, deadline: float | None) -> Sequence[Deciding]:
+        """The same for orders of one call without keys and deadlines of their own.
+
+        None of them is begun where one could not be: then `begin` says why, for each of them.
+        """
+        deadline = self.capped(arrived, deadline)
+        if self._clock() >= deadline or not self._admission.admit_together(len(orders)):
+            return ()
+        return [self._arrive(order, Budget(arrived, deadline), has_place=True, in_company=True) for order in orders]
+
+    def give_up(self, future: Deciding) -> None:
         """The caller of an order that `begin` began does not wait any more."""
         if not future.done():
             future.cancel()
@@ -197,15 +203,21 @@ class DataPlane:
             self.unheard(future.result(), "cancelled")
 
     def _leave(self, future: asyncio.Future[Decided]) -> None:
-        """An admitted order needs its place no more."""
+        """An admitted order with a key needs its place no more."""
         self._admission.leave()
         if future.cancelled():
             self._metrics.cancelled += 1
 
-    def _ended(self, case: Pending) -> None:
-        """An order that was admitted by itself has its decision, or its caller has gone."""
-        self._leave(case.future)
-        self._left(case)
+    def _ended(self, cases: Sequence[Pending]) -> None:
+        """These have their decisions, or an error, or their callers have gone."""
+        places = 0
+        for case in cases:
+            places += case.has_place
+            if case.future.cancelled():
+                self._metrics.cancelled += case.has_place
+                self._left(case)
+        if places:
+            self._admission.leave(places)
 
     async def _decide_keyed(self, order: Order, budget: Budget) -> Decided:
         try:
@@ -224,12 +236,12 @@ class DataPlane:
 
         async def decide() -> Decided:
             nonlocal made
-            future = self._arrive(order, budget, self._left)
+            promise = self._arrive(order, budget, has_place=False)
             try:
-                made = await future
+                made = await promise
             except asyncio.CancelledError:
-                if not future.cancelled() and future.exception() is None:  # it was decided before that was known
-                    made = future.result()
+                if not promise.cancel() and promise.exception() is None:  # it was decided before that was known
+                    made = promise.result()
                 raise
             return made
 
@@ -325,24 +337,20 @@ class DataPlane:
         late = self._reply_reserve_seconds + self._loop_lag.p95
         return max(self._reply_reserve_seconds, min(late, allowed_seconds / 4))
 
-    def _arrive(
-        self, order: Order, budget: Budget, on_end: Callable[[Pending], None], in_company: bool = False
-    ) -> asyncio.Future[Decided]:
+    def _arrive(self, order: Order, budget: Budget, *, has_place: bool, in_company: bool = False) -> Promise:
         """Decides one order, together with those that arrive in the same turn of the event loop."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Decided] = loop.create_future()
-        case = Pending(order, budget, future, self._answered, on_end)
-        future.add_done_callback(case.ended)
+        promise = Promise(self._promises)
+        case = promise.case = Pending(order, budget, promise, self._answered, has_place)
         self._arrived.append(case)
-        if self._admission.in_flight == 1 and not in_company:
+        if not in_company and self._admission.in_flight == 1:
             self._take_up()  # nobody else is here to be decided with
         elif len(self._arrived) == 1:
-            loop.call_soon(self._take_up)
-        return future
+            asyncio.get_running_loop().call_soon(self._take_up)
+        return promise
 
     def _left(self, case: Pending) -> None:
-        """A caller has the decision, or has gone: then what is written of it has not been heard."""
-        if case.future.cancelled() and case.decided is not None:
+        """A caller has gone: what is written of the decision has not been heard."""
+        if case.decided is not None:
             self._replies.unheard(case.decided, "cancelled")
 
     def _take_up(self) -> None:
@@ -408,14 +416,13 @@ class DataPlane:
 
     def _record(self, cases: Sequence[Pending]) -> None:
         """Life of a request, last part: the guards, the audit, and then the reply."""
-        guarded = []
         answers = [case.answer for case in cases if case.answer is not None]
-        for case, reasons in zip(cases, self._guards.look(cases, answers), strict=True):
-            assert case.answer is not None
-            try:
-                guarded.append((case, *self._guards.apply(case, case.answer, reasons)))
-            except Exception as error:  # a bug that one order meets is none of the others' business
-                fail(case, error)
+        guarded = []
+        for case, found in zip(cases, self._guards.apply_together(cases, answers), strict=True):
+            if isinstance(found, Exception):
+                fail(case, found)
+            else:
+                guarded.append((case, *found))
         self._recorder.record(guarded)
 
     def _too_late(self, case: Pending) -> None:
@@ -442,38 +449,46 @@ class DataPlane:
         Returns:
             The cases that a bug was met with.
         """
-        failed: dict[Pending, Exception] = {}
-        for case in cases:
-            try:
-                self._after_one(case, now)
-            except Exception as error:  # a bug that one order meets is none of the others' business
-                failed[case] = error
-        counted = [case for case in cases if case not in failed] if failed else cases
         try:
-            self._metrics.observe(counted, now)
-        except Exception as error:
-            failed |= dict.fromkeys(counted, error)
-        return failed
+            self._follow_up(cases, now)
+        except Exception:  # a bug that one order meets is none of the others' business
+            return {case: error for case in cases if (error := self._follow_up_alone(case, now)) is not None}
+        return {}
 
-    def _after_one(self, case: Pending, now: float) -> None:
-        answer, decided = case.answer, case.decided
-        assert answer is not None
-        assert decided is not None
-        if answer.source in CHAMPION_SOURCES and _NOT_AGAIN.isdisjoint(decided.reasons):
-            # A score that is used again must be found in the audit, where a replay of its second use looks for it. That
-            # of a model on trial is not: its flows are its own.
-            self._cached_scores.remember(case, answer, decided.decision_id)
-        if case.features is not None and (self._control.shadow or answer.source == pb.SOURCE_CANARY):
-            self._shadow.mirror(case, answer, decided.decision_id)
-        self._embedded_check.sample(case, answer, decided.decision_id)
-        arrived, by_model = case.budget.arrived, answer.source in MODEL_SOURCES
-        allowed = case.budget.deadline - arrived
-        if not by_model and not _OUT_OF_TIME.isdisjoint(case.degradations):
-            self._admission.dropped(allowed)
-        else:
-            self._admission.answered(now - arrived, allowed)
-        self._objective.note(case, by_model=by_model)
-        self._reports.decided(case, decided, now)
+    def _follow_up_alone(self, case: Pending, now: float) -> Exception | None:
+        """Does for one case what met a bug when it was done for all: what was counted before that is counted twice."""
+        try:
+            self._follow_up((case,), now)
+        except Exception as error:
+            return error
+        return None
+
+    def _follow_up(self, cases: Sequence[Pending], now: float) -> None:
+        is_mirrored, mirrored = self._control.shadow, []
+        in_time: list[tuple[float, float]] = []
+        for case in cases:
+            answer, decided, budget = case.answer, case.decided, case.budget
+            assert answer is not None
+            assert decided is not None
+            source = answer.source
+            if source in CHAMPION_SOURCES and _NOT_AGAIN.isdisjoint(decided.reasons):
+                # A score that is used again must be found in the audit, where a replay of its second use looks for it.
+                # That of a model on trial is not: its flows are its own.
+                self._cached_scores.remember(case, answer, decided.decision_id)
+            if case.features is not None and (is_mirrored or source == pb.SOURCE_CANARY):
+                mirrored.append((case, answer, decided.decision_id))
+            if source == pb.SOURCE_EMBEDDED:
+                self._embedded_check.sample(case, answer, decided.decision_id)
+            by_model, allowed = source in MODEL_SOURCES, budget.deadline - budget.arrived
+            self._objective.note(case, by_model)
+            if by_model or _OUT_OF_TIME.isdisjoint(case.degradations):
+                in_time.append((now - budget.arrived, allowed))
+            else:
+                self._admission.dropped(allowed)
+        self._admission.answered(in_time)
+        self._shadow.mirror(mirrored)
+        self._reports.decided(cases, now)
+        self._metrics.observe(cases, now)
 
 
 @contextmanager

@@ -34,6 +34,8 @@ class ReplyState(enum.Enum):
     """Nobody knows yet whether the caller will hear it."""
     HEARD = enum.auto()
     """A caller heard it."""
+    UNSENT = enum.auto()
+    """Noted as not sent for seconds. It may be sent yet, or given up."""
     UNHEARD = enum.auto()
     """Noted as not heard."""
     REPEATED = enum.auto()

@@ -11,6 +11,10 @@ therefore *owed* from the moment its packet is handed to the journal::
 report that the bytes were sent, or that they were not. The note is the journal entry `ReplyUnconfirmed`. If a repeat of
 the call receives the decision after all, `ReplyHeard` is written. The last entry about a decision holds.
 
+An answer that waits for seconds for a caller who does not read is noted as `unsent`: nobody knows yet what the caller
+will hear. The caller may read it at any moment, and the process may be killed before `ReplyHeard` is durable. If the
+call ends without it, a second note says why.
+
 A repeat must not get what the audit may deny, even if the process is killed before `ReplyHeard` is durable. Such a
 decision is therefore noted as `repeated` before a repeat gets it (`denied`, `repeated`): a repeat may have received it.
 
@@ -46,8 +50,10 @@ _MOST: Final = 100_000
 """Decisions that may be owed, and notes that may wait: about 50 MiB."""
 _TICK_SECONDS: Final = 0.1
 _LONGEST_OWED_SECONDS: Final = 5.0
-"""An answer that waits longer for a caller who does not read is noted as unsent. It may still be heard afterwards."""
+"""An answer that waits longer for a caller who does not read is noted as unsent."""
 _CLOSE_SECONDS: Final = 2.0
+_NOT_KNOWN_TO_BE_HEARD: Final = (ReplyState.UNSENT, ReplyState.UNHEARD, ReplyState.ELSEWHERE)
+"""Of these the audit may say that nobody heard them: of what is unsent, once its call has ended."""
 
 
 class _Note:
@@ -105,8 +111,8 @@ class Replies:
         """Notes what was never sent, and waits for a bounded time until every note is durable."""
         self._ticking.cancel()
         await asyncio.wait((self._ticking,))
-        for decided in list(self._owed):
-            self.unheard(decided, "unsent")
+        for decided in [decided for decided in self._owed if decided.reply is ReplyState.OWED]:
+            self._unsent(decided)
         until = self._clock() + _CLOSE_SECONDS
         while self._notes and self._journal.writable and self._clock() < until:
             self._write_again()
@@ -148,8 +154,8 @@ class Replies:
 
     @staticmethod
     def denied(decided: Decided) -> bool:
-        """Whether the audit may say that nobody heard what a repeat is about to hear as the decision of the packet."""
-        return not decided.abstained and decided.reply in (ReplyState.UNHEARD, ReplyState.ELSEWHERE)
+        """Whether the audit may say, now or later, that nobody heard what a repeat is about to hear as decided."""
+        return not decided.abstained and decided.reply in _NOT_KNOWN_TO_BE_HEARD
 
     def repeated(self, decided: Decided) -> None:
         """It is durable that a repeat may hear a decision that was `denied`."""
@@ -159,9 +165,17 @@ class Replies:
     def unheard(self, decided: Decided, cause: Cause) -> None:
         """The reply was not sent, and will not be. A decision that was heard before stays heard."""
         if decided.reply is ReplyState.OWED:
-            decided.reply = ReplyState.UNHEARD
             self.unconfirmed[cause] += 1
-            self._note(decided, unconfirmed(decided.decision_id, cause))
+        elif decided.reply is not ReplyState.UNSENT:
+            return
+        decided.reply = ReplyState.UNHEARD
+        self._note(decided, unconfirmed(decided.decision_id, cause))
+
+    def _unsent(self, decided: Decided) -> None:
+        """The reply has not been sent for long, and nobody says that it will not be."""
+        decided.reply = ReplyState.UNSENT
+        self.unconfirmed["unsent"] += 1
+        self._note(decided, unconfirmed(decided.decision_id, "unsent"))
 
     def _note(self, decided: Decided, entry: bytes) -> None:
         if decided not in self._owed and len(self._notes) >= _MOST:
@@ -211,7 +225,7 @@ class Replies:
             if decided.reply is ReplyState.OWED:
                 old.append(decided)
         for decided in old:
-            self.unheard(decided, "unsent")
+            self._unsent(decided)
 
     def _write_again(self) -> None:
         if self._journal.writable:

@@ -10,27 +10,30 @@ from __future__ import annotations
 
 import contextvars
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar
 
 import structlog
 
-from fallback.order import Order
+from fallback.order import Case, Order
 from feature_cache.token_bucket import TokenBucket
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import InvalidOrderError, KeyReusedError, PretradeError
 from server.machine import REAL, Machine
 
 if TYPE_CHECKING:
-    from fallback.order import CallContext, Case
+    from fallback.order import CallContext
+    from server.decision.pending import Pending
     from server.decision.record import Decided
 
 _log = structlog.get_logger(__name__)
 
 Cause = Literal["failed", "degraded", "slow", "caller", "sample"]
 """Why a decision is reported; `caller`: the caller sampled its trace. The first that holds."""
+
+CaseT = TypeVar("CaseT", bound=Case)
 
 _DRAIN_SECONDS: Final = 0.1
 """Between two looks at the queue: a thread that woke up for every report would take the decision path's time."""
@@ -112,7 +115,21 @@ class Sink:
         self._stopped.set()
         self._thread.join(_STOP_SECONDS)
 
-    def cause(self, case: Case, used_seconds: float) -> Cause | None:
+    def choose(self, cases: Sequence[CaseT], now: float) -> list[tuple[CaseT, Cause]]:
+        """The decisions to tell of, with the reason why, of those that are about to be sent at the instant `now`."""
+        chosen, slow, follows, one_in, seen = [], self._slow_seconds, self._follows_caller, self._one_in, self._seen
+        for case in cases:
+            seen += 1
+            if case.degradations or seen == one_in or now - case.budget.arrived > slow or follows:
+                self._seen = seen - 1
+                cause = self._cause(case, now - case.budget.arrived)
+                seen = self._seen
+                if cause is not None and self.admits(cause, now):
+                    chosen.append((case, cause))
+        self._seen = seen
+        return chosen
+
+    def _cause(self, case: Case, used_seconds: float) -> Cause | None:
         """Why to tell of a decision; None to pass it over."""
         if case.degradations:
             return "degraded"
@@ -163,25 +180,12 @@ class DecisionReports:
         self.sinks = sinks
         self._wall_clock_ns = machine.wall_clock_ns
 
-    def decided(self, case: Case, decision: Decided, now: float) -> None:
-        """A decision is about to be sent, at the monotonic instant `now`."""
-        used = now - case.budget.arrived
+    def decided(self, cases: Sequence[Pending], now: float) -> None:
+        """Decisions are about to be sent, at the monotonic instant `now`."""
         for sink in self.sinks:
-            cause = sink.cause(case, used)
-            if cause is not None and sink.admits(cause, now):
-                order = case.order
-                report = Report(
-                    cause,
-                    order.message,
-                    order.context,
-                    case.budget.arrived,
-                    now,
-                    self._wall_clock_ns(),
-                    case,
-                    decision,
-                    "",
-                )
-                sink.put(report)
+            for case, cause in sink.choose(cases, now):
+                order, arrived, ended_ns = case.order, case.budget.arrived, self._wall_clock_ns()
+                sink.put(Report(cause, order.message, order.context, arrived, now, ended_ns, case, case.decided, ""))
 
     def failed(
         self, order: Order | pb.Order, context: CallContext, error: PretradeError, arrived: float, now: float

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from server.compiled import compiled
+from feature_cache.compiled import compiled
 
 if TYPE_CHECKING:
     from fallback.budget import Use

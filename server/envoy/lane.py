@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from server.compiled import compiled
+from feature_cache.compiled import compiled
 from server.envoy.framing import CONTENT_TYPE, ENCODINGS, Header, framed
 from server.errors import InternalError, PretradeError
 from server.rpc.call import Call, CallMetadata
 
 if TYPE_CHECKING:
     from server.decision.metrics import DecisionMetrics
-    from server.decision.record import Decided
+    from server.decision.plane import Deciding
     from server.envoy.asgi import CallerGoneError, GrpcApplication
     from server.rpc.decision import DecisionServicer, Plain, Reply
 
@@ -210,7 +210,7 @@ class _PlainCall(Call):
         """Nothing more, or that the caller has gone; the filter says so by itself."""
         return {"type": "http.disconnect" if self._taken.is_gone else "http.request"}
 
-    def decided(self, future: asyncio.Future[Decided]) -> None:
+    def decided(self, future: Deciding) -> None:
         """There is a decision, or there will be none."""
         if self._taken.is_answered or self._taken.owner is None or future.cancelled():
             return

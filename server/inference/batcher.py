@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from feature_cache.constants import Constant
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome
 from server.inference.pacing import HOLD_SECONDS, Departure, RowLimit
-from server.inference.rows import Lane, Result, Row, Scored, Taker
+from server.inference.rows import Lane, Result, Row, Scored
 from server.inference.shadow_queue import ShadowQueue
 from server.inference.wire import ScoreBatch
 from server.timing.deadlines import Deadlines
@@ -290,11 +290,21 @@ class MicroBatcher:
 
     def expected_seconds_in(self, lane: Lane) -> float:
         """Expected time to a score for a row that arrives now: parts and full batches ahead of it, then its own."""
+        return self._latency.expected * self.expected_batches(lane)
+
+    def expected_batches(self, lane: Lane) -> float:
+        """The same in times that a batch takes; half of one for a batch that is under way."""
         rows = len(self._live) + (len(self._canary) if lane is Lane.CANARY else 0)
         slots = self._settings.slots
         batches_ahead = (len(self._parts) + rows // self._row_limit.limit) / slots
         waits = self._active >= slots
-        return self._latency.expected * (batches_ahead + 1 + 0.5 * waits)
+        return batches_ahead + 1 + 0.5 * waits
+
+    @property
+    def under_way_seconds(self) -> float:
+        """How long the oldest of the orders' batches has been under way, given-up ones aside; 0 without one."""
+        oldest = next((one for one in self._flights if not (one.shadow or one.abandoned)), None)
+        return 0.0 if oldest is None else self._clock() - oldest.started
 
     def submit(
         self,
@@ -369,14 +379,17 @@ class MicroBatcher:
             if row.deadline <= now:
                 row.resolve(Outcome.TIMEOUT)
 
-    def submit_shadow(self, taker: Taker, payload: bytes, from_caller: bool = False) -> bool:
-        """Queues a shadow row, to be sent with others when no live row waits. False when it is shed."""
-        if self._closed or not self._shadow.add(Row(payload, math.inf, taker, from_caller=from_caller)):
-            return False
+    def submit_shadow(self, rows: Sequence[Row]) -> int:
+        """Queues shadow rows, without a deadline, to be sent with others when no live row waits.
+
+        Returns:
+            How many were taken, from the first on; the others are shed.
+        """
+        taken = 0 if self._closed else self._shadow.add(rows)
         least = min(self._settings.max_shadow_rows, self._row_limit.limit)
-        if self._shadow.is_due(least) and self._shadow.is_due(self._block_rows()):
+        if taken and self._shadow.is_due(least) and self._shadow.is_due(self._block_rows()):
             self._schedule_pump(asyncio.get_running_loop())
-        return True
+        return taken
 
     async def close(self) -> None:
         """Answers every queued row with OVERLOAD, ends the calls in flight and answers their rows with IGNORED."""
@@ -503,9 +516,8 @@ class MicroBatcher:
         """Sends one batch."""
         self._count(flight, 1)
         self.batch_sizes.observe(len(flight.rows))
-        for row in flight.rows:
-            if row.queued_at == row.queued_at:  # not NaN
-                self.queue_waits.observe(flight.started - row.queued_at)
+        if not flight.shadow:
+            self.queue_waits.observe_all([flight.started - row.queued_at for row in flight.rows])
         self._watch(flight)
         self._flights[flight] = asyncio.get_running_loop().create_task(self._fly(flight))
 

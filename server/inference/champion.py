@@ -1,4 +1,4 @@
-"""First stage of the chain: the champion model, on the primary, with one retry or hedge on the secondary."""
+"""First stage of the chain: the champion model, on the primary, with one retry or hedge on another replica."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fallback.budget import BudgetSettings
 from fallback.order import Answer, Case
@@ -21,6 +21,7 @@ from server.timing.latency import LatencyWindow
 if TYPE_CHECKING:
     from fallback.joint_case import JointCase
     from server.inference.batcher import MicroBatcher
+    from server.inference.pool import Role
     from server.inference.replica import Replica
 
 _MOST_ATTEMPTS = 2
@@ -38,20 +39,20 @@ _FAILURE = {
 
 
 class _Seat:
-    """A replica's place in the stage: how its part in a decision is named."""
+    """A role's place in the stage: how the part of its replicas in a decision is named."""
 
-    __slots__ = ("breaker_open", "drained", "failure_index", "replica", "source", "stage")
+    __slots__ = ("breaker_open", "drained", "failure_index", "role", "source", "stage")
 
     def __init__(
         self,
-        replica: Replica,
+        role: Role,
         source: pb.Source.ValueType,
         stage: pb.Stage.ValueType,
         breaker_open: pb.Degradation.ValueType,
         drained: pb.Degradation.ValueType,
         failure_index: int,
     ) -> None:
-        self.replica = replica
+        self.role = role
         self.source = source
         self.stage = stage
         self.breaker_open = breaker_open
@@ -59,8 +60,20 @@ class _Seat:
         self.failure_index = failure_index
 
 
+class _Choice(NamedTuple):
+    """A replica that an order may go to."""
+
+    seat: _Seat
+    replica: Replica
+    again: bool = False
+    """True where another replica of the same role comes before it."""
+
+
 class Champion:
-    """Scores with the champion. At most two attempts, the second on the other replica and only if it can still finish.
+    """Scores with the champion. At most two attempts, the second on another replica and only if it can still finish.
+
+    The second attempt goes to the other role: that is the server which has the least in common with the one that
+    failed. Where that is out, or full, or too slow, it goes to another endpoint of the role that was asked.
 
     An attempt that was made before, at a model on trial, counts.
 
@@ -72,7 +85,7 @@ class Champion:
     goes on and counts for its replica. In the ledger the first attempt's stage ends where the hedge's begins.
 
     Args:
-        primary, secondary: Replicas that serve the same model.
+        primary, secondary: Who serves the model; no secondary where the primary's endpoints are all there is.
         retry_budget: Bounds retries and hedges together.
         hedge: Whether to hedge.
         budget_settings: How the time left is divided between the attempts.
@@ -82,32 +95,35 @@ class Champion:
 
     def __init__(
         self,
-        primary: Replica,
-        secondary: Replica,
+        primary: Role,
+        secondary: Role | None,
         retry_budget: RetryBudget,
         hedge: bool,
         budget_settings: BudgetSettings,
         clock: Callable[[], float],
         random: Callable[[], float],
     ) -> None:
-        self._seats = (
-            _Seat(
-                primary,
-                pb.SOURCE_PRIMARY,
-                pb.STAGE_PRIMARY,
-                pb.DEGRADATION_PRIMARY_BREAKER_OPEN,
-                pb.DEGRADATION_PRIMARY_DRAINED,
-                0,
-            ),
-            _Seat(
+        self._first = _Seat(
+            primary,
+            pb.SOURCE_PRIMARY,
+            pb.STAGE_PRIMARY,
+            pb.DEGRADATION_PRIMARY_BREAKER_OPEN,
+            pb.DEGRADATION_PRIMARY_DRAINED,
+            0,
+        )
+        self._second = (
+            None
+            if secondary is None
+            else _Seat(
                 secondary,
                 pb.SOURCE_SECONDARY,
                 pb.STAGE_SECONDARY,
                 pb.DEGRADATION_SECONDARY_BREAKER_OPEN,
                 pb.DEGRADATION_SECONDARY_DRAINED,
                 1,
-            ),
+            )
         )
+        self._seats = (self._first,) if self._second is None else (self._first, self._second)
         self._retry_budget = retry_budget
         self._hedge = hedge
         self._first_attempts = LatencyWindow(clock, prior_seconds=0.005)
@@ -123,35 +139,50 @@ class Champion:
 
     async def answer(self, case: Case) -> Answer | None:
         """The champion's answer, or None. Cancelling it harms no other caller."""
-        return None if case.features is None else await self._ask(case, self._passing(case), tried=False)
+        if case.features is None:
+            return None
+        return await self._ask(case, self._choices(case, self._seats, ()), tried=False)
 
     def begin(self, cases: Sequence[JointCase]) -> list[JointCase]:
         """Begins the first attempt for all cases that `answer` would make one for at the primary, without a hedge.
 
+        Cases that come together go to one endpoint together, as long as their rows fill no more than a batch.
+
         Returns:
             Those that it began. Each gets its result from the batcher; `settle` then makes it an answer.
         """
-        first, second = self._seats
-        if self._hedge or not first.replica.available:
+        first, second = self._first, self._second
+        replica = None if self._hedge else first.role.pick()
+        if replica is None:
             return []
-        batcher, spare = first.replica.batcher, second.replica.available
-        others = (second,) if spare else ()
+        spare = None if second is None else second.role.pick()
+        passed_over = None if spare is not None else second
+        if spare is None and first.role.several:
+            spare = first.role.pick((replica.name,))
+        retry_seconds = math.inf if spare is None else spare.latency.p95
         now, expected, begun = self._clock(), math.inf, []
-        rows: list[Row] = []
-        feature_set = first.replica.feature_set
+        batcher, name, rows = replica.batcher, replica.name, list[Row]()
+        left_before, allowed = math.nan, 0.0
+        feature_set = replica.feature_set
         for place, case in enumerate(cases):
             if not place % _EXPECTED_ANEW:
                 _submit(batcher, rows)
+                if place and first.role.several:
+                    replica = first.role.pick() or replica
+                    batcher, name, feature_set = replica.batcher, replica.name, replica.feature_set
                 expected = math.inf if batcher.full else batcher.expected_seconds
-            allowed = self._allowance(case.budget.for_models(now), others)
+            budget = case.budget
+            left = budget.deadline - now - budget.reserve_seconds
+            if left != left_before:  # those of one call have the same, and may go on to the other replica together
+                left_before, allowed = left, self._allowance(left, retry_seconds)
             if case.features is None or allowed < expected:
                 continue
             row = case.row_of(feature_set)
             if row is None:
                 continue
-            if not spare:
-                _pass_over(case, second, 0.0, _closed(second))
-            case.asked_at, case.allowed = now, allowed
+            if passed_over is not None:
+                _pass_over(case, passed_over, 0.0, _closed(passed_over))
+            case.asked_at, case.asked_of, case.allowed = now, name, allowed
             begun.append(case)
             rows.append(Row(row, now + allowed, case, now))
         _submit(batcher, rows)
@@ -162,94 +193,110 @@ class Champion:
     def settle(self, case: JointCase) -> Answer | None:
         """The answer of a case whose first attempt has a result, if that is a score."""
         assert case.result is not None
-        seat, used = self._seats[0], self._clock() - case.asked_at
+        seat, used = self._first, self._clock() - case.asked_at
         case.budget.charge(seat.stage, case.allowed, used)
-        return self._outcome(case, seat, case.result, used, "")
+        return self._outcome(case, seat, case.asked_of, case.result, used, "")
 
     async def go_on(self, case: JointCase) -> Answer | None:
         """What is left to do for a case whose first attempt, begun with others, gave no score."""
-        spare = self._seats[1]
-        seats = () if any(use[0] == spare.stage for use in case.budget.uses) else (spare,)
-        return await self._ask(case, seats, tried=True)
+        second = self._second
+        passed_over = second is None or any(use[0] == second.stage for use in case.budget.uses)
+        seats = () if second is None or passed_over else (second,)
+        choices = self._choices(case, seats, (case.asked_of,))
+        if self._first.role.several and (other := self._first.role.pick((case.asked_of,))) is not None:
+            choices.append(_Choice(self._first, other, again=True))
+        return await self._ask(case, choices, tried=True)
 
-    async def _ask(self, case: Case, seats: Sequence[_Seat], tried: bool) -> Answer | None:
+    async def _ask(self, case: Case, choices: Sequence[_Choice], tried: bool) -> Answer | None:
         """Asks these replicas in turn, `tried` if one was asked before."""
         attempts_left = _MOST_ATTEMPTS - len(case.attempts)
-        for place, seat in enumerate(seats):
-            batcher = seat.replica.batcher
-            payload = case.row_of(seat.replica.feature_set)
+        for place, choice in enumerate(choices):
+            seat, replica, again = choice
+            payload = case.row_of(replica.feature_set)
             now = self._clock()
-            others = seats[place + 1 :] if attempts_left > 1 else ()
-            allowed = self._allowance(case.budget.for_models(now), others)
-            needed = max(batcher.expected_seconds, seat.replica.latency.p95) if tried else batcher.expected_seconds
-            if payload is None:
-                _pass_over(case, seat, 0.0, pb.DEGRADATION_FEATURES_OF_SET_MISSING)
-            elif batcher.full:
-                _pass_over(case, seat, allowed, _FAILURE[Outcome.OVERLOAD][seat.failure_index])
-            elif allowed < needed:
-                _pass_over(case, seat, allowed, pb.DEGRADATION_NO_TIME_FOR_MODEL)
-            elif tried and not self._granted("retry"):
-                _pass_over(case, seat, allowed, pb.DEGRADATION_RETRY_BUDGET_EXHAUSTED)
+            others = choices[place + 1 :] if attempts_left > 1 else ()
+            retry_seconds = others[0].replica.latency.p95 if others else math.inf
+            allowed = self._allowance(case.budget.for_models(now), retry_seconds)
+            problem = self._problem(choice, payload, allowed, tried)
+            if problem or payload is None:
+                if not again:
+                    _pass_over(case, seat, allowed, problem)
+                continue
+            if not tried:
+                self._retry_budget.count_attempts()
+            hedged = False
+            hedges = self._hedge and not tried and attempts_left == _MOST_ATTEMPTS
+            if hedges and others and others[0].replica.feature_set is replica.feature_set:
+                answer, hedged = await self._hedged_attempt(case, choice, others[0], payload, now, allowed)
             else:
-                if not tried:
-                    self._retry_budget.count_attempts()
-                hedged = False
-                spare = seats[place + 1] if place + 1 < len(seats) else None
-                hedges = self._hedge and not tried and attempts_left == _MOST_ATTEMPTS
-                if hedges and spare is not None and spare.replica.feature_set is seat.replica.feature_set:
-                    answer, hedged = await self._hedged_attempt(case, seat, spare, payload, now, allowed)
-                else:
-                    answer = await self._attempt(case, seat, payload, now, allowed)
-                if answer is not None or hedged:
-                    if answer is not None and tried:
-                        self.second_attempts["retry", "won"] += 1
-                    return answer
-                tried = True
-                if (attempts_left := attempts_left - 1) == 0:
-                    return None
+                answer = await self._attempt(case, choice, payload, now, allowed)
+            if answer is not None or hedged:
+                if answer is not None and tried:
+                    self.second_attempts["retry", "won"] += 1
+                return answer
+            tried = True
+            if (attempts_left := attempts_left - 1) == 0:
+                return None
         return None
 
-    def _passing(self, case: Case) -> list[_Seat]:
-        """The seats that an order may go to; the others go into the case."""
-        seats = []
-        for seat in self._seats:
-            if seat.replica.available:
-                seats.append(seat)
+    def _problem(self, choice: _Choice, payload: bytes | None, allowed: float, tried: bool) -> pb.Degradation.ValueType:
+        """Why a replica is not asked; unspecified if it is, and then a retry has been taken from its budget."""
+        seat, replica, _ = choice
+        batcher = replica.batcher
+        if payload is None:
+            return pb.DEGRADATION_FEATURES_OF_SET_MISSING
+        if batcher.full:
+            return _FAILURE[Outcome.OVERLOAD][seat.failure_index]
+        if allowed < (max(batcher.expected_seconds, replica.latency.p95) if tried else batcher.expected_seconds):
+            return pb.DEGRADATION_NO_TIME_FOR_MODEL
+        if tried and not self._granted("retry"):
+            return pb.DEGRADATION_RETRY_BUDGET_EXHAUSTED
+        return pb.DEGRADATION_UNSPECIFIED
+
+    def _choices(self, case: Case, seats: Sequence[_Seat], tried: Sequence[str]) -> list[_Choice]:
+        """The replicas that an order may go to, one of each role and then another of each; who is out is noted."""
+        choices = []
+        for seat in seats:
+            if (replica := seat.role.pick(tried)) is not None:
+                choices.append(_Choice(seat, replica))
             else:
                 _pass_over(case, seat, 0.0, _closed(seat))
-        return seats
+        for seat, replica, _ in tuple(choices):
+            if seat.role.several and (other := seat.role.pick((*tried, replica.name))) is not None:
+                choices.append(_Choice(seat, other, again=True))
+        return choices
 
-    def _allowance(self, left: float, others: Sequence[_Seat]) -> float:
-        """What an attempt may take of the seconds left: all, unless another replica could still use the rest."""
-        if others and left * (1 - self._first_share) >= others[0].replica.latency.p95:
+    def _allowance(self, left: float, retry_seconds: float) -> float:
+        """What an attempt may take of the seconds left: all, unless a retry could still use the rest."""
+        if left * (1 - self._first_share) >= retry_seconds:
             left *= self._first_share
         return left * (1 - 0.1 * self._random())
 
-    async def _attempt(self, case: Case, seat: _Seat, payload: bytes, now: float, allowed: float) -> Answer | None:
+    async def _attempt(self, case: Case, choice: _Choice, payload: bytes, now: float, allowed: float) -> Answer | None:
         """One attempt on one replica, written into the ledger and the case."""
+        seat, replica, _ = choice
         span_id, traceparent = attempt_span(case)
-        result = await seat.replica.batcher.submit(
+        result = await replica.batcher.submit(
             payload, now + allowed, traceparent=traceparent, from_caller=case.from_caller
         )
         used = self._clock() - now
         case.budget.charge(seat.stage, allowed, used)
-        return self._outcome(case, seat, result, used, span_id)
+        return self._outcome(case, seat, replica.name, result, used, span_id)
 
     async def _hedged_attempt(
-        self, case: Case, seat: _Seat, spare: _Seat, payload: bytes, now: float, allowed: float
+        self, case: Case, choice: _Choice, spare: _Choice, payload: bytes, now: float, allowed: float
     ) -> tuple[Answer | None, bool]:
         """The first attempt, and beside it a second one should it take long. True when there was a second one."""
+        seat, replica, _ = choice
         patience = min(allowed, self._first_attempts.p95)
         (first_span, first_parent), (hedge_span, hedge_parent) = attempt_span(case), attempt_span(case)
-        first = seat.replica.batcher.submit(
-            payload, now + allowed, traceparent=first_parent, from_caller=case.from_caller
-        )
+        first = replica.batcher.submit(payload, now + allowed, traceparent=first_parent, from_caller=case.from_caller)
         hedge: asyncio.Future[Result] | None = None
         try:
             await asyncio.wait((first,), timeout=patience)
             hedged_at = self._clock()
-            hedge_allowed = max(now + allowed - hedged_at, self._allowance(case.budget.for_models(hedged_at), ()))
-            if not first.done() and self._may_hedge(spare, hedge_allowed):
+            hedge_allowed = max(now + allowed - hedged_at, self._allowance(case.budget.for_models(hedged_at), math.inf))
+            if not first.done() and self._may_hedge(spare.replica, hedge_allowed):
                 hedge = spare.replica.batcher.submit(
                     payload, hedged_at + hedge_allowed, traceparent=hedge_parent, from_caller=case.from_caller
                 )
@@ -266,23 +313,25 @@ class Champion:
         self._first_attempts.add(ended_at - now)
         if hedge is None:
             case.budget.charge(seat.stage, allowed, ended_at - now)
-            return self._outcome(case, seat, first.result(), ended_at - now, first_span), False
+            return self._outcome(case, seat, replica.name, first.result(), ended_at - now, first_span), False
         case.budget.charge(seat.stage, patience, hedged_at - now)
-        case.budget.charge(spare.stage, hedge_allowed, ended_at - hedged_at)
+        case.budget.charge(spare.seat.stage, hedge_allowed, ended_at - hedged_at)
         if first.cancelled():
             case.degradations.append(_FAILURE[Outcome.TIMEOUT][seat.failure_index])
         first_result = None if first.cancelled() else first.result()
         hedge_result = None if hedge.cancelled() else hedge.result()
-        first_answer = self._outcome(case, seat, first_result, ended_at - now, first_span)
-        hedge_answer = self._outcome(case, spare, hedge_result, ended_at - hedged_at, hedge_span)
+        first_answer = self._outcome(case, seat, replica.name, first_result, ended_at - now, first_span)
+        hedge_answer = self._outcome(
+            case, spare.seat, spare.replica.name, hedge_result, ended_at - hedged_at, hedge_span
+        )
         if first_answer is None and hedge_answer is not None:
             self.second_attempts["hedge", "won"] += 1
         return first_answer or hedge_answer, True
 
-    def _may_hedge(self, spare: _Seat, allowed: float) -> bool:
+    def _may_hedge(self, spare: Replica, allowed: float) -> bool:
         """True when the other replica can be expected to answer in time and the budget grants it; takes it then."""
-        needed = max(spare.replica.batcher.expected_seconds, spare.replica.latency.p95)
-        return not spare.replica.batcher.full and needed <= allowed and self._granted("hedge")
+        needed = max(spare.batcher.expected_seconds, spare.latency.p95)
+        return not spare.batcher.full and needed <= allowed and self._granted("hedge")
 
     def _granted(self, kind: str) -> bool:
         """Takes a second attempt from the retry budget, if it has one."""
@@ -290,13 +339,15 @@ class Champion:
         self.second_attempts[kind, "granted" if granted else "refused"] += 1
         return granted
 
-    def _outcome(self, case: Case, seat: _Seat, result: Result | None, used: float, span_id: str) -> Answer | None:
+    def _outcome(
+        self, case: Case, seat: _Seat, replica: str, result: Result | None, used: float, span_id: str
+    ) -> Answer | None:
         """Counts an attempt and writes it into the case; its result is None when the other one had answered first."""
         outcome = Outcome.IGNORED if result is None else Outcome.SUCCESS if isinstance(result, Scored) else result
-        self.attempts[seat.replica.name, outcome] += 1
+        self.attempts[replica, outcome] += 1
         if result is not None and outcome is not Outcome.SUCCESS:
             case.degradations.append(_FAILURE[outcome][seat.failure_index])
-        return settle(case, seat.replica.name, seat.source, result, used, span_id)
+        return settle(case, replica, seat.source, result, used, span_id)
 
 
 def _submit(batcher: MicroBatcher, rows: list[Row]) -> None:
@@ -307,8 +358,8 @@ def _submit(batcher: MicroBatcher, rows: list[Row]) -> None:
 
 
 def _closed(seat: _Seat) -> pb.Degradation.ValueType:
-    """Why a replica that is not available is not asked."""
-    return seat.drained if seat.replica.drained else seat.breaker_open
+    """Why a role of which no replica is available is not asked."""
+    return seat.drained if seat.role.drained else seat.breaker_open
 
 
 def _pass_over(case: Case, seat: _Seat, allowed: float, reason: pb.Degradation.ValueType) -> None:

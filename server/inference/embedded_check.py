@@ -11,11 +11,11 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.inference.rows import Result, Scored
+from server.inference.rows import Result, Row, Scored
 
 if TYPE_CHECKING:
     from fallback.order import Answer, Case
-    from server.inference.replica import Replica
+    from server.inference.pool import Role
 
 _log = structlog.get_logger(__name__)
 
@@ -44,14 +44,14 @@ class EmbeddedCheck:
     Nothing waits for the comparison. The rows share the primary's bounded queue of shadow rows.
 
     Args:
-        primary: The replica to compare with.
+        primary: Who serves the model to compare with.
         settings: How many rows it gets.
         random: Uniform in [0, 1).
         clock: Monotonic seconds.
     """
 
     def __init__(
-        self, primary: Replica, settings: EmbeddedSettings, random: Callable[[], float], clock: Callable[[], float]
+        self, primary: Role, settings: EmbeddedSettings, random: Callable[[], float], clock: Callable[[], float]
     ) -> None:
         self._primary = primary
         self._share = settings.check_share
@@ -66,12 +66,13 @@ class EmbeddedCheck:
         """Offers a decision. Only one that the embedded model made before any replica was asked is a candidate."""
         if answer.source != pb.SOURCE_EMBEDDED or self._random() >= self._share or _was_asked(case):
             return
-        row = case.row_of(self._primary.feature_set)
-        if row is None or not self._primary.available:
+        replica = self._primary.pick()
+        row = None if replica is None else case.row_of(replica.feature_set)
+        if replica is None or row is None:
             self.fates["refused"] += 1
             return
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        if not self._primary.batcher.submit_shadow(future, row, case.from_caller):
+        if not replica.batcher.submit_shadow((Row(row, math.inf, future, from_caller=case.from_caller),)):
             self.fates["shed"] += 1
             return
         future.add_done_callback(lambda done: self._compare(done, answer, decision_id))

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.inference.codec import ProtocolName
 from server.security.settings import ClientTlsSettings
 
-Endpoint = Annotated[str, Field(pattern=r"^(dns://[^\s/@]+/)?[^\s:/@]+:\d{1,5}$")]
+_ENDPOINT = r"(dns://[^\s/@,]+/)?[^\s:/@,]+:\d{1,5}"
+Endpoint = Annotated[str, Field(pattern=rf"^{_ENDPOINT}$")]
 """`host:port`, or `dns://server:port/host:port` to ask a name server other than the machine's."""
+Endpoints = Annotated[str, Field(pattern=rf"^{_ENDPOINT}(,{_ENDPOINT})*$")]
+"""One endpoint, or several with commas between them."""
 ReplicaName = Literal["primary", "secondary", "challenger"]
+EndpointName = Annotated[str, Field(pattern=r"^(primary|secondary|challenger)(-\d{1,2})?$")]
+"""A role, or one of its endpoints: `primary-2`."""
+_ROLES: tuple[ReplicaName, ...] = get_args(ReplicaName)
 
 
 class OtherChallenger(BaseModel):
@@ -34,12 +40,14 @@ class ReplicaEndpoints(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    primary: Endpoint = "127.0.0.1:7070"
-    """`host:port` of the primary's gRPC inference service; `dns://server/host:port` asks another name server."""
-    secondary: Endpoint = "127.0.0.1:7170"
-    """`host:port` of the secondary's gRPC inference service."""
-    challenger: Endpoint = "127.0.0.1:7270"
-    """`host:port` of the challenger's gRPC inference service. The challenger only scores shadow rows and canaries."""
+    primary: Endpoints = "127.0.0.1:7070"
+    """`host:port` of the primary's gRPC inference service; `dns://server/host:port` asks another name server. Several
+    with commas between them are a pool: orders go to whichever is quickest, past those that are dead or slow."""
+    secondary: Annotated[str, Field(pattern=rf"^({_ENDPOINT}(,{_ENDPOINT})*)?$")] = "127.0.0.1:7170"
+    """`host:port` of the secondary's gRPC inference service, or several. Empty: none, where the primary has several."""
+    challenger: Endpoints = "127.0.0.1:7270"
+    """`host:port` of the challenger's gRPC inference service, or several. The challenger only scores shadow rows and
+    canaries."""
     primary_protocol: ProtocolName = "torchserve"
     """Protocol of the primary: `torchserve`, or `oip`, the Open Inference Protocol of Triton, KServe and MLServer; see
     the section `oip`."""
@@ -57,13 +65,43 @@ class ReplicaEndpoints(BaseModel):
     champion_version: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
     """The only champion version whose scores are used, 16 hex digits. Set it to pin a version. Unset: the version that
     was promoted last, or else the one that the replicas serve."""
-    management: Mapping[ReplicaName, Endpoint] = {}
+    management: Mapping[ReplicaName, Endpoints] = {}
     """`host:port` of each TorchServe's gRPC management service, as a JSON object by replica (`primary`, `secondary`,
-    `challenger`). The server loads versions there; if the name has several addresses, at each of them. Set it for
-    canaries and promotions. The server loads nothing into a replica that is not named."""
+    `challenger`); of a replica with several endpoints as many, in the same order. The server loads versions there; if
+    the name has several addresses, at each of them. Set it for canaries and promotions. The server loads nothing into a
+    replica that is not named."""
     tls: Mapping[ReplicaName, ClientTlsSettings] = {}
     """TLS to inference and management service: a JSON object by replica, whose values are objects of `ca`,
     `certificate`, `key` (paths) and `server_name`. Set it for every replica outside this machine or pod. A replica that
     is not named is called without TLS."""
-    token_files: Mapping[ReplicaName, Path] = {}
-    """The `key_file.json` of each TorchServe that requires its tokens, as a JSON object by replica."""
+    token_files: Mapping[EndpointName, Path] = {}
+    """The `key_file.json` of each TorchServe that requires its tokens, as a JSON object by replica; of a replica with
+    several endpoints `primary-1`, `primary-2` and so on."""
+
+    @model_validator(mode="after")
+    def _pools_fit(self) -> ReplicaEndpoints:
+        for role in _ROLES:
+            addresses = list(self.named(role).values())
+            if twice := {one for one in addresses if addresses.count(one) > 1}:
+                raise ValueError(f"{role}: {', '.join(sorted(twice))} is named twice")
+            managed = self.management.get(role)
+            if managed is not None and managed.count(",") + 1 != len(addresses):
+                raise ValueError(f"management: {role} has {len(addresses)} endpoints, and must have as many here")
+        if not self.secondary and len(self.named("primary")) < 2:
+            raise ValueError("secondary: may be empty only where primary has several endpoints")
+        return self
+
+    def named(self, role: ReplicaName) -> dict[str, str]:
+        """The endpoints of a role by name: the role's own, or `primary-1`, `primary-2` and so on where it has more."""
+        return _named(role, getattr(self, role))
+
+    def managed(self) -> dict[str, str]:
+        """The management services by the names of the endpoints."""
+        return {name: one for role, all_ in self.management.items() for name, one in _named(role, all_).items()}
+
+
+def _named(role: str, endpoints: str) -> dict[str, str]:
+    several = endpoints.split(",") if endpoints else []
+    if len(several) == 1:
+        return {role: endpoints}
+    return {f"{role}-{number}": endpoint for number, endpoint in enumerate(several, 1)}

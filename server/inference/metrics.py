@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from feature_cache.metrics import Counter, Gauge, Histogram, declared
@@ -58,7 +58,7 @@ METRICS: Final = declared(globals())
 """Every metric of this folder, in the order of the page that explains them."""
 
 
-def of_replicas(replicas: Sequence[Replica]) -> Iterator[Metric]:
+def of_replicas(replicas: Iterable[Replica]) -> Iterator[Metric]:
     """One scrape."""
     outcomes = REPLICA_BATCHES.family()
     rows = REPLICA_ROWS.family()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Final
 
 import grpc
 import grpc.aio
@@ -21,6 +23,7 @@ from server.inference.batcher import BatcherSettings, MicroBatcher, Report
 from server.inference.breaker import Breaker, BreakerSettings, State
 from server.inference.codec import TORCHSERVE, Codec
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome, classify
+from server.inference.rows import Lane
 from server.inference.token import ReplicaToken
 from server.inference.wire import ModelIdentity, ScoreBatch
 from server.security.client_tls import ClientTls
@@ -105,7 +108,7 @@ class Replica:
     `async with` opens the channel and starts probing; leaving it ends both. Used from one event loop.
 
     Args:
-        name: `primary`, `secondary` or `challenger`.
+        name: Its role, `primary`, `secondary` or `challenger`; followed by a number where several serve it.
         endpoint: `host:port` of the server's gRPC inference service.
         model_name: The registered model.
         wanted_version: The only model version that is asked and whose scores are used; None takes what the replica
@@ -121,6 +124,9 @@ class Replica:
         warm_up_turn: Held while it is warmed up: replicas that share a machine would make each other look slow.
         open_channel: Makes a channel to an endpoint, as `grpc.aio.insecure_channel` does.
     """
+
+    several: Final = False
+    """True for a role that several endpoints serve."""
 
     def __init__(
         self,
@@ -168,6 +174,8 @@ class Replica:
         """True while the last probe got a sound answer."""
         self.drained = False
         """True while on-call sends it no orders."""
+        self.ejected = ""
+        """Why it gets no orders although nobody drained it and its breaker is closed; empty when it may get some."""
         self.proven = asyncio.Event()
         """Set by the first sound answer."""
         self.outcomes: Counter[Outcome] = Counter()
@@ -219,8 +227,30 @@ class Replica:
 
     @property
     def available(self) -> bool:
-        """True when it is not drained and the breaker lets a live row pass."""
-        return not self.drained and self.breaker.passes
+        """True when it is not drained or ejected and the breaker lets a live row pass."""
+        return not self.drained and not self.ejected and self.breaker.passes
+
+    @property
+    def replicas(self) -> tuple[Replica]:
+        """Itself: a role that one endpoint serves is that replica."""
+        return (self,)
+
+    def pick(self, tried: Collection[str] = ()) -> Replica | None:
+        """Itself, if it is available and was not tried: see `Pool.pick`."""
+        return self if self.available and self.name not in tried else None
+
+    @property
+    def wait_seconds(self) -> float:
+        """What a row that comes now may have to wait for its score, to compare replicas by; infinite when it is full.
+
+        More wary than `MicroBatcher.expected_seconds`, which an order asks that has no other replica: here the newest
+        batch counts where it was slow, and a batch that takes longer than usual has not come back yet.
+        """
+        batcher, latency = self.batcher, self.latency
+        if batcher.full:
+            return math.inf
+        late = max(0.0, batcher.under_way_seconds - latency.p95)
+        return max(latency.p50, latency.newest) * batcher.expected_batches(Lane.LIVE) + late
 
     async def ask(self, rows: list[bytes], version: str | None, traceparent: str = "") -> ScoreBatch:
         """One call of its own, past the batcher and unknown to the breaker.

@@ -88,9 +88,7 @@ class Row:
 
     def is_worth_sending(self, earliest_useful: float) -> bool:
         """True when a caller waits for it and can still get a score in time; resolves it to TIMEOUT if not."""
-        if self.taker.done():
-            return False
         if self.deadline < earliest_useful:
             self.resolve(Outcome.TIMEOUT)
             return False
-        return True
+        return not self.taker.done()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fallback.order import CHAMPION_SOURCES
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.inference.rows import Result, Scored
+from server.inference.rows import Result, Row, Scored
 
 if TYPE_CHECKING:
     from fallback.order import Answer, Case
+    from server.inference.pool import Role
     from server.inference.replica import Replica
 
 
@@ -56,7 +58,7 @@ class Shadow:
 
     Args:
         challengers: Each gets every sampled row.
-        champions: Replicas of the champion; one that is available gets a canary's rows.
+        champions: Who serves the champion; one that is available gets a canary's rows.
         sample_share: Share of the decisions that are mirrored; a canary's own always are.
         random: Uniform in [0, 1).
         on_trial: Whether a challenger serves a canary now.
@@ -66,11 +68,11 @@ class Shadow:
 
     def __init__(
         self,
-        challengers: Sequence[Replica],
-        champions: Sequence[Replica] = (),
+        challengers: Sequence[Role],
+        champions: Sequence[Role] = (),
         sample_share: float = 1.0,
         random: Callable[[], float] = lambda: 0.0,
-        on_trial: Callable[[Replica], bool] = lambda challenger: False,
+        on_trial: Callable[[Role], bool] = lambda challenger: False,
         observe: Callable[[Pair], None] = lambda pair: None,
         observe_decision: Callable[[str], None] = lambda decision_id: None,
     ) -> None:
@@ -107,46 +109,44 @@ class Shadow:
             "refused": self.refused,
         }
 
-    def mirror(self, case: Case, answer: Answer, decision_id: str) -> None:
-        """Offers the row of a case that has features to those who did not decide it."""
-        if answer.source == pb.SOURCE_CANARY:
-            self._observe_decision(decision_id)
-            champion = next((one for one in self._champions if one.available), None)
-            if champion is None:
-                self.offered += 1
-                self.refused += 1
-                return
-            seconds = case.attempts[-1].used_seconds if case.attempts else 0.0
-            self._send(champion, case, decision_id, answer, True, seconds)
-            return
-        if self._sample_share < 1.0 and self._random() >= self._sample_share:
-            return
-        scored = answer if answer.source in CHAMPION_SOURCES else None
-        for challenger in self._challengers:
-            if case.from_caller and self._on_trial(challenger):
-                continue
-            self._send(challenger, case, decision_id, scored, False, 0.0)
+    def mirror(self, decided: Sequence[tuple[Case, Answer, str]]) -> None:
+        """Offers the rows of cases that have features, with their answers and ids, to those who did not decide them."""
+        by_champion = []
+        for one in decided:
+            if one[1].source == pb.SOURCE_CANARY:
+                self._mirror_canary(*one)
+            elif self._sample_share >= 1.0 or self._random() < self._sample_share:
+                by_champion.append(one)
+        if by_champion:
+            for challenger in self._challengers:
+                on_trial = self._on_trial(challenger)
+                rows = [one for one in by_champion if not one[0].from_caller] if on_trial else by_champion
+                self._send(challenger.pick(), rows, False, 0.0)
+
+    def _mirror_canary(self, case: Case, answer: Answer, decision_id: str) -> None:
+        self._observe_decision(decision_id)
+        champion = next((one for role in self._champions if (one := role.pick()) is not None), None)
+        seconds = case.attempts[-1].used_seconds if case.attempts else 0.0
+        self._send(champion, ((case, answer, decision_id),), True, seconds)
 
     def _send(
         self,
-        replica: Replica,
-        case: Case,
-        decision_id: str,
-        decided: Answer | None,
+        replica: Replica | None,
+        decided: Sequence[tuple[Case, Answer, str]],
         challenger_decided: bool,
         seconds: float,
     ) -> None:
-        self.offered += 1
-        if not replica.available:
-            self.refused += 1
-            return
-        payload = case.row_of(replica.feature_set)
-        if payload is None:
-            self.refused += 1
-            return
-        mirrored = _Mirrored(self._compare, case, decision_id, decided, challenger_decided, seconds)
-        if not replica.batcher.submit_shadow(mirrored, payload, case.from_caller):
-            self.shed += 1
+        rows = []
+        if replica is not None:
+            feature_set = replica.feature_set
+            for case, answer, decision_id in decided:
+                if (payload := case.row_of(feature_set)) is not None:
+                    scored = answer if challenger_decided or answer.source in CHAMPION_SOURCES else None
+                    mirrored = _Mirrored(self._compare, case, decision_id, scored, challenger_decided, seconds)
+                    rows.append(Row(payload, math.inf, mirrored, from_caller=case.from_caller))
+            self.shed += len(rows) - replica.batcher.submit_shadow(rows)
+        self.offered += len(decided)
+        self.refused += len(decided) - len(rows)
 
     def _compare(self, row: _Mirrored, result: Result) -> None:
         """Compares what a model says of a row with what was decided."""
@@ -159,7 +159,7 @@ class Shadow:
             return
         decided = Opinion(answer.model_version, answer.score, answer.threshold)
         other = Opinion(result.model.version, result.score, result.model.threshold)
-        if other.trades == decided.trades:
+        if (other.score >= other.threshold) == (decided.score >= decided.threshold):
             self.agreed += 1
         else:
             self.disagreed += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,15 +37,14 @@ class ShadowQueue:
         """Rows that wait."""
         return len(self._rows)
 
-    def add(self, row: Row) -> bool:
-        """Takes a row; False when it is shed."""
-        if len(self._rows) >= self._bound:
-            self.shed += 1
-            return False
-        self._rows.append(row)
-        if self._timer is None:
+    def add(self, rows: Sequence[Row]) -> int:
+        """Takes rows, from the first on; how many of them, the others are shed."""
+        taken = min(len(rows), self._bound - len(self._rows))
+        self.shed += len(rows) - taken
+        self._rows.extend(rows if taken == len(rows) else rows[:taken])
+        if taken and self._timer is None:
             self._set_timer()
-        return True
+        return taken
 
     def is_due(self, block: int) -> bool:
         """True when a block of so many rows may leave."""

@@ -35,7 +35,7 @@ UNSETTLED: Final = "unsettled"
 """The status of a decision of which it is not known yet whether its caller received it."""
 
 
-_NOTHING_HEARD: Final[frozenset[str]] = frozenset(("cancelled", "deadline", "failed", "unsent", "superseded"))
+_NOTHING_HEARD: Final[frozenset[str]] = frozenset(("cancelled", "deadline", "failed", "superseded"))
 """Causes with which no decision was sent."""
 
 

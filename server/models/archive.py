@@ -57,6 +57,16 @@ class Archive:
 
 
 @dataclass(frozen=True, slots=True)
+class PartScore:
+    """What a part of an ensemble says of a row."""
+
+    version: str
+    weight: float
+    score: float
+    """Calibrated, as that version alone would give it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Attribution:
     """Why a model scored a row as it did, in log odds before calibration."""
 
@@ -65,6 +75,8 @@ class Attribution:
     base: float
     contributions: tuple[float, ...]
     """One a feature; with the base they sum to the margin."""
+    parts: tuple[PartScore, ...] = ()
+    """Of an ensemble."""
 
 
 class ModelStore:
@@ -182,7 +194,10 @@ class RunningModel:
                 f"{self.archive.name} {self.archive.version} gave no explanation: {error}"
             ) from error
         said = json.loads(answer)
-        return Attribution(said["method"], said["margin"], said["base"], tuple(said["contributions"]))
+        if "unavailable" in said:
+            raise ModelFailedError(f"{self.archive.name} {self.archive.version}: {said['unavailable']}")
+        parts = tuple(PartScore(one["model_version"], one["weight"], one["score"]) for one in said.get("parts", ()))
+        return Attribution(said["method"], said["margin"], said["base"], tuple(said["contributions"]), parts)
 
     def _exchange(self, question: int, request: bytes) -> bytes:
         assert self._process.stdin is not None

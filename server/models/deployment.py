@@ -21,6 +21,7 @@ from server.models.registry import ModelUnusableError
 
 if TYPE_CHECKING:
     from pretrade.admin.v1 import admin_pb2
+    from server.inference.pool import Role
     from server.inference.replica import Replica
     from server.models.registry import Registry
 
@@ -48,7 +49,7 @@ class Deployment:
     Args:
         registry: The models; None without a model store: this server then loads no versions.
         loader: Loads versions into replicas.
-        champions: Primary and secondary.
+        champions: Who serves the champion: the primary, and the secondary where there is one.
         champion_version: The champion's version while none was promoted; None for what the replicas serve.
         set_champion: Changes the control state.
         keep_previous_seconds: How long the champion's predecessor stays loaded.
@@ -59,7 +60,7 @@ class Deployment:
         self,
         registry: Registry | None,
         loader: ModelLoader,
-        champions: tuple[Replica, Replica],
+        champions: tuple[Role, ...],
         champion_version: str | None,
         set_champion: SetChampion,
         keep_previous_seconds: float,
@@ -94,9 +95,13 @@ class Deployment:
         """The version that decides without a canary; empty when none has answered yet."""
         if self._champion is not None:
             return self._champion
-        primary, secondary = self.champions
-        model = primary.model or secondary.model
+        model = next((role.model for role in self.champions if role.model is not None), None)
         return "" if model is None else model.version
+
+    @property
+    def _replicas(self) -> list[Replica]:
+        """Every endpoint of the champion."""
+        return [replica for role in self.champions for replica in role.replicas]
 
     async def markout_of(self, version: str) -> Markout:
         """The label that a version has learnt; the default where this server does not know the version."""
@@ -113,7 +118,7 @@ class Deployment:
         """
         if self._champion is not None:
             return version == self._champion
-        return any(replica.model is not None and replica.model.version == version for replica in self.champions)
+        return any(replica.model is not None and replica.model.version == version for replica in self._replicas)
 
     def apply(self, version: str) -> None:
         """Has orders decided by this version, as soon as a replica serves it; empty for what the settings say."""
@@ -122,17 +127,22 @@ class Deployment:
             (wanted, previous), self._in_doubt = self._in_doubt, None
             if version == wanted:
                 self.spawn(self._settle(version, previous))
-        for replica in self.champions:
-            if self._champion is None or self._registry is None:
-                replica.wanted_version = self._champion
-            elif replica.wanted_version != self._champion:
-                self.spawn(self._switch(replica, self._champion))
+        for role in self.champions:
+            for replica in role.replicas:
+                self.welcome(role, replica)
+
+    def welcome(self, role: Role, replica: Replica) -> None:
+        """Has an endpoint of the champion decide by the version that decides, as soon as it serves it."""
+        if self._champion is None or self._registry is None:
+            replica.wanted_version, replica.ejected = self._champion, ""
+        elif replica.wanted_version != self._champion:
+            self.spawn(self._switch(role, replica, self._champion))
 
     def repair(self) -> None:
         """Loads the champion again into a replica that lost it: after a restart it has only its first version."""
         if self._clock() < self._next_repair:
             return
-        for replica in self.champions:
+        for replica in self._replicas:
             if replica.wanted_version is not None and not replica.healthy and self.loader.manages(replica.name):
                 self._next_repair = self._clock() + AGAIN_SECONDS
                 self.spawn(self.loads(replica, replica.wanted_version))
@@ -170,17 +180,28 @@ class Deployment:
         await self._settle(version, previous)
         return change
 
-    async def load(self, version: str, replicas: Iterable[Replica]) -> None:
-        """Loads a version into replicas, one after the other.
+    async def load(self, version: str, roles: Iterable[Role]) -> None:
+        """Loads a version into the endpoints of roles, one after the other.
+
+        Half of a role's endpoints are enough, and the one of a role that has no more: a pool must be able to lose as
+        many in any case, and one broken server must not hold back what all others can do.
 
         Raises:
-            DeploymentError, ModelUnknownError, ModelUnusableError, LoadError: It could not be loaded into one of them.
+            DeploymentError, ModelUnknownError, ModelUnusableError, LoadError: It could not be loaded into enough.
         """
         record = await asyncio.to_thread(self.registry.usable, version)
-        for replica in replicas:
-            await self.loader.load(replica, record)
+        for role in roles:
+            failures = []
+            for replica in role.replicas:
+                try:
+                    await self.loader.load(replica, record)
+                except LoadError as error:
+                    failures.append(error)
+                    _log.warning("model not loaded", replica=replica.name, version=version, error=str(error))
+            if failures and (not role.several or 2 * len(failures) > len(role.replicas)):
+                raise failures[0]
 
-    async def loads(self, replica: Replica, version: str) -> bool:
+    async def loads(self, replica: Role, version: str) -> bool:
         """Loads a version into a replica; True when it serves it."""
         try:
             await self.load(version, (replica,))
@@ -189,12 +210,13 @@ class Deployment:
             return False
         return True
 
-    async def unload(self, replica: Replica, version: str) -> None:
+    async def unload(self, role: Role, version: str) -> None:
         """Takes a version away that no order is sent to; what fails is logged."""
-        try:
-            await self.loader.unload(replica, version)
-        except LoadError as error:
-            _log.warning("model not unloaded", error=str(error))
+        for replica in role.replicas:
+            try:
+                await self.loader.unload(replica, version)
+            except LoadError as error:
+                _log.warning("model not unloaded", error=str(error))
 
     def spawn(self, work: Coroutine[None, None, object]) -> asyncio.Task[object]:
         """Has something done in the background, until `close`."""
@@ -216,19 +238,25 @@ class Deployment:
     async def _settle(self, version: str, previous: str) -> None:
         """Does what follows when a version has become the champion."""
         await asyncio.to_thread(self._move_aliases, version, previous)
-        for replica in self.champions:
+        for replica in self._replicas:
             with contextlib.suppress(LoadError):
                 await self.loader.make_default(replica, version)
             if previous != version:
                 self.spawn(self._unload_later(replica, previous))
 
-    async def _switch(self, replica: Replica, version: str) -> None:
-        """Has a replica decide by a version once it serves it."""
+    async def _switch(self, role: Role, replica: Replica, version: str) -> None:
+        """Has a replica decide by a version once it serves it.
+
+        Until then it decides by the one before. An endpoint of several that does not take the version is ejected, so
+        that the others decide alone and all of them by the same version.
+        """
         while self._champion == version and replica.wanted_version != version:
             if await self.loads(replica, version):
                 if self._champion == version:
-                    replica.wanted_version = version
+                    replica.wanted_version, replica.ejected = version, ""
                 return
+            if self._champion == version and any(not one.ejected for one in role.replicas if one is not replica):
+                replica.ejected = f"does not serve model {version}"
             await asyncio.sleep(AGAIN_SECONDS)
 
     def _move_aliases(self, champion: str, previous: str) -> None:

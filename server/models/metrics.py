@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from feature_cache.metrics import Counter, Gauge, declared
@@ -48,7 +48,7 @@ def of_embedded(model: EmbeddedModel, stage: Embedded, check: EmbeddedCheck) -> 
     yield from (loads, rows, checks)
 
 
-def of_expiry(replicas: Sequence[Replica], expiry: ModelExpiry) -> Iterator[Metric]:
+def of_expiry(replicas: Iterable[Replica], expiry: ModelExpiry) -> Iterator[Metric]:
     """One scrape: of replicas that have answered, once a market is known."""
     family = MODEL_EXPIRES_IN_SECONDS.family()
     for replica in replicas:

@@ -23,7 +23,7 @@ from server.errors import (
     ModelUnknownError,
     UnknownSubjectError,
 )
-from server.inference.replica import Replica
+from server.inference.replicas import Replicas
 from server.models.deployment import Deployment, DeploymentError
 from server.models.expiry import ModelExpiry
 from server.models.loading import LoadError
@@ -75,7 +75,7 @@ class CanarySteering:
         rollout: Rollout,
         deployment: Deployment,
         control: ControlState,
-        replicas: Mapping[str, Replica],
+        replicas: Replicas,
         steps: tuple[float, ...],
         new_id: Callable[[], str],
         wall_seconds: Callable[[], float],
@@ -216,12 +216,12 @@ class CanarySteering:
 
     async def load_model(self, request: pb.LoadModelRequest, author: str) -> pb.LoadModelResponse:
         """Loads a version; it gets no orders by that."""
-        names = list(request.replicas) or ["primary", "secondary"]
-        if unknown := set(names) - set(self._replicas):
-            raise UnknownSubjectError(f"replicas: {', '.join(sorted(unknown))}; one of {', '.join(self._replicas)}")
+        names = list(request.replicas) or [role.name for role in self._replicas.champions]
+        if unknown := set(names) - set(known := self._replicas.names):
+            raise UnknownSubjectError(f"replicas: {', '.join(sorted(unknown))}; one of {', '.join(known)}")
         version = await self._resolve(request.model_version)
         if not request.dry_run:
-            await _refused(self._deployment.load(version, [self._replicas[name] for name in names]))
+            await _refused(self._deployment.load(version, [self._replicas.find(name) for name in names]))
         change = await self._beside(request, author, version, "", f"loaded on {', '.join(names)}")
         return pb.LoadModelResponse(model=await self._known(version), change=change)
 

@@ -14,13 +14,13 @@ import grpc.aio
 import structlog
 from pydantic import BaseModel, ConfigDict
 
-from fallback.order import Order
+from fallback.order import NO_CONTEXT, Order
 from feature_cache.constants import Constant
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explaining import Explaining
 from server.decision.convert import OrderReader
 from server.decision.metrics import DecisionMetrics
-from server.decision.plane import DataPlane
+from server.decision.plane import DataPlane, Deciding
 from server.decision.protowire import prefixed, template
 from server.decision.record import Decided
 from server.decision.reports import DecisionReports
@@ -58,7 +58,7 @@ class Begun(NamedTuple):
     asked: Asked
     arrived: float
     """When it was taken up, in monotonic seconds."""
-    decided: asyncio.Future[Decided] | PretradeError
+    decided: Deciding | PretradeError
     """Its decision to come, or why there will be none."""
     own_seconds: float | None
     """What the order itself allows; None when it does not say."""
@@ -70,7 +70,7 @@ class Plain(NamedTuple):
     order: Order
     arrived: float
     """When it was taken up, in monotonic seconds."""
-    decided: asyncio.Future[Decided]
+    decided: Deciding
 
 
 class Reply:
@@ -270,11 +270,12 @@ class DecisionServicer:
                 if first:
                     await asyncio.sleep(0)
                 while len(results) < len(begun) and not self._dataplane.has_places(len(some)):
-                    results.append(await self._result_in_batch(begun[len(results)], call))
-                taken_up = self._clock()
-                begun += [self._begin(order, taken_up, call.deadline, call, in_company=True) for order in some]
-            while len(results) < len(begun):
-                results.append(await self._result_in_batch(begun[len(results)], call))
+                    await _end_of(begun[len(results)])
+                    results.append(self._result_in_batch(begun[len(results)], call))
+                begun += self._begin_slice(some, call)
+            for one in begun[len(results) :]:
+                await _end_of(one)
+                results.append(self._result_in_batch(one, call))
             return results
         except BaseException:
             for result in results:
@@ -283,11 +284,17 @@ class DecisionServicer:
                 self._give_up(one)
             raise
 
-    async def _result_in_batch(self, begun: Begun, call: Call) -> Reply:
-        decided = begun.decided
-        if isinstance(decided, asyncio.Future) and not decided.done():
-            with contextlib.suppress(Exception):  # the result says so
-                await decided
+    def _begin_slice(self, some: Sequence[Asked], call: Call) -> list[Begun]:
+        """Begins with some orders of a batch: together where all of them are plain."""
+        taken_up = self._clock()
+        orders = [one for one in some if isinstance(one, Order) and not one.idempotency_key and not _has_timeout(one)]
+        if len(orders) == len(some) and call.caller is None and self._contexts.of(call) is NO_CONTEXT:
+            deciding = self._dataplane.begin_together(orders, taken_up, call.deadline)
+            if deciding:
+                return [Begun(order, taken_up, one, None) for order, one in zip(orders, deciding, strict=True)]
+        return [self._begin(order, taken_up, call.deadline, call, in_company=True) for order in some]
+
+    def _result_in_batch(self, begun: Begun, call: Call) -> Reply:
         result = self._result(begun, call)
         if result.decisions and begun.own_seconds is not None:
             # The server's cap is for deciding, the call's deadline for all.
@@ -306,9 +313,9 @@ class DecisionServicer:
         """The same, with the results that are ready at one instant together, up to so many."""
         ready: asyncio.Queue[Reply | None] = asyncio.Queue()
         room = asyncio.Semaphore(self._stream_settings.max_in_flight)
-        deciding: dict[asyncio.Future[Decided], Begun] = {}
+        deciding: dict[Deciding, Begun] = {}
 
-        def decided(future: asyncio.Future[Decided]) -> None:
+        def decided(future: Deciding) -> None:
             begun = deciding.pop(future, None)
             if begun is not None:  # else it was given up
                 ready.put_nowait(self._result_in_stream(begun, call))
@@ -371,7 +378,7 @@ class DecisionServicer:
 
     def _in_time(self, result: Reply) -> Reply:
         """An order's result, or DEADLINE_EXCEEDED when it waited past the order's deadline."""
-        if self._clock() < result.deadline:
+        if result.deadline == math.inf or self._clock() < result.deadline:
             return result
         (decided,) = result.decisions
         return self._refused(decided.order_ref, self._late(result))
@@ -396,11 +403,10 @@ class DecisionServicer:
             made = decided.result()
         except Exception as error:
             return self._refused(asked.order_ref[:64], self._failed(error, asked, begun.arrived, call))
-        order_ref = prefixed(asked.order_ref.encode())
-        return Reply(_ORDER_DECIDED % (order_ref, prefixed(made.wire)), made)
+        return Reply(_ORDER_DECIDED % (prefixed(asked.order_ref.encode()), prefixed(made.wire)), made)
 
     def _give_up(self, begun: Begun) -> None:
-        if isinstance(begun.decided, asyncio.Future):
+        if not isinstance(begun.decided, PretradeError):
             self._dataplane.give_up(begun.decided)
 
     def _begin(
@@ -451,6 +457,14 @@ class DecisionServicer:
             error = InternalError("the decision failed; see the server's log")
         self._reports.failed(asked, called, error, arrived, self._clock())
         return error
+
+
+async def _end_of(begun: Begun) -> None:
+    """Waits until an order has its decision, or gets none."""
+    decided = begun.decided
+    if not isinstance(decided, PretradeError) and not decided.done():
+        with contextlib.suppress(Exception):  # the result says so
+            await decided
 
 
 def _has_timeout(order: Asked) -> bool:

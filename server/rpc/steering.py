@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final, Literal, Protocol
 
 from google.protobuf.duration_pb2 import Duration
@@ -14,7 +13,9 @@ from server.control.state import ControlState, Wanted
 from server.control.subjects import CHAIN, OFF, ON, breaker_subject, drain_subject, flag_subject
 from server.errors import InvalidChangeError, UnknownSubjectError
 from server.inference.breaker import Mode, State
+from server.inference.pool import Role
 from server.inference.replica import Replica
+from server.inference.replicas import Replicas
 
 _LONGEST_SECONDS: Final = 7 * 86_400
 _STATES: Final = {
@@ -61,10 +62,10 @@ class Steering:
 
     Args:
         control: What is steered.
-        replicas: By name, primary first.
+        replicas: Whose breakers and drains are steered.
     """
 
-    def __init__(self, control: ControlState, replicas: Mapping[str, Replica]) -> None:
+    def __init__(self, control: ControlState, replicas: Replicas) -> None:
         self._control = control
         self._replicas = replicas
 
@@ -110,7 +111,7 @@ class Steering:
 
     def replicas(self) -> list[pb.ReplicaStatus]:
         """Every replica, primary first."""
-        return [self._replica(name) for name in self._replicas]
+        return [self._one(role, replica) for role in self._replicas.roles for replica in role.replicas]
 
     async def drain(self, request: pb.DrainReplicaRequest, author: str) -> pb.DrainReplicaResponse:
         """Sends a replica no more orders."""
@@ -195,8 +196,9 @@ class Steering:
         return await self._control.change(wanted)
 
     def _known(self, replica: str) -> str:
-        if replica not in self._replicas:
-            raise UnknownSubjectError(f"replica: one of {', '.join(self._replicas)}")
+        names = self._replicas.names
+        if replica not in names:
+            raise UnknownSubjectError(f"replica: one of {', '.join(names)}")
         return replica
 
     def _flag(self, name: str) -> pb.Flag:
@@ -212,10 +214,26 @@ class Steering:
         return flag
 
     def _replica(self, name: str) -> pb.ReplicaStatus:
-        replica = self._replicas[name]
+        """One replica; of a role with several endpoints only what is said of all of them."""
+        found = self._replicas.find(name)
+        if found.several:
+            modes = {replica.breaker.mode for replica in found.replicas}
+            return pb.ReplicaStatus(
+                name=name,
+                role=_ROLES.get(name, pb.REPLICA_ROLE_CHALLENGER),
+                endpoint=",".join(replica.endpoint for replica in found.replicas),
+                breaker_mode=_MODE_MESSAGES[modes.pop()] if len(modes) == 1 else pb.BREAKER_MODE_UNSPECIFIED,
+                healthy=any(replica.healthy for replica in found.replicas),
+                drained=found.drained,
+            )
+        role = next(one for one in self._replicas.roles if name in {replica.name for replica in one.replicas})
+        return self._one(role, self._replicas[name])
+
+    def _one(self, role: Role, replica: Replica) -> pb.ReplicaStatus:
+        name = replica.name
         status = pb.ReplicaStatus(
             name=name,
-            role=_ROLES.get(name, pb.REPLICA_ROLE_CHALLENGER),
+            role=_ROLES.get(role.name, pb.REPLICA_ROLE_CHALLENGER),
             endpoint=replica.endpoint,
             breaker_state=_STATES[replica.breaker.state],
             breaker_mode=_MODE_MESSAGES[replica.breaker.mode],
@@ -232,8 +250,14 @@ class Steering:
             shed=replica.batcher.shed,
             outcomes={outcome.value: count for outcome, count in replica.outcomes.items()},
             drained=replica.drained,
+            ejected=replica.ejected,
         )
-        ends = [self._control.reverts_in_seconds(subject(name)) for subject in (breaker_subject, drain_subject)]
+        names = dict.fromkeys((name, role.name))
+        ends = [
+            self._control.reverts_in_seconds(subject(of))
+            for subject in (breaker_subject, drain_subject)
+            for of in names
+        ]
         if seconds := [end for end in ends if end is not None]:
             status.reverts_in.CopyFrom(duration(min(seconds)))
         return status

@@ -51,7 +51,7 @@ _MODEL_STAGES: Final = {
     pb.STAGE_CANARY: "challenger",
     pb.STAGE_EMBEDDED: embedded.NAME,
 }
-"""The replica that is asked in a stage."""
+"""The role that is asked in a stage."""
 _FLUSH_MILLISECONDS: Final = 1_000
 
 
@@ -114,21 +114,22 @@ class Tracing:
 
     def _write_stages(self, within: Context, case: Case, trace_id: int, offset_ns: int) -> None:
         """A span for every stage of the ledger. They do not overlap: each begins where the one before ended."""
-        attempts = {attempt.replica: attempt for attempt in case.attempts}
+        attempts = list(case.attempts)
         began = case.budget.arrived
         for stage, allowed, used, skipped in case.budget.uses:
-            replica = _MODEL_STAGES.get(stage, "")
-            attempt = None if skipped else attempts.get(replica)
+            role = _MODEL_STAGES.get(stage, "")
+            attempt = None if skipped else next((one for one in attempts if _serves(one.replica, role)), None)
             attributes: dict[str, str | int] = {"pretrade.allowed_us": int(1e6 * allowed)}
             if skipped:
                 attributes["pretrade.skipped"] = enum_name(pb.Degradation, skipped)
             if attempt is not None:
+                attempts.remove(attempt)
                 attributes |= _attempt_attributes(attempt)
                 self._ids.span_id = int(attempt.span_id, 16) if attempt.span_id else 0
             span = self._tracer.start_span(
                 enum_name(pb.Stage, stage).lower(),
                 within,
-                SpanKind.INTERNAL if attempt is None or replica == embedded.NAME else SpanKind.CLIENT,
+                SpanKind.INTERNAL if attempt is None or role == embedded.NAME else SpanKind.CLIENT,
                 attributes=attributes,
                 links=() if attempt is None else _links(attempt, trace_id),
                 start_time=offset_ns + int(began * 1e9),
@@ -137,6 +138,11 @@ class Tracing:
                 span.set_status(Status(StatusCode.ERROR, attempt.outcome))
             began += used
             span.end(offset_ns + int(began * 1e9))
+
+
+def _serves(replica: str, role: str) -> bool:
+    """Whether a replica is the one that serves a role, or one of several."""
+    return replica == role or replica.rpartition("-")[0] == role
 
 
 class CountingExporter(SpanExporter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from typing import Final
 
 LATENCY_EDGES_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.010, 0.025, 0.050, 0.100, 0.250, 1.0)
@@ -29,6 +30,14 @@ class Histogram:
         """Adds one observation."""
         self._counts[bisect_left(self._edges, value)] += 1
         self._sum += value
+
+    def observe_all(self, values: Iterable[float]) -> None:
+        """Adds many observations."""
+        counts, edges, total = self._counts, self._edges, 0.0
+        for value in values:
+            counts[bisect_left(edges, value)] += 1
+            total += value
+        self._sum += total
 
     def add(self, counts: list[int], total: float) -> None:
         """Adds what was counted elsewhere, in buckets of the same edges, and the sum of it."""

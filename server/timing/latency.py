@@ -65,6 +65,12 @@ class LatencyWindow:
         return min(self.p50, self._newest)
 
     @property
+    def newest(self) -> float:
+        """The newest sample in seconds; the prior without samples."""
+        self._refresh_if_old()
+        return self._newest
+
+    @property
     def p99(self) -> float:
         """99th percentile in seconds, for people; the prior without samples."""
         self._refresh_if_old()

@@ -30,10 +30,10 @@ from support.harness import INSTRUMENTS, eventually
 from support.server_group import WAYS_IN, Group, order, server_environment, server_group, way_in
 from support.wire import DECIDE, STREAM, Caller, framed, leave_at_any_moment
 
+from feature_cache.compiled import SWITCH
 from pretrade.client.retries import retry_delay
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.compiled import SWITCH
 from server.envoy import lane
 from server.journal.journal_file import journals_of
 from server.journal.reply_status import REPLIED

@@ -46,7 +46,7 @@ def wanted(extra: str) -> list[Requirement]:
 
 
 def test_there_is_a_lock_for_each_image_and_for_ci() -> None:
-    assert set(LOCKS) == {"build", "deploy", "dev", "server", "torch", "torchserve"}
+    assert set(LOCKS) == {"build", "deploy", "dev", "server", "torch", "torchserve", "worker"}
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -65,6 +65,8 @@ def test_every_package_has_hashes_and_nothing_says_where_it_is_from(name: str) -
     [
         ("server", "worker"),
         ("server", "embedded"),
+        ("server", "envoy"),
+        ("worker", "worker"),
         ("build", "compile"),
         ("dev", "dev"),
         ("deploy", "deploy"),
@@ -93,7 +95,9 @@ def test_the_wheel_is_built_by_what_pyproject_names(project: dict[str, Any]) -> 
         assert entries("build")[package] == {version}
 
 
-@pytest.mark.parametrize(("name", "extra"), [("server", "worker"), ("dev", "dev")])
+@pytest.mark.parametrize(
+    ("name", "extra"), [("server", "worker"), ("server", "envoy"), ("worker", "worker"), ("dev", "dev")]
+)
 def test_the_lock_is_whole(name: str, extra: str) -> None:
     """All that is asked for by what is asked for, as far as it is installed here, is in it: pip looks for no more."""
     locked = set(entries(name)) | set(entries("torch"))

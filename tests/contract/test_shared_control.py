@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
+from support.control_files import role_of
 from support.tcp_proxy import Fault, TcpProxy, through
 from support.valkey_pair import ValkeyPair
 from support.waiting import until
@@ -61,7 +62,7 @@ class Process:
         self.control = ControlState(
             settings,
             ControlFile(directory / "control.json"),
-            breaker_subjects({"primary": self.breaker}),
+            breaker_subjects([role_of("primary", self.breaker)]),
             journal,
             f"{directory.name}-{next(_NUMBERS)}",
             lambda: f"{next(_NUMBERS):06}",

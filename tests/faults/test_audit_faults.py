@@ -191,20 +191,27 @@ def frozen(product: Product) -> Iterator[None]:
 @contextmanager
 def out_of_connections(product: Product) -> Iterator[None]:
     url = postgres_of(product)
-    shippers = "FROM pg_stat_activity WHERE application_name = 'pretrade-audit'"
     with ExitStack() as held:
-        first = held.enter_context(psycopg.connect(url, autocommit=True))
 
-        def shippers_left() -> int:
-            """Ends the shipper's connection and takes every one that is to be had."""
-            first.execute(f"SELECT pg_terminate_backend(pid) {shippers}".encode())
+        def take() -> psycopg.Connection[tuple[object, ...]]:
+            return held.enter_context(psycopg.connect(url, autocommit=True, application_name="taker"))
+
+        taken = [take()]
+        others = b"FROM pg_stat_activity WHERE backend_type = 'client backend' AND application_name <> 'taker'"
+        (most,) = taken[0].execute("SHOW max_connections").fetchone() or ("",)
+
+        def all_taken() -> int:
+            """Ends the shipper's connection and takes every one that is to be had.
+
+            Until all are ours: one that the shipper is about to have is not listed yet, and not to be had either.
+            """
+            taken[0].execute(b"SELECT pg_terminate_backend(pid) " + others)
             with suppress(psycopg.OperationalError):
                 while True:
-                    held.enter_context(psycopg.connect(url))
-            (left,) = first.execute(f"SELECT count(*) {shippers}".encode()).fetchone() or (0,)
-            return int(left)
+                    taken.append(take())
+            return len(taken)
 
-        eventually(shippers_left, lambda left: left == 0)
+        eventually(all_taken, lambda count: count == int(str(most)))
         yield
 
 
@@ -379,12 +386,12 @@ def full(product: Product) -> Iterator[None]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A directory whose `server` is a file system of 192 MiB."""
+    """A directory whose `server` is a file system of 320 MiB, which holds the journals of a server in Envoy, two."""
     disk = tmp_path / "stack" / "server"
     disk.mkdir(parents=True)
     if os.geteuid() != 0:
         pytest.skip("only root may mount a file system")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", disk], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=320m", "tmpfs", disk], check=False).returncode:
         pytest.skip("the kernel forbids mounting a tmpfs")
     yield disk.parent
     subprocess.run(["umount", "--lazy", disk], check=True)

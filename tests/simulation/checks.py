@@ -3,8 +3,8 @@
 They are called I1 to I8 as in `tests/support/invariants.py`, which checks the same of real servers:
 
 * I1 Every decision that a caller heard has exactly one row, and no row is there twice. A row counts as replied exactly
-  if its bytes were handed to the transport; but of a process that was killed the last ones may say `killed`, or
-  `repeated` where a repeat heard what the first call had not.
+  if its bytes were handed to the transport; but of a process that was killed the last ones may say `killed`,
+  `unsent` where its caller had not read for seconds, or `repeated` where a repeat heard what the first call had not.
 * I2 Reply and row agree. Every chain verifies, in the journals and in the database.
 * I3 No reply comes after its caller's deadline, and no ledger says that it used more than it was allowed.
 * I4 Nobody trades on an unusable score, on stale features whoever brought them, or without a durable row.
@@ -25,7 +25,9 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from feature_cache import features
+from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.journal.reply_status import reply_of
 from simulation.audit import Audit
 
 if TYPE_CHECKING:
@@ -82,16 +84,21 @@ def check_decisions(scene: Scene, audit: Audit) -> list[str]:
         found += _of_packet(packet)
         notes = audit.unconfirmed(decision_id)
         ref = packet.order.order_ref
-        by_death = notes and (notes[-1] == "killed" or (notes[-1] == "repeated" and decision_id in outlived))
+        by_death = notes and (notes[-1] == "killed" or (decision_id in outlived and _nobody_knows(notes[-1])))
         if notes and not by_death and decision_id in audited:
             found.append(f"I1: {ref} was heard, and its row says it is unconfirmed: {', '.join(notes)}")
         if not notes and decision_id in unaudited - audited:
             found.append(f"I2: {ref} was told that it is not audited, and its row says it was replied")
         if not notes and decision_id not in handed:
             found.append(f"I1: {ref} was never handed to the transport, and its row says it was replied")
-        if "unsent" in notes and ref not in streamed:
+        if notes and notes[-1] == "unsent" and ref not in streamed:
             found.append(f"I1: {ref} ended, and its row says no more than that nobody took the reply")
     return found
+
+
+def _nobody_knows(cause: str) -> bool:
+    """Whether the audit says with this cause that the caller may have heard the decision."""
+    return reply_of(packet_pb2.ReplyUnconfirmed(cause=cause)).heard_action == audit_pb2.HEARD_ACTION_UNKNOWN
 
 
 def _ended_since(scene: Scene, asked: Asked) -> bool:

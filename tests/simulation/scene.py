@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import greenlet
 import structlog
@@ -29,6 +29,8 @@ from simulation.vfs import simulated_sqlite
 from simulation.world import World
 
 PRIMARY, SECONDARY, CHALLENGER_AT = "127.0.0.1:7070", "127.0.0.1:7170", "127.0.0.1:7270"
+OTHER_PRIMARIES: Final = tuple(f"127.0.0.1:707{number}" for number in (1, 2, 3))
+"""Of the plans whose primary is a pool."""
 
 
 class Scene:
@@ -56,6 +58,9 @@ class Scene:
             PRIMARY: ModelServer("primary", CHAMPION, self.world.random("primary")),
             SECONDARY: ModelServer("secondary", CHAMPION, self.world.random("secondary")),
             CHALLENGER_AT: ModelServer("challenger", CHALLENGER, self.world.random("challenger")),
+        } | {
+            at: ModelServer(f"primary-{number}", CHAMPION, self.world.random(f"primary-{number}"))
+            for number, at in enumerate(OTHER_PRIMARIES, 2)
         }
         self.market = Market(self.world, self.redis)
         machine = SimulatedMachine(Host(self.world, "desk", self.sqlite), "desk", self.network, self.listeners)

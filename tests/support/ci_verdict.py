@@ -17,7 +17,6 @@ LACKING_VARIABLE: Final = "CI_LACKS"
 """Programs, separated by spaces, that are not installed and that CI could not install: not root, or no such package."""
 ACCEPTED: Final = {
     "the recorded sessions are not there": "recordings are not part of the repository",
-    "Feast's own environment is not there": "`make feast` builds it and runs these tests",
     "MLServer's own environment is not there": "`make mlserver` builds it and runs these tests",
     "npm cannot install": "a registry that is not ours",
     "only root may": "the nightly run is root, this one may be a user",

@@ -1,11 +1,14 @@
-"""Control files for tests whose subject is not the control state."""
+"""Control files, and what is steered, for tests that need no whole server."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from server.control.file import ControlFile
 from server.control.model import TRADING_STATE, UNDECIDED, Change, Control, Kept
+from server.inference.breaker import Breaker
 
 
 def that_trades(path: Path) -> ControlFile:
@@ -16,3 +19,10 @@ def that_trades(path: Path) -> ControlFile:
     file = ControlFile(path)
     file.change(lambda found: found or Kept(control=Control().with_change(change)))
     return file
+
+
+def role_of(name: str, breaker: Breaker) -> Any:
+    """A role whose one replica is nothing but a breaker."""
+    replica = SimpleNamespace(name=name, breaker=breaker, several=False)
+    replica.replicas = (replica,)
+    return replica

@@ -21,12 +21,12 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from feature_cache.compiled import SWITCH
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.client import retries
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.reading.verify import Verified, verify
-from server.compiled import SWITCH
 from server.journal.entries import entry_of, packets
 from support.bare_server import admin_channel, environment, is_ready
 from support.harness import INSTRUMENTS, MID, PATIENCE_SECONDS, CallingThreads, Product, eventually

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import hatch_compile
-from server.compiled import SWITCH, compiled
+from feature_cache.compiled import SWITCH, compiled
 
 
 def compiled_here(name: str) -> Any:

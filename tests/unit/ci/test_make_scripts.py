@@ -122,12 +122,20 @@ def test_setup_shows_why_pip_failed(clone: Path) -> None:
 
 
 def clean(clone: Path) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, str(clone / ".ci" / "clean"), ".venv", ".venv-feast"]
+    argv = [sys.executable, str(clone / ".ci" / "clean"), ".venv", ".venv-deploy"]
     return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_clean_removes_what_make_made_and_nothing_else(clone: Path) -> None:
-    made = [".pretrade/postgres", ".venv/bin", ".venv-feast", ".mypy_cache", "dist", "x.egg-info", "server/__pycache__"]
+    made = [
+        ".pretrade/postgres",
+        ".venv/bin",
+        ".venv-deploy",
+        ".mypy_cache",
+        "dist",
+        "x.egg-info",
+        "server/__pycache__",
+    ]
     for name in made:
         (clone / name).mkdir(parents=True)
     for name in ("app.py", "fast_c.pyx", "fast_c.cpython-311-x86_64-linux-gnu.so"):

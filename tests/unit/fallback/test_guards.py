@@ -387,3 +387,50 @@ def test_no_guard_ever_makes_an_answer_less_safe(
             assert state != admin_pb2.TRADING_STATE_HALTED
         else:
             assert action != pb.ACTION_TRADE or len(reasons) > 1, "whoever objects says why"
+
+
+SETTINGS = st.builds(
+    GuardSettings,
+    price_collar_bps=st.none() | st.just(100.0),
+    max_notional=st.none() | st.just(1_000.0),
+    limits=st.just(()) | st.just((OrderLimit(strategy="alpha", max_quantity=5.0),)),
+    max_decisions_per_second=st.none() | st.just(2.0),
+    degraded_orders=st.sampled_from(["any", "reduce_only"]),
+)
+CASES = st.fixed_dictionaries(
+    {
+        "side": st.sampled_from([pb.SIDE_BUY, pb.SIDE_SELL]),
+        "quantity": st.sampled_from([1.0, 9.9, 10.0, 10.1]),
+        "limit_price": st.sampled_from([math.nan, 98.9, 99.0, 100.0, 101.0, 101.1]),
+        "reduce_only": st.booleans(),
+        "mid": st.sampled_from([100.0, math.nan, 0.0, math.inf]),
+        "problem": st.none() | st.just(pb.REASON_CODE_FEATURES_STALE),
+    }
+)
+ANSWERS = st.builds(
+    replace,
+    st.just(TRADE),
+    action=st.sampled_from([pb.ACTION_TRADE, pb.ACTION_NO_TRADE]),
+    source=st.sampled_from([pb.SOURCE_PRIMARY, pb.SOURCE_EMBEDDED, pb.SOURCE_CACHED_SCORE, pb.SOURCE_RULES]),
+    model_expires_at=st.sampled_from([0, UNIX_NOW, UNIX_NOW + 1]),
+)
+
+
+@given(
+    settings=SETTINGS,
+    state=st.sampled_from(
+        [admin_pb2.TRADING_STATE_ACTIVE, admin_pb2.TRADING_STATE_REDUCING, admin_pb2.TRADING_STATE_HALTED]
+    ),
+    asked=st.lists(st.tuples(CASES, ANSWERS), min_size=1, max_size=6),
+)
+def test_orders_that_are_decided_together_get_what_each_gets_alone(
+    settings: GuardSettings,
+    state: admin_pb2.TradingState.ValueType,
+    asked: list[tuple[dict[str, Any], Answer]],
+) -> None:
+    answers = [answer for _, answer in asked]
+    alone, together = ([new_case(**about) for about, _ in asked] for _ in range(2))
+    one_by_one, at_once = guards(settings, state), guards(settings, state)
+    expected = [one_by_one.apply(case, answer) for case, answer in zip(alone, answers, strict=True)]
+    assert at_once.apply_together(together, answers) == expected
+    assert [case.budget.uses for case in together] == [case.budget.uses for case in alone]

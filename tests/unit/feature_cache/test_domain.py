@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.twins import compiled_here
 
 from feature_cache import features
 from feature_cache.domain import LOOK_NS, Domain, Watch
@@ -110,6 +113,7 @@ def test_the_distance_is_that_of_mahalanobis() -> None:
         {"high": [1.0, math.nan, 40.0]},
         {"whitening": [[math.nan] * 3] * 3},
         {"values": [[-1.0, math.nan, 1.0]] * 3},
+        {"values": [[-1.0, 1.0, 0.0]] * 3},
     ],
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
@@ -164,3 +168,51 @@ def test_a_quiet_market_that_is_looked_at_again_is_neither_stuck_nor_turned() ->
         assert not watch.see(row(0.9, -9.0, 3.0), look * LOOK_NS + 1)
     assert watch.turned.tolist() == before.tolist()
     assert watch.same.max() <= 2
+
+
+def edges(d: int) -> st.SearchStrategy[list[list[float]]]:
+    """Vectors of d features with values at the ends and in the middle of what was seen, beyond it, and undefined."""
+    value = st.sampled_from([-9.5, -9.0, -1.5, -1.0, 0.0, 0.3, 1.0, 9.0, 9.5, math.nan, math.inf]) | st.floats(
+        -2, 2, width=32
+    )
+    return st.lists(st.lists(value, min_size=d, max_size=d), min_size=1, max_size=12)
+
+
+def random_domain(d: int, seed: int) -> dict[str, Any]:
+    """A model of d features, of which one has had a single value."""
+    random = np.random.default_rng(seed)
+    factor = random.normal(size=(d, d))
+    lengths = [1, *random.integers(2, 9, d - 1)]
+    return described(
+        features=list(features.NAMES[:d]),
+        patterns=[0, 1, *random.integers(0, 2**d, 4).tolist()],
+        low=[-9.0] * d,
+        high=[9.0] * d,
+        values=[sorted(random.normal(size=n).tolist()) for n in lengths],
+        scores=[sorted(random.normal(size=n).tolist()) for n in lengths],
+        whitening=np.linalg.cholesky(factor @ factor.T + np.eye(d)).tolist(),
+        distance=3.0 * d,
+        most_same=[2] * d,
+        most_turned=[2.0] * d,
+    )
+
+
+@given(st.sampled_from([1, 3, 9, 25]).flatmap(lambda d: st.tuples(st.just(d), edges(d))), st.integers(0, 3))
+def test_the_compiled_twin_says_of_every_vector_what_numpy_says(seen: tuple[int, list[list[float]]], seed: int) -> None:
+    (d, vectors), domain = seen, Domain(random_domain(seen[0], seed))
+    domain.seen = compiled_here("feature_cache.domain_c").Seen(domain)
+    rows = np.zeros((len(vectors), features.N_FEATURES), features.ROW)
+    rows[:, :d] = vectors
+    alone = [domain.outside(row[None]).item() for row in rows]
+    assert domain.are_outside([row.tobytes() for row in rows]) == alone
+    compiled, plain = Watch(domain), Watch(domain)
+    for row in rows:
+        assert compiled._take_compiled(row) == plain._take(row)
+        assert (compiled.same.tolist(), compiled.turned.tolist()) == (plain.same.tolist(), plain.turned.tolist())
+
+
+def test_the_compiled_twin_refuses_what_is_no_row() -> None:
+    domain = Domain(described())
+    domain.seen = compiled_here("feature_cache.domain_c").Seen(domain)
+    with pytest.raises(ValueError, match="no row"):
+        domain.are_outside([b"short"])

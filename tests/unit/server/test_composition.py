@@ -58,7 +58,7 @@ def health_of(primary: SimpleNamespace, explaining: SimpleNamespace, clock: Cloc
     path: Any = SimpleNamespace(
         control=SimpleNamespace(problem=""),
         embedded=SimpleNamespace(model=SimpleNamespace(fault="")),
-        replicas=(primary,),
+        replicas=SimpleNamespace(roles=(primary,)),
         tracing=None,
     )
     process: Any = SimpleNamespace(settings=Settings(), clock=clock)
@@ -67,7 +67,9 @@ def health_of(primary: SimpleNamespace, explaining: SimpleNamespace, clock: Cloc
 
 
 def sound_primary() -> SimpleNamespace:
-    return SimpleNamespace(name="primary", endpoint="somewhere", token=None, tls=None, healthy=True, warm=True)
+    primary = SimpleNamespace(name="primary", endpoint="somewhere", token=None, tls=None, healthy=True, warm=True)
+    primary.replicas, primary.several, primary.ejected = (primary,), False, ""
+    return primary
 
 
 @pytest.mark.parametrize("cold", ["primary", "explanations"])

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from server.compiled import SWITCH
+from feature_cache.compiled import SWITCH
 from server.settings import Settings, load
 
 

@@ -164,3 +164,18 @@ def test_samples_of_a_part_are_those_of_the_part(samples: Samples) -> None:
     part = samples.take(index)
     np.testing.assert_array_equal(part.rows, samples.rows[index])
     assert replace(part, source="x").sha256() == part.sha256() != samples.sha256()
+
+
+def test_samples_of_a_csv_file_are_those_of_its_events(tmp_path: Path) -> None:
+    """A recording of Tardis.dev is opened for training as for a replay; its times end at the microsecond."""
+    rows = ["exchange,symbol,timestamp,local_timestamp,is_snapshot,side,price,amount\n"]
+    for tenth in range(200):
+        head = f"bybit,X,{1_723_161_255_000_000 + tenth * 100_000},{1_723_161_255_000_004 + tenth * 100_000}"
+        flag = "true" if not tenth else "false"
+        rows += [f"{head},{flag},bid,{100 + tenth % 7},{1 + tenth % 3}\n", f"{head},{flag},ask,{110 - tenth % 2},2\n"]
+    (tmp_path / "book.csv").write_text("".join(rows))
+    samples = load_samples([tmp_path])
+    assert (samples.instruments, samples.source) == (("X.BYBIT",), "recorded: book.csv")
+    assert len(samples.rows) > 50
+    events = list(read_session(session_files([tmp_path])))
+    assert collect(events, "").sha256() == samples.sha256()

@@ -1,16 +1,16 @@
-"""`pretrade canary` and `pretrade models`: start, watch and stop canaries, and list, load and promote versions.
+"""`pretrade canary`: start, watch and stop canaries.
 
-They are clients of `AdminService`. A command that may harm trading first shows what it will do and asks for
+The commands are clients of `AdminService`. A command that may harm trading first shows what it will do and asks for
 confirmation; without a terminal it needs `--yes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from pretrade.client.cli.model_versions import LOAD_SECONDS, Version, dry
 from pretrade.client.cli.options import USER, AdminTarget, AsJson, Author, Directory, DryRun, Expect, Reason, Yes
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from pretrade.admin.v1 import admin_pb2
 
-_LOAD_SECONDS: Final = 180.0
-"""A version may have to be loaded, warmed up and checked on two replicas."""
 _REFRESH_SECONDS: Final = 0.5
 _EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 refused by the server, or not confirmed; 2 wrong usage; 3 no server could be reached; "
@@ -35,14 +33,8 @@ canary_app = typer.Typer(
     no_args_is_help=True,
     help="Give a new model version a small share of the orders, and more as its evidence allows.",
 )
-models_app = typer.Typer(
-    name="models", no_args_is_help=True, help="List model versions and their aliases, and load them."
-)
 app = typer.Typer()
-app.add_typer(models_app)
 app.add_typer(canary_app)
-
-Version = Annotated[str, typer.Argument(help="A version of `pretrade models list`, or an alias.")]
 
 
 @canary_app.command(epilog=_EXIT_CODES)
@@ -80,7 +72,7 @@ def start(
     request = admin_pb2.StartCanaryRequest(model_version=version, steps=_shares(steps), author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
-        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=_LOAD_SECONDS)
+        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=LOAD_SECONDS)
         response = changed(stub.StartCanary, request, how, risk)
     _show(response, response.canary, response.change, as_json)
 
@@ -181,7 +173,7 @@ def promote(
     request = admin_pb2.PromoteCanaryRequest(author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
-        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=_LOAD_SECONDS)
+        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=LOAD_SECONDS)
         response = changed(stub.PromoteCanary, request, how, risk)
     _show(response, response.canary, response.change, as_json)
 
@@ -232,130 +224,12 @@ def rollback(
     request = admin_pb2.RollBackRequest(author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
-        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=_LOAD_SECONDS)
+        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=LOAD_SECONDS)
         response = changed(stub.RollBack, request, how, risk)
     if as_json:
         print(MessageToJson(response))
     else:
-        print(f"champion: {response.previous_version} → {response.model_version}{_dry(response.change)}")
-
-
-@models_app.command("list", epilog=_EXIT_CODES)
-def list_models(target: AdminTarget = None, directory: Directory = DEFAULT_DIRECTORY, as_json: AsJson = False) -> None:
-    """List every version in the registry, the newest first, with its aliases and where it is loaded."""
-    from google.protobuf.json_format import MessageToJson
-
-    from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.connection import connected
-
-    with connected(target, directory, "admin") as channel:
-        found = admin_pb2_grpc.AdminServiceStub(channel).ListModels(
-            admin_pb2.ListModelsRequest(), timeout=_LOAD_SECONDS
-        )
-    if as_json:
-        print(MessageToJson(found, always_print_fields_with_no_presence=True))
-        return
-    _print_models(found.models)
-
-
-@models_app.command(epilog=_EXIT_CODES)
-def load(
-    version: Version,
-    replica: Annotated[
-        list[str] | None, typer.Option(help="Load it into this one; can be repeated. [primary and secondary]")
-    ] = None,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    dry_run: DryRun = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
-) -> None:
-    """Load a version beside what is served, warm it up and check its canned scores. It gets no orders by that."""
-    from google.protobuf.json_format import MessageToJson
-
-    from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.connection import connected
-
-    request = admin_pb2.LoadModelRequest(
-        model_version=version, replicas=replica or (), author=author, reason=reason, dry_run=dry_run
-    )
-    with connected(target, directory, "admin") as channel:
-        response = admin_pb2_grpc.AdminServiceStub(channel).LoadModel(request, timeout=_LOAD_SECONDS)
-    if as_json:
-        print(MessageToJson(response))
-    else:
-        print("\n".join(response.change.diff) + _dry(response.change))
-        _print_models([response.model])
-
-
-@models_app.command(epilog=_EXIT_CODES)
-def alias(
-    name: Annotated[str, typer.Argument(help="champion, challenger or previous.")],
-    version: Version,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    expect: Expect = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
-) -> None:
-    """Point an alias at a version. That of the champion makes the version decide every order, without a canary."""
-    from google.protobuf.json_format import MessageToJson
-
-    from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.changing import How, changed
-    from pretrade.client.cli.connection import connected
-
-    def risk(would: admin_pb2.SetModelAliasResponse) -> str:
-        request.model_version = would.model.model_version  # as in `start`
-        return f"{would.model.model_version} then decides every order, without having been a canary."
-
-    request = admin_pb2.SetModelAliasRequest(alias=name, model_version=version, author=author, reason=reason)
-    with connected(target, directory, "admin") as channel:
-        stub = admin_pb2_grpc.AdminServiceStub(channel)
-        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=_LOAD_SECONDS)
-        response = changed(stub.SetModelAlias, request, how, risk if name == "champion" else "")
-    if as_json:
-        print(MessageToJson(response))
-    else:
-        print("\n".join(response.change.diff) + _dry(response.change))
-
-
-def _print_models(models: Iterable[admin_pb2.ModelVersion]) -> None:
-    """Two lines a model, three if it expires, for 80 columns, and where the champion's card is."""
-    import datetime as dt
-
-    from rich.console import Console
-
-    from pretrade.client.cli.model_lines import standing_line
-    from pretrade.client.cli.views import local_time
-
-    console = Console()
-    champions = []
-    for model in models:
-        loaded = f"on {', '.join(model.loaded_on)}" if model.loaded_on else "not loaded"
-        line = f"{model.model_version}  {', '.join(model.aliases) or '–':<10}  {model.kind:<7}  {loaded}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-        written = local_time(model.created_at.ToDatetime(dt.UTC))[:16]
-        style = "red" if model.problem else "dim"
-        console.print(
-            f"{'':4}{written}  {model.problem or model.standing}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-            style=style,
-        )
-        if model.HasField("expires_at"):
-            until = model.expires_at.ToDatetime()
-            console.print(f"{'':4}may decide on markets until {until:%Y-%m-%d %H:%M} UTC", highlight=False, style="dim")
-        if "champion" in model.aliases:
-            champions.append(model)
-    for model in champions:
-        line = standing_line(model.model_version, model.standing, model.card)
-        console.print(line, highlight=False, soft_wrap=True)
+        print(f"champion: {response.previous_version} → {response.model_version}{dry(response.change)}")
 
 
 def _show(response: Message, canary: admin_pb2.Canary, change: admin_pb2.Change, as_json: bool) -> None:
@@ -368,11 +242,7 @@ def _show(response: Message, canary: admin_pb2.Canary, change: admin_pb2.Change,
         print(MessageToJson(response))
         return
     state = enum_name(admin_pb2.CanaryState, canary.state)
-    print(f"canary {canary.model_version}: {state}, {canary.weight:.0%} of the flows{_dry(change)}")
-
-
-def _dry(change: admin_pb2.Change) -> str:
-    return "  (dry run: nothing was changed)" if change.dry_run else ""
+    print(f"canary {canary.model_version}: {state}, {canary.weight:.0%} of the flows{dry(change)}")
 
 
 def _code(found: admin_pb2.GetCanaryResponse) -> int:

@@ -15,10 +15,11 @@ from google.protobuf.message import Message
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.client.cli.connection import RPC_SECONDS
+from pretrade.client.enum_names import enum_name
 
 NOT_CONFIRMED: Final = 1
 IN_DOUBT: Final = 7
-_CHAMPIONS: Final = ("primary", "secondary")
+_CHAMPIONS: Final = (admin_pb2.REPLICA_ROLE_PRIMARY, admin_pb2.REPLICA_ROLE_SECONDARY)
 _UNKNOWN: Final = "it is not known whether the change was made"
 _STATUS_DETAILS: Final = "grpc-status-details-bin"
 """Trailing metadata with which a server itself says why it refuses."""
@@ -104,13 +105,17 @@ def show(response: Message, change: admin_pb2.Change, *, as_json: bool) -> None:
 
 def without(stub: admin_pb2_grpc.AdminServiceStub, replica: str) -> str:
     """The risk of taking a replica out: none while another champion gets orders."""
-    if replica not in _CHAMPIONS:
+    if not replica.startswith(("primary", "secondary")):
         return ""
     found = stub.ListReplicas(admin_pb2.ListReplicasRequest(), timeout=RPC_SECONDS).replicas
-    others = [one for one in found if one.name in _CHAMPIONS and one.name != replica]
+    others = [one for one in found if one.role in _CHAMPIONS and replica not in (one.name, _role_of(one))]
     if any(one.healthy and not one.drained and _passes(one) for one in others):
         return ""
     return "No champion is left then: cached scores, rules or no source will answer."
+
+
+def _role_of(replica: admin_pb2.ReplicaStatus) -> str:
+    return enum_name(admin_pb2.ReplicaRole, replica.role).lower()
 
 
 def _passes(replica: admin_pb2.ReplicaStatus) -> bool:

@@ -92,7 +92,7 @@ COMMANDS: Final = {
             "Run the whole stack and three canaries: a good one is promoted, a late and an inverted one are "
             "rolled back.",
         ),
-        ("models", "List model versions and their aliases, and load them.", f"{_OURS}.canary"),
+        ("models", "List, load, add, combine, export and remove models.", f"{_OURS}.models"),
         (
             "canary",
             "Give a new model version a small share of the orders, and more as its evidence allows.",

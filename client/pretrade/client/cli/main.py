@@ -33,9 +33,9 @@ class Commands(LazyGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of the commands that are installed, in the order of the help."""
-        added = _added()
+        added = {name for name in _added() if "." not in name}  # the others are of a group of ours
         known = [name for name, command in COMMANDS.items() if command.module or name in added]
-        return [*known, *sorted(set(added).difference(known))]
+        return [*known, *sorted(added.difference(known))]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The command that is called, and its arguments.
@@ -44,7 +44,7 @@ class Commands(LazyGroup):
             SystemExit: It is a command of `pretrade-server`, which is not installed.
         """
         if args[0] in COMMANDS and self.load(args[0]) is None and not ctx.resilient_parsing:
-            raise SystemExit(f"`pretrade {args[0]}` is part of {_SERVER}: pip install '{_SERVER}[local]'")
+            raise SystemExit(_not_ours(args[0]))
         return super().resolve_command(ctx, args)
 
     def find(self, name: str) -> Any:
@@ -111,6 +111,22 @@ def main() -> None:
         raise SystemExit(_lacks(error)) from error
 
 
+def added(name: str) -> Any:
+    """A command of `pretrade-server` in a group of ours, `group.command`.
+
+    Raises:
+        SystemExit: It is not installed.
+    """
+    entry = _added().get(name)
+    if entry is None:
+        raise SystemExit(_not_ours(name.replace(".", " ")))
+    return _loaded(entry)
+
+
+def _not_ours(command: str) -> str:
+    return f"`pretrade {command}` is part of {_SERVER}: pip install '{_SERVER}[local]'"
+
+
 def _added() -> Mapping[str, EntryPoint]:
     """The entry points of `pretrade-server` by the names of their commands; none where it is not installed."""
     from importlib.metadata import PackageNotFoundError, distribution
@@ -131,9 +147,10 @@ def _loaded(entry: EntryPoint) -> Any:
         found = commands_of(entry.load())
     except ModuleNotFoundError as error:
         raise SystemExit(_lacks(error)) from error
-    if entry.name not in found:
+    name = entry.name.rpartition(".")[2]
+    if name not in found:
         raise SystemExit(f"{_SERVER} is another version than its list of commands says: install it again")
-    return found[entry.name]
+    return found[name]
 
 
 def _lacks(error: ModuleNotFoundError) -> str:

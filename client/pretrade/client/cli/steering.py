@@ -40,7 +40,8 @@ _SUBJECTS: Final = ("trading_state", "flag", "breaker", "drain", "chain", "canar
 app = typer.Typer()
 
 _REPLICAS: Final = ["primary", "secondary", "challenger"]
-ReplicaName = Annotated[str, typer.Argument(help="primary, secondary or challenger.", autocompletion=lambda: _REPLICAS)]
+_REPLICA_HELP: Final = "primary, secondary or challenger; one of several endpoints is primary-2, all of them primary."
+ReplicaName = Annotated[str, typer.Argument(help=_REPLICA_HELP, autocompletion=lambda: _REPLICAS)]
 _REASON: Final = "set from the command line"
 
 
@@ -84,9 +85,7 @@ _FLAGS = ["shadow", "cached_score", "embedded", "out_of_domain", "uncertain"]
 def breaker(
     replica: Annotated[
         str | None,
-        typer.Argument(
-            help="primary, secondary or challenger. Without one: show every breaker.", autocompletion=lambda: _REPLICAS
-        ),
+        typer.Argument(help=f"{_REPLICA_HELP} Without one: show every breaker.", autocompletion=lambda: _REPLICAS),
     ] = None,
     mode: Annotated[
         BreakerName | None,
@@ -140,15 +139,18 @@ def _show_replicas(target: str | None, directory: Path, as_json: bool, name: str
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
     from pretrade.client.cli.connection import RPC_SECONDS, connected
     from pretrade.client.cli.views import replica_table
+    from pretrade.client.enum_names import enum_name
 
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         found = stub.ListReplicas(admin_pb2.ListReplicasRequest(), timeout=RPC_SECONDS)
     names = [one.name for one in found.replicas]
     if name is not None:
-        if name not in names:
+        chosen = [
+            one for one in found.replicas if name in (one.name, enum_name(admin_pb2.ReplicaRole, one.role).lower())
+        ]
+        if not chosen:
             raise typer.BadParameter(f"no replica {name!r}; there are {', '.join(names)}")
-        chosen = [one for one in found.replicas if one.name == name]
         del found.replicas[:]
         found.replicas.extend(chosen)
     if as_json:

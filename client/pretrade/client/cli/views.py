@@ -147,6 +147,8 @@ def _breaker(replica: admin_pb2.ReplicaStatus) -> Text:
     ends = f" for {replica.reverts_in.seconds} s yet" if replica.HasField("reverts_in") else ""
     if replica.drained:
         return Text(f"DRAINED{ends}", "yellow")
+    if replica.ejected:
+        return Text(f"EJECTED, {replica.ejected}", "red")
     state = enum_name(admin_pb2.BreakerState, replica.breaker_state)
     if replica.breaker_mode == admin_pb2.BREAKER_MODE_AUTOMATIC:
         return Text(state, "" if state == "CLOSED" else "red")

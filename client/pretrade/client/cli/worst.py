@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.client.enum_names import enum_name
 
-_CHAMPIONS: Final = ("primary", "secondary")
+_CHAMPIONS: Final = (pb.REPLICA_ROLE_PRIMARY, pb.REPLICA_ROLE_SECONDARY)
 _MANY_UNSHIPPED: Final = 10_000
 """Journal entries that wait for SQL, from which on the alert ShipperBehind counts them."""
 _MANY_RECORDS: Final = 10_000
@@ -108,7 +108,7 @@ def _features(status: pb.GetStatusResponse) -> Iterator[Fault]:
 
 
 def _champions(status: pb.GetStatusResponse) -> Iterator[Fault]:
-    champions = [one for one in status.replicas if one.name in _CHAMPIONS]
+    champions = [one for one in status.replicas if one.role in _CHAMPIONS]
     out = {one.name: why for one in champions if (why := _out(one))}
     if len(out) == len(champions) > 1:
         by_embedded = bool(status.embedded.model_version) and not status.embedded.problem and _on(status, "embedded")
@@ -120,7 +120,8 @@ def _champions(status: pb.GetStatusResponse) -> Iterator[Fault]:
     for one in champions:
         if one.name in out:
             others = ", ".join(other.name for other in champions if other.name not in out)
-            section = "BreakerFlapping" if one.healthy and not _is_steered(one) else "ReplicaDown"
+            flaps = one.healthy and not _is_steered(one) and not one.ejected
+            section = "BreakerFlapping" if flaps else "ReplicaDown"
             yield Fault(f"{out[one.name]}; {others or 'nothing'} answers instead", section)
 
 
@@ -134,6 +135,8 @@ def _out(replica: pb.ReplicaStatus) -> str:
         return f"{replica.name} does not answer"
     if replica.breaker_mode == pb.BREAKER_MODE_AUTOMATIC and replica.breaker_state != pb.BREAKER_STATE_CLOSED:
         return f"the breaker of {replica.name} is {enum_name(pb.BreakerState, replica.breaker_state)}"
+    if replica.ejected:
+        return f"{replica.name} {replica.ejected}"
     return ""
 
 
@@ -173,11 +176,16 @@ def _shipping(status: pb.GetStatusResponse) -> Iterator[Fault]:
 
 
 def _components(status: pb.GetStatusResponse) -> Iterator[Fault]:
-    told = {*_TOLD, *(replica.name for replica in status.replicas)}
+    told = {*_TOLD, *(replica.name for replica in status.replicas), *map(_role_name, status.replicas)}
     for one in status.components:
         if not one.healthy and one.name not in told:
             section = _COMPONENTS.get(one.name, "ServerDown")
             yield Fault(f"{one.name}: {one.detail}", "CertificateExpiring" if "expires" in one.detail else section)
+
+
+def _role_name(replica: pb.ReplicaStatus) -> str:
+    """The component that tells of the replica: that of its role."""
+    return enum_name(pb.ReplicaRole, replica.role).lower()
 
 
 def _steered(status: pb.GetStatusResponse) -> Iterator[Fault]:
@@ -189,7 +197,7 @@ def _steered(status: pb.GetStatusResponse) -> Iterator[Fault]:
 
 def _challengers(status: pb.GetStatusResponse) -> Iterator[Fault]:
     for one in status.replicas:
-        if one.name not in _CHAMPIONS and (why := _out(one)):
+        if one.role not in _CHAMPIONS and (why := _out(one)):
             yield Fault(f"{why}; no order waits for it", "ReplicaDown")
 
 

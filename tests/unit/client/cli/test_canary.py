@@ -15,8 +15,8 @@ from support.admin_server import AdminServer, RefusedError, admin_server
 from typer.testing import CliRunner
 
 from pretrade.admin.v1 import admin_pb2 as pb
-from pretrade.client.cli.canary import _print_models
 from pretrade.client.cli.main import app
+from pretrade.client.cli.model_versions import _print_models
 
 VERSION, CHAMPION = "bb" * 8, "aa" * 8
 

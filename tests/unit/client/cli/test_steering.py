@@ -23,6 +23,7 @@ def replicas(_request: Any = None) -> pb.ListReplicasResponse:
     for name in ("primary", "secondary"):
         found.replicas.add(
             name=name,
+            role=getattr(pb, f"REPLICA_ROLE_{name.upper()}"),
             healthy=True,
             breaker_state=pb.BREAKER_STATE_CLOSED,
             breaker_mode=pb.BREAKER_MODE_AUTOMATIC,

@@ -102,6 +102,7 @@ def incident() -> admin_pb2.GetStatusResponse:
     for number, (name, mode) in enumerate(zip(("primary", "secondary", "challenger"), modes, strict=True)):
         status.replicas.add(
             name=name,
+            role=getattr(admin_pb2, f"REPLICA_ROLE_{name.upper()}"),
             breaker_state=admin_pb2.BREAKER_STATE_HALF_OPEN,
             breaker_mode=mode,
             reverts_in=None if number == 0 else Duration(seconds=3_598),

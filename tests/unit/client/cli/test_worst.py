@@ -18,6 +18,7 @@ def sound() -> pb.GetStatusResponse:
     for name in ("primary", "secondary", "challenger"):
         status.replicas.add(
             name=name,
+            role=getattr(pb, f"REPLICA_ROLE_{name.upper()}"),
             healthy=True,
             breaker_state=pb.BREAKER_STATE_CLOSED,
             breaker_mode=pb.BREAKER_MODE_AUTOMATIC,
@@ -127,11 +128,25 @@ def test_each_fault_is_said_and_leads_to_its_section(change: Change, what: str, 
 
 def test_a_challenger_of_any_name_is_told_of_once() -> None:
     status = sound()
-    status.replicas.add(name="retrained", healthy=False)
+    status.replicas.add(name="retrained", role=pb.REPLICA_ROLE_CHALLENGER, healthy=False)
     unhealthy("retrained", "somewhere:1 does not answer")(status)
     assert [(fault.what, fault.section) for fault in faults(status)] == [
         ("retrained does not answer; no order waits for it", "ReplicaDown")
     ]
+
+
+def test_of_several_endpoints_the_one_that_is_out_is_named_and_those_that_answer_instead() -> None:
+    status = sound()
+    status.replicas[0].name = "primary-1"
+    status.replicas.add(name="primary-2", role=pb.REPLICA_ROLE_PRIMARY, healthy=True, ejected="does not serve model ab")
+    status.replicas[-1].breaker_mode = pb.BREAKER_MODE_AUTOMATIC
+    status.replicas[-1].breaker_state = pb.BREAKER_STATE_CLOSED
+    unhealthy("primary", "1 of 2: primary-2: does not serve model ab")(status)
+    assert [(fault.what, fault.section) for fault in faults(status)] == [
+        ("primary-2 does not serve model ab; primary-1, secondary answers instead", "ReplicaDown")
+    ]
+    status.replicas[-1].ejected = ""
+    assert not [fault for fault in faults(status) if "primary-2" in fault.what]
 
 
 def test_redis_that_is_gone_is_named_and_not_the_features_that_went_stale_with_it() -> None:

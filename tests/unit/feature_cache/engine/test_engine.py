@@ -18,7 +18,7 @@ from support.mf1_definitions import History
 from feature_cache import features
 from feature_cache.engine.book import EventError
 from feature_cache.engine.engine import FeatureEngine
-from feature_cache.sources.session import instrument_of, read_session, session_files
+from feature_cache.sources.session import read_session, session_files
 from feature_cache.sources.simulator import simulate
 from feature_cache.store.codec import BookState, FeatureSnapshot, decode, encode
 from pretrade.market.v1 import market_pb2 as pb
@@ -189,7 +189,7 @@ def test_features_are_those_of_the_definitions_in_a_simulated_market() -> None:
 @pytest.mark.parametrize("symbol", ["BTCUSDT", "ETHUSDT"])
 def test_features_are_those_of_the_definitions_at_every_event_of_a_recorded_minute(symbol: str) -> None:
     name = f"{symbol}.BINANCE"
-    events = read_session([path for path in session_files([DATA]) if instrument_of(path) == name])
+    events = read_session(session_files([DATA]), {name})
     first = next(events)
     minute = [first, *itertools.takewhile(lambda one: one.receive_time_ns < first.receive_time_ns + 61 * 10**9, events)]
     engine, history = FeatureEngine(name), History(minute)

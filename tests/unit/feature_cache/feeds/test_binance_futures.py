@@ -53,6 +53,17 @@ TRADE = {
     "T": EVENT_MS - 15,
     "m": True,
 }
+SINGLE_TRADE = {
+    "e": "trade",
+    "E": EVENT_MS,
+    "T": EVENT_MS - 4,
+    "s": "BTCUSDT",
+    "t": 105,
+    "p": "61837.60",
+    "q": "0.014",
+    "X": "MARKET",
+    "m": True,
+}
 SNAPSHOT = {
     "lastUpdateId": 155,
     "E": EVENT_MS,
@@ -77,7 +88,9 @@ COIN_M_SNAPSHOT = {**SNAPSHOT, "symbol": "BTCUSD_PERP", "pair": "BTCUSD"}
 
 
 def decode(message: dict[str, Any], instrument: str = "BTCUSDT.BINANCE-USDM") -> pb.MarketEvent:
-    return BinanceFutures(instrument).decode(orjson.dumps(message), RECEIVED)
+    event = BinanceFutures(instrument).decode(orjson.dumps(message), RECEIVED)
+    assert event is not None
+    return event
 
 
 def test_every_message_has_the_exchanges_own_time() -> None:
@@ -100,6 +113,13 @@ def test_an_aggregate_trade_has_the_id_of_its_last_trade() -> None:
     assert trade.taker_side == pb.TAKER_SIDE_SELL
 
 
+def test_a_single_trade_has_its_own_id_and_one_of_the_insurance_fund_is_no_event() -> None:
+    trade = decode(SINGLE_TRADE).trade
+    assert (trade.trade_id, trade.lots, trade.taker_side) == (105, 1_400_000, pb.TAKER_SIDE_SELL)
+    feed = BinanceFutures("BTCUSDT.BINANCE-USDM")
+    assert feed.decode(orjson.dumps({**SINGLE_TRADE, "X": "INSURANCE_FUND", "p": "70000.00"}), RECEIVED) is None
+
+
 def test_the_best_bid_and_ask_are_a_quote() -> None:
     quote = decode(TICKER).quote
     assert (quote.update_id, quote.bid_lots, quote.ask_lots) == (400900217, 3_121_000_000, 4_066_000_000)
@@ -119,11 +139,16 @@ def test_the_book_is_chained_by_the_id_of_the_update_before_although_ids_have_ho
     feed = BinanceFutures("BTCUSDT.BINANCE-USDM")
 
     def take(**changes: Any) -> None:
-        engine.on_event(feed.decode(orjson.dumps({**DEPTH, **changes}), RECEIVED))
+        engine.on_event(decoded({**DEPTH, **changes}))
+
+    def decoded(message: dict[str, Any]) -> pb.MarketEvent:
+        event = feed.decode(orjson.dumps(message), RECEIVED)
+        assert event is not None
+        return event
 
     take(U=140, u=149, pu=131)  # before the snapshot: dropped
     take()  # 157 to 160 after 149: the one with which the snapshot at 155 goes on
-    engine.on_event(feed.decode(orjson.dumps(SNAPSHOT), RECEIVED))
+    engine.on_event(decoded(SNAPSHOT))
     assert engine.book.valid
     assert engine.book.bids.best() == (6_183_760_000_000, 150_000_000)
     take(U=170, u=175, pu=160)
@@ -165,7 +190,7 @@ def test_a_broken_message_names_the_field(message: dict[str, Any], field: str) -
 
 @given(st.recursive(st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(), st.lists, max_leaves=4))
 def test_any_value_in_any_field_gives_an_event_or_the_typed_error(value: Any) -> None:
-    for template in (DEPTH, TICKER, TRADE, SNAPSHOT):
+    for template in (DEPTH, TICKER, TRADE, SINGLE_TRADE, SNAPSHOT):
         for field in template:
             try:
                 message = orjson.dumps({**template, field: value})
@@ -175,4 +200,7 @@ def test_any_value_in_any_field_gives_an_event_or_the_typed_error(value: Any) ->
                 event = BinanceFutures("BTCUSDT.BINANCE-USDM").decode(message, RECEIVED)
             except FeedError:
                 continue
-            assert event.WhichOneof("event") is not None
+            if event is None:
+                assert (template, field) == (SINGLE_TRADE, "X")
+            else:
+                assert event.WhichOneof("event") is not None

@@ -51,7 +51,6 @@ def test_an_unknown_variable_refuses_to_start(
         ("REDIS_URL", "redis+cluster://a"),
         ("REDIS_URL", "redis+cluster://a:1,b:c"),
         ("REDIS_URL", "redis+cluster://a:1?max_conections=3"),
-        ("FEAST_URL", "feast:6566"),
     ],
 )
 def test_a_wrong_value_refuses_to_start_and_is_named(

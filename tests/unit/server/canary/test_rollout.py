@@ -213,7 +213,7 @@ class Process:
             return
         self.sources.append(answer.source)
         assert self.clock() < case.budget.deadline
-        self.shadow.mirror(case, answer, f"decision-{number}")
+        self.shadow.mirror([(case, answer, f"decision-{number}")])
 
     async def close(self) -> None:
         for task in self._tasks:

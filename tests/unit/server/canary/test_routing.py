@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -24,7 +25,7 @@ from server.inference.breaker import Mode
 from server.inference.champion import Champion
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
-from server.inference.rows import Lane
+from server.inference.rows import Lane, Row
 
 VERSION, OTHER = "bb" * 8, "cc" * 8
 CANARY = Canary.start("one", VERSION, "aa" * 8, (1.0,), "ann", "better", now=0.0)
@@ -248,7 +249,8 @@ async def test_an_order_without_features_is_nobodys_business() -> None:
 async def test_its_orders_leave_before_shadow_rows() -> None:
     async with desk(answers(0.75, version=VERSION)) as d:
         for _ in range(1_000):
-            d.canary.batcher.submit_shadow(asyncio.get_running_loop().create_future(), bytes(100))
+            future = asyncio.get_running_loop().create_future()
+            d.canary.batcher.submit_shadow([Row(bytes(100), math.inf, future)])
         case = d.case()
         answer = await d.routing.answer(case)
         assert answer is not None

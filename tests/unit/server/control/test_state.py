@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
+from support.control_files import role_of
 from support.waiting import until
 
 from pretrade.admin.v1 import admin_pb2
@@ -52,7 +53,7 @@ class Process:
         self.control = ControlState(
             settings,
             ControlFile(directory / "control.json"),
-            breaker_subjects({"primary": self.breaker}),
+            breaker_subjects([role_of("primary", self.breaker)]),
             journal,
             f"process-{next(_NUMBERS)}",
             lambda: next(ids),

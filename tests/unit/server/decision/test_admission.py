@@ -47,7 +47,7 @@ def pass_window(admission: Admission, clock: Clock, seconds: float | None) -> No
         if seconds is None:
             admission.dropped(0.025)
         else:
-            admission.answered(seconds, ALLOWED)
+            admission.answered([(seconds, ALLOWED)])
 
 
 def test_calls_beyond_the_limit_are_shed_and_counted() -> None:
@@ -112,11 +112,11 @@ def test_one_call_in_ten_may_be_slow() -> None:
     admission, clock = new_admission()
     for number in range(20):
         clock.now += 0.01
-        admission.answered(1.0 if number in (3, 4) else 0.001, ALLOWED)
+        admission.answered([(1.0 if number in (3, 4) else 0.001, ALLOWED)])
     assert admission.limit == 100
     for number in range(20):
         clock.now += 0.01
-        admission.answered(1.0 if number in (3, 4, 5) else 0.001, ALLOWED)
+        admission.answered([(1.0 if number in (3, 4, 5) else 0.001, ALLOWED)])
     assert admission.limit == 70
 
 
@@ -137,14 +137,14 @@ def test_quick_calls_raise_the_limit_again_by_its_root() -> None:
 def test_a_window_needs_time_and_calls() -> None:
     admission, clock = new_admission()
     for _ in range(1_000):
-        admission.answered(1.0, ALLOWED)
+        admission.answered([(1.0, ALLOWED)])
     assert admission.limit == 100, "no time has passed"
     clock.now += 0.2
-    admission.answered(1.0, ALLOWED)
+    admission.answered([(1.0, ALLOWED)])
     assert admission.limit == 70
     clock.now += 10
     for _ in range(19):
-        admission.answered(1.0, ALLOWED)
+        admission.answered([(1.0, ALLOWED)])
     assert admission.limit == 70, "too few calls"
 
 
@@ -189,7 +189,7 @@ def test_an_answer_is_slow_by_what_its_caller_allowed(
     admission = Admission(AdmissionSettings(max_in_flight=100, min_in_flight=4, target_seconds=target_seconds), clock)
     for _ in range(20):
         clock.now += 0.01
-        admission.answered(seconds, allowed_seconds)
+        admission.answered([(seconds, allowed_seconds)])
     assert (admission.limit, admission.keeps_up) == (limit, limit == 100)
 
 
@@ -197,7 +197,7 @@ def test_an_answer_that_was_allowed_hardly_any_time_says_nothing() -> None:
     admission, clock = new_admission()
     for _ in range(100):
         clock.now += 0.01
-        admission.answered(1.0, 0.005)
+        admission.answered([(1.0, 0.005)])
     assert admission.limit == 100
 
 
@@ -331,3 +331,15 @@ def test_nobody_waits_for_a_server_that_drains(loop: VirtualTimeLoop) -> None:
         assert loop.time() == began
 
     loop.run_until_complete(scenario())
+
+
+def test_orders_that_come_together_get_their_places_all_or_none() -> None:
+    admission, _ = new_admission(max_in_flight=10, min_in_flight=10, reserved_share=0.0)
+    assert admission.admit_together(8)
+    assert not admission.admit_together(3)
+    assert (admission.in_flight, admission.shed) == (8, 0), "each is asked about alone next"
+    assert admission.admit_together(2)
+    admission.leave(10)
+    admission.draining = True
+    assert not admission.admit_together(1)
+    assert admission.in_flight == 0

@@ -20,7 +20,8 @@ from feature_cache import features
 from feature_cache.store.codec import encode
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
-from server.decision.record import Decided, ReplyState
+from server.decision.plane import Deciding
+from server.decision.record import ReplyState
 from server.inference.outcome import Outcome
 from server.inference.rows import Row
 from server.inference.wire import ModelIdentity, ScoreBatch
@@ -65,7 +66,7 @@ async def test_orders_of_one_turn_go_to_the_model_and_to_the_disk_together(tmp_p
         assert sorted(packet.attempts[0].batch_index for packet in packets_in(tmp_path)) == [0, *range(7)]
 
 
-def begun(p: Plane, orders: int) -> list[asyncio.Future[Decided]]:
+def begun(p: Plane, orders: int) -> list[Deciding]:
     message = pb.Order(instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=1.0, strategy="alpha")
     reader, now = OrderReader((INSTRUMENT,)), p.clock()
     return [p.dataplane.begin(reader.read(message), now, now + 60.0, in_company=True) for _ in range(orders)]
@@ -88,8 +89,9 @@ async def test_what_is_given_up_is_noted_whether_it_was_decided_or_not(tmp_path:
         (left,) = begun(p, 1)
         for future in (decided, left, left):
             p.dataplane.give_up(future)
-        await asyncio.wait((left,))
-        assert left.cancelled()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        await asyncio.sleep(0)
         assert decided.result().reply is ReplyState.UNHEARD
         assert (p.metrics.cancelled, p.admission.in_flight) == (2, 0)
 
@@ -153,9 +155,9 @@ async def test_a_caller_with_a_key_that_leaves_when_it_was_just_decided_has_not_
         message = pb.Order(instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=1.0, strategy="alpha", idempotency_key="k")
         now = p.clock()
         call = p.dataplane.begin(OrderReader((INSTRUMENT,)).read(message), now, now + 60.0)
-        monkeypatch.setattr(p.dataplane, "_left", lambda case: p.dataplane.give_up(call))
-        await asyncio.wait((call,))
-        assert call.cancelled()
+        monkeypatch.setattr(p.dataplane._promises, "_ended", lambda cases: p.dataplane.give_up(call))
+        with pytest.raises(asyncio.CancelledError):
+            await call
         assert p.dataplane._replies.unconfirmed == {"cancelled": 1}
         assert len(packets_in(tmp_path)) == 1
 
@@ -185,6 +187,7 @@ async def test_a_bug_that_one_order_meets_is_none_of_the_others_business(
                 raise ZeroDivisionError
             return apply(case, answer, beyond_limits)
 
+        p.guards.configure(GuardSettings(max_notional=1.0))  # each is looked at closely
         monkeypatch.setattr(p.guards, "apply", fails_for_one)
         calls = (p.decide(own_features=False, quantity=float(quantity)) for quantity in (12, 13, 14))
         first, second, third = await asyncio.gather(*calls, return_exceptions=True)

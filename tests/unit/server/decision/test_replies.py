@@ -50,6 +50,7 @@ from server.journal.reply_status import (
 
 CANCELLED = "reply_unconfirmed:cancelled"
 DEADLINE = "reply_unconfirmed:deadline"
+UNSENT = "reply_unconfirmed:unsent"
 
 
 @contextmanager
@@ -290,7 +291,9 @@ async def test_a_decision_of_another_process_that_a_repeat_hears_here_is_noted(t
 def elsewhere(decision_id: str, *reasons: pb.ReasonCode.ValueType, is_withdrawn: bool = False) -> Decided:
     """A decision of another process, as a repeat finds it: when its model expires, and the decision."""
     remembered = bytes(8) + pb.Decision(decision_id=decision_id, reasons=reasons).SerializeToString()
-    return Decided.repeated(remembered, "", is_withdrawn=is_withdrawn)
+    decided = Decided.repeated(remembered, "", is_withdrawn=is_withdrawn)
+    decided.arrived = 0.0
+    return decided
 
 
 async def test_an_abstention_for_a_late_audit_is_noted_with_what_was_heard_even_if_its_commit_fails(
@@ -349,16 +352,39 @@ async def test_an_answer_that_nobody_takes_for_seconds_is_noted_and_may_be_heard
         assert p.replies.owed == 1
         p.ahead_seconds = 6.0
         await p.settled()
-        assert statuses(tmp_path) == {"one": "reply_unconfirmed:unsent"}
+        assert statuses(tmp_path) == {"one": UNSENT}
+        left = left_by_kill(tmp_path, tmp_path / "killed as it was read")
         p.servicer.sent(reply)
         await p.settled()
-    assert statuses(tmp_path) == {"one": REPLIED}
+    await reopened(left)
+    assert (statuses(left), statuses(tmp_path)) == ({"one": UNSENT}, {"one": REPLIED})
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+async def test_an_answer_that_nobody_took_is_noted_as_not_heard_once_its_call_has_ended(
+    tmp_path: Path, repeats: bool
+) -> None:
+    keyed = order("one", idempotency_key="key")
+    async with request_path(tmp_path, PATIENT.model_copy(update={"cap_seconds": 60.0})) as p:
+        reply = await unary(p, keyed)
+        p.ahead_seconds = 6.0
+        await p.settled()
+        if repeats:
+            repeat = await unary(p, keyed)
+        p.servicer.not_sent(reply)
+        await p.settled()
+        assert statuses(tmp_path) == {"one": REPEATED if repeats else CANCELLED}
+        if repeats:
+            p.servicer.sent(repeat)
+            await p.settled()
+    assert statuses(tmp_path) == {"one": REPLIED if repeats else CANCELLED}
+    assert p.replies.unconfirmed == {"unsent": 1}
 
 
 async def test_what_is_left_at_the_end_is_noted(tmp_path: Path) -> None:
     async with request_path(tmp_path) as p:
         await unary(p, order("one"))
-    assert statuses(tmp_path) == {"one": "reply_unconfirmed:unsent"}
+    assert statuses(tmp_path) == {"one": UNSENT}
 
 
 async def test_more_than_can_be_remembered_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,7 +452,9 @@ class Disk:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(("owe", "heard", "unheard", "commit", "fail", "break", "heal", "refuse", "accept", "tick")),
+        st.sampled_from(
+            ("owe", "heard", "unheard", "unsent", "commit", "fail", "break", "heal", "refuse", "accept", "tick")
+        ),
         st.integers(0, 3),
     ),
     max_size=60,
@@ -454,6 +482,8 @@ class Course:
                 self.heard.add(decided.decision_id)
             case "unheard" if decided is not None:
                 self.replies.unheard(decided, "cancelled")
+            case "unsent":
+                self.replies._note_unsent()
             case "commit" if disk.writable:
                 disk.commit()
             case "fail" | "break":
@@ -470,7 +500,7 @@ class Course:
     async def end(self) -> None:
         """Nobody hears anything any more, and the disk is well."""
         for decided in self.made.values():
-            self.replies.unheard(decided, "unsent")
+            self.replies.unheard(decided, "cancelled")
         self.disk.writable, self.disk.refuses = True, False
         while self.replies.waiting:
             await self.take("tick", 0)
@@ -672,9 +702,10 @@ async def test_a_watcher_is_told_what_each_caller_heard(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cause", "heard"),
     [
-        *((cause, audit_pb2.HEARD_ACTION_NOTHING) for cause in ("cancelled", "deadline", "failed", "unsent")),
+        *((cause, audit_pb2.HEARD_ACTION_NOTHING) for cause in ("cancelled", "deadline", "failed")),
         ("superseded", audit_pb2.HEARD_ACTION_NOTHING),
         ("killed", audit_pb2.HEARD_ACTION_UNKNOWN),
+        ("unsent", audit_pb2.HEARD_ACTION_UNKNOWN),
         ("repeated", audit_pb2.HEARD_ACTION_UNKNOWN),
         ("of another version", audit_pb2.HEARD_ACTION_UNKNOWN),
     ],

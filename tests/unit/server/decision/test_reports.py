@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from fallback.budget import Budget
-from fallback.order import CallContext, Case, Order
+from fallback.order import CallContext, Order
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.pending import Pending
 from server.decision.record import Decided
 from server.decision.reports import DecisionReports, Report, Sink
 from server.errors import DeadlineError, InvalidOrderError, OverloadedError, PretradeError
@@ -19,9 +20,11 @@ DECIDED = cast("Decided", SimpleNamespace(decision_id="d"))
 CONTEXT = CallContext("ab" * 16, "cd" * 8, sampled=True)
 
 
-def case(*degradations: pb.Degradation.ValueType, context: CallContext = CONTEXT) -> Case:
+def case(*degradations: pb.Degradation.ValueType, context: CallContext = CONTEXT) -> Pending:
     order = Order(b"", "A.B", pb.SIDE_BUY, 1.0, 1.0, "s", False, None, context=context)
-    made = Case(order, Budget(0.0, 1.0, 0.0))
+    nobody: Any = None  # waits
+    made = Pending(order, Budget(0.0, 1.0, 0.0), nobody, nobody, has_place=True)
+    made.decided = DECIDED
     made.degradations.extend(degradations)
     return made
 
@@ -53,7 +56,7 @@ def test_the_gravest_cause_is_named(
 ) -> None:
     written: list[Report] = []
     with sink(written, follows=follows) as one:
-        DecisionReports((one,)).decided(case(*degradations), DECIDED, used)
+        DecisionReports((one,)).decided((case(*degradations),), used)
     assert [report.cause for report in written] == ([] if cause is None else [cause])
 
 
@@ -62,7 +65,7 @@ def test_one_in_n_of_the_others_is_told_of_and_0_is_none() -> None:
     with sink(written, one_in=4) as some, sink(written, one_in=0) as none:
         reports = DecisionReports((some, none))
         for number in range(12):
-            reports.decided(case(), DECIDED, number * 1e-6)
+            reports.decided((case(),), number * 1e-6)
     assert len(written) == 3
     assert (some.chosen["sample"], none.chosen.total()) == (3, 0)
 
@@ -90,10 +93,10 @@ def test_more_than_the_rate_is_lost_and_counted() -> None:
     with sink(written, one_in=1, rate=10) as one:
         reports = DecisionReports((one,))
         for _ in range(25):
-            reports.decided(case(), DECIDED, 100.0)
+            reports.decided((case(),), 100.0)
         assert (one.chosen["slow"], one.lost) == (25, 15), "a second's worth may come at once"
         for _ in range(25):
-            reports.decided(case(), DECIDED, 100.5)
+            reports.decided((case(),), 100.5)
         assert one.lost == 15 + 20, "and half of it after half a second"
     assert len(written) == 15
 
@@ -107,7 +110,7 @@ def test_an_sink_that_hangs_fills_its_queue_and_no_more() -> None:
     one = Sink("stuck", hang, one_in=1, slow_seconds=1e9, follows_caller=False, max_per_second=1e6)
     with one:
         for number in range(5_000):
-            DecisionReports((one,)).decided(case(), DECIDED, number * 1e-3)
+            DecisionReports((one,)).decided((case(),), number * 1e-3)
         assert 3_900 <= one.lost <= 4_000
         released.set()
 
@@ -124,6 +127,6 @@ def test_a_report_that_cannot_be_written_ends_no_other() -> None:
     one = Sink("flaky", write, one_in=1, slow_seconds=1e9, follows_caller=False, max_per_second=1e6)
     with one:
         for number in range(3):
-            DecisionReports((one,)).decided(case(), DECIDED, number * 1e-3)
+            DecisionReports((one,)).decided((case(),), number * 1e-3)
     assert written == ["broken", "whole", "whole"]
     assert one.lost == 1

@@ -104,7 +104,8 @@ class Bench:
     def submit_shadow(self, number: int, from_caller: bool = False) -> asyncio.Future[Result] | None:
         """The shadow row's future; None when it was shed."""
         future: asyncio.Future[Result] = self.loop.create_future()
-        return future if self.batcher.submit_shadow(future, payload(number), from_caller) else None
+        row = Row(payload(number), math.inf, future, from_caller=from_caller)
+        return future if self.batcher.submit_shadow([row]) else None
 
     async def calls(self, number: int) -> list[Call]:
         """The calls so far, once there are as many and everything that can happen now has happened."""

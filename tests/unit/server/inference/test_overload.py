@@ -75,7 +75,7 @@ class Callers:
         else:
             assert answer.source in (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY)
             self.scored += 1
-            self.admission.answered(elapsed, TIMEOUT_SECONDS)
+            self.admission.answered([(elapsed, TIMEOUT_SECONDS)])
 
 
 async def test_ten_times_the_load_leaves_goodput_at_capacity_and_passes_within_five_seconds() -> None:

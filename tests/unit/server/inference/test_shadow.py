@@ -35,7 +35,7 @@ async def test_the_challenger_agrees_where_both_fall_on_the_same_side() -> None:
     pairs: list[Pair] = []
     shadow = Shadow([challenger], observe=pairs.append)
     for name, answer in (("one", decided(0.9)), ("two", decided(0.1)), ("three", NOBODY)):
-        shadow.mirror(new_case(), answer, name)
+        shadow.mirror([(new_case(), answer, name)])
     await asyncio.sleep(0.5)
     assert shadow.fates() == {"agreed": 1, "disagreed": 1, "uncompared": 1, "failed": 0, "shed": 0, "refused": 0}
     assert challenger.calls == 1, "one batch"
@@ -51,7 +51,7 @@ async def test_the_challenger_agrees_where_both_fall_on_the_same_side() -> None:
 async def test_every_challenger_gets_the_row() -> None:
     challengers = [ScriptedReplica(f"challenger-{number}", answers(0.7)) for number in range(3)]
     shadow = Shadow(challengers)
-    shadow.mirror(new_case(), decided(0.9), "one")
+    shadow.mirror([(new_case(), decided(0.9), "one")])
     await asyncio.sleep(0.5)
     assert [challenger.calls for challenger in challengers] == [1, 1, 1]
     assert shadow.agreed == 3
@@ -67,11 +67,11 @@ async def test_what_a_canary_decided_goes_to_the_champion_and_only_there() -> No
     shadow = Shadow([challenger], (primary, secondary), sample_share=0.0, observe=pairs.append)
     case = new_case()
     case.attempts.append(Attempt("challenger", "success", 0.004, CANARY))
-    shadow.mirror(case, decided(0.9, pb.SOURCE_CANARY), "one")  # whatever the sample
+    shadow.mirror([(case, decided(0.9, pb.SOURCE_CANARY), "one")])  # whatever the sample
     primary.breaker.force(Mode.FORCED_OPEN)
-    shadow.mirror(case, decided(0.9, pb.SOURCE_CANARY), "two")
+    shadow.mirror([(case, decided(0.9, pb.SOURCE_CANARY), "two")])
     secondary.breaker.force(Mode.FORCED_OPEN)
-    shadow.mirror(case, decided(0.9, pb.SOURCE_CANARY), "three")
+    shadow.mirror([(case, decided(0.9, pb.SOURCE_CANARY), "three")])
     await asyncio.sleep(0.5)
     assert (primary.calls, secondary.calls, challenger.calls) == (1, 1, 0)
     assert {pair.decision_id for pair in pairs} == {"one", "two"}
@@ -88,13 +88,13 @@ async def test_a_row_that_a_caller_brought_does_not_go_where_a_version_is_on_tri
     on_trial = {serving}
     shadow = Shadow([serving, other], on_trial=lambda replica: replica in on_trial, observe=pairs.append)
     own = np.zeros(features.N_FEATURES, dtype=np.float32)
-    shadow.mirror(new_case(caller_features=own, sequence=7), decided(0.9), "brought")
-    shadow.mirror(new_case(sequence=7), decided(0.9), "the server's own")
+    shadow.mirror([(new_case(caller_features=own, sequence=7), decided(0.9), "brought")])
+    shadow.mirror([(new_case(sequence=7), decided(0.9), "the server's own")])
     await asyncio.sleep(0.5)
     assert sorted(pair.decision_id for pair in pairs) == ["brought", "the server's own", "the server's own"]
     assert {pair.decision_id: pair.sequence for pair in pairs} == {"brought": None, "the server's own": 7}
     on_trial.clear()
-    shadow.mirror(new_case(caller_features=own), decided(0.9), "brought, and nothing is on trial")
+    shadow.mirror([(new_case(caller_features=own), decided(0.9), "brought, and nothing is on trial")])
     await asyncio.sleep(0.5)
     assert [pair.decision_id for pair in pairs[3:]] == ["brought, and nothing is on trial"] * 2
     for replica in (serving, other):
@@ -106,7 +106,7 @@ async def test_a_sample_is_a_sample() -> None:
     dice = itertools.cycle([0.1, 0.3, 0.6, 0.9])
     shadow = Shadow([challenger], sample_share=0.5, random=lambda: next(dice))
     for number in range(100):
-        shadow.mirror(new_case(), decided(0.9), str(number))
+        shadow.mirror([(new_case(), decided(0.9), str(number))])
     await asyncio.sleep(0.5)
     assert shadow.offered == shadow.agreed == 50
     await challenger.batcher.close()
@@ -115,7 +115,7 @@ async def test_a_sample_is_a_sample() -> None:
 async def test_a_failing_challenger_is_counted() -> None:
     challenger = ScriptedReplica("challenger", fails(Outcome.MODEL_ERROR))
     shadow = Shadow([challenger])
-    shadow.mirror(new_case(), decided(0.9), "one")
+    shadow.mirror([(new_case(), decided(0.9), "one")])
     await asyncio.sleep(0.5)
     assert shadow.failed == 1
     await challenger.batcher.close()
@@ -126,7 +126,7 @@ async def test_a_hanging_challenger_holds_a_bounded_number_of_rows() -> None:
     shadow = Shadow([challenger])
     for _ in range(50):
         for _ in range(20):
-            shadow.mirror(new_case(), decided(0.9), "one")
+            shadow.mirror([(new_case(), decided(0.9), "one")])
         await asyncio.sleep(0.1)
     assert shadow.offered == 1_000
     assert challenger.batcher.queued <= 10
@@ -141,5 +141,5 @@ async def test_a_challenger_whose_breaker_is_open_is_not_asked() -> None:
     challenger = ScriptedReplica("challenger", answers(0.7))
     challenger.breaker.force(Mode.FORCED_OPEN)
     shadow = Shadow([challenger])
-    shadow.mirror(new_case(), decided(0.9), "one")
+    shadow.mirror([(new_case(), decided(0.9), "one")])
     assert (shadow.refused, challenger.batcher.queued) == (1, 0)

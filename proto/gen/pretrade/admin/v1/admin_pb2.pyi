@@ -644,7 +644,7 @@ class DrainReplicaRequest(_message.Message):
     EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
-    """The replica's name."""
+    """The replica's name, or a role with several endpoints for all of them."""
     author: _builtins.str
     """Who asks."""
     reason: _builtins.str
@@ -719,7 +719,7 @@ class ResumeReplicaRequest(_message.Message):
     EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
-    """The replica's name."""
+    """The replica's name, or a role with several endpoints for all of them."""
     author: _builtins.str
     """Who asks."""
     reason: _builtins.str
@@ -1186,8 +1186,9 @@ class ReplicaStatus(_message.Message):
     DRAINED_FIELD_NUMBER: _builtins.int
     REVERTS_IN_FIELD_NUMBER: _builtins.int
     P99_FIELD_NUMBER: _builtins.int
+    EJECTED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`primary`, `secondary` or `challenger`."""
+    """Its role, `primary`, `secondary` or `challenger`; of several endpoints in one role `primary-1`, `primary-2` and so on."""
     role: Global___ReplicaRole.ValueType
     """What it is for."""
     endpoint: _builtins.str
@@ -1214,6 +1215,10 @@ class ReplicaStatus(_message.Message):
     """Rows shed since start (shadow only)."""
     drained: _builtins.bool
     """True while it is drained: it gets no orders."""
+    ejected: _builtins.str
+    """Why it gets no orders although it is not drained and its breaker is closed, for example that it does not serve the model
+    that decides; empty when it gets its share.
+    """
     @_builtins.property
     def p50(self) -> _duration_pb2.Duration:
         """Recent median time of a batch."""
@@ -1256,10 +1261,11 @@ class ReplicaStatus(_message.Message):
         drained: _builtins.bool = ...,
         reverts_in: _duration_pb2.Duration | None = ...,
         p99: _duration_pb2.Duration | None = ...,
+        ejected: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["p50", b"p50", "p95", b"p95", "p99", b"p99", "reverts_in", b"reverts_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned", b"abandoned", "batches", b"batches", "breaker_mode", b"breaker_mode", "breaker_state", b"breaker_state", "drained", b"drained", "endpoint", b"endpoint", "healthy", b"healthy", "in_flight", b"in_flight", "model_version", b"model_version", "name", b"name", "outcomes", b"outcomes", "p50", b"p50", "p95", b"p95", "p99", b"p99", "queued", b"queued", "reverts_in", b"reverts_in", "role", b"role", "rows", b"rows", "shed", b"shed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned", b"abandoned", "batches", b"batches", "breaker_mode", b"breaker_mode", "breaker_state", b"breaker_state", "drained", b"drained", "ejected", b"ejected", "endpoint", b"endpoint", "healthy", b"healthy", "in_flight", b"in_flight", "model_version", b"model_version", "name", b"name", "outcomes", b"outcomes", "p50", b"p50", "p95", b"p95", "p99", b"p99", "queued", b"queued", "reverts_in", b"reverts_in", "role", b"role", "rows", b"rows", "shed", b"shed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1479,7 +1485,7 @@ class SetBreakerRequest(_message.Message):
     EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
-    """The replica's name."""
+    """The replica's name, or a role with several endpoints for all of them."""
     mode: Global___BreakerMode.ValueType
     """The mode to set."""
     author: _builtins.str
@@ -2619,7 +2625,7 @@ class LoadModelRequest(_message.Message):
     """See the service."""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Replicas to load it into; empty for primary and secondary."""
+        """Replicas to load it into, or roles for all of their endpoints; empty for primary and secondary."""
 
     def __init__(
         self,

@@ -575,7 +575,8 @@ class ReplyUnconfirmed(_message.Message):
     """`cancelled`: the caller had gone. `deadline`: the reply could not be sent before the deadline, and the call ended
     DEADLINE_EXCEEDED. `audit_late`: the packet was not durable in time, and the caller was told `heard_action` instead.
     `failed`: the server failed after it had decided, and the call ended INTERNAL. `unsent`: the reply waited for seconds
-    for a caller that does not read; if it is read later, a `ReplyHeard` follows. `not_durable`: the commit failed, so
+    for a caller that does not read; if it is read later, a `ReplyHeard` follows, and if it is not, an entry with another
+    cause. `not_durable`: the commit failed, so
     that the caller was told ABSTAIN, and the row turned up on disk after all. `killed`: the server died before it could
     say what became of the reply, which the caller may have heard. `repeated`: a repeat of the call was about to hear it;
     a `ReplyHeard` follows if it did. It means nothing without another entry that says that the first call did not hear
@@ -585,7 +586,7 @@ class ReplyUnconfirmed(_message.Message):
     """
     heard_action: _decision_pb2.Action.ValueType
     """What was heard instead of the packet's decision: for `audit_late`, `not_durable` and `withdrawn`. Unspecified when no
-    decision was heard, or, for `killed` and `repeated`, when nobody knows.
+    decision was heard, or, for `killed`, `unsent` and `repeated`, when nobody knows.
     """
     @_builtins.property
     def heard_reasons(self) -> _containers.RepeatedScalarFieldContainer[_decision_pb2.ReasonCode.ValueType]:

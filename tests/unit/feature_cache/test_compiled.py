@@ -15,14 +15,15 @@ import pytest
 from support.twins import compiled_here
 
 import hatch_compile
-from server import compiled
+from feature_cache import compiled
 
 MODULE = compiled.SOURCES[0]
 
 
 def test_every_source_is_listed_and_every_listed_source_is_there() -> None:
     root = Path(compiled.__file__).parents[1]
-    found = {".".join(path.relative_to(root).with_suffix("").parts) for path in root.glob("server/**/*.pyx")}
+    sources = [path for folder in ("feature_cache", "fallback", "server") for path in root.glob(f"{folder}/**/*.pyx")]
+    found = {".".join(path.relative_to(root).with_suffix("").parts) for path in sources}
     assert found == set(compiled.SOURCES)
 
 

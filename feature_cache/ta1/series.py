@@ -1,0 +1,194 @@
+"""The indicators over the bars of one interval, bar by bar.
+
+A handle of TA-Lib's `stream` carries each indicator forward at a constant cost a bar. It gives bit by bit what TA-Lib's
+function gives for the whole history, recursive indicators such as RSI, EMA, ATR and ADX included; a test holds every
+one of them, at every bar, against the function. A handle needs some bars to be opened on: until then its indicator is
+undefined.
+
+The history is that of a series of bars (see `bars/maker.py`), from its first trade on. A bar without a trade stands at
+the close before it, without volume. Prices are ticks and sizes lots, so that TA-Lib's sums of volumes are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from talib import InsufficientHistory, abstract, stream  # type: ignore[attr-defined]  # not all is in its stubs
+
+from feature_cache.bars.bar import Bar, Lacks
+from feature_cache.ta1.indicators import CHANGE_BARS, FEATURES, FLOW_BARS, INDICATORS, Indicator, Outputs
+
+_INPUTS: Final = "ohlcv"
+_ROUNDING: Final = 1e-6
+"""How far beyond its range, relatively, a value may lie for rounding; what lies further is undefined."""
+_Row = tuple[float, float, float, float, float]
+
+_MOST: Final = float(np.finfo(np.float32).max)
+_LOWEST: Final = np.array([max(-_MOST, one.lowest) for one in FEATURES])
+_HIGHEST: Final = np.array([min(_MOST, one.highest) for one in FEATURES])
+_SLACK: Final = _ROUNDING * np.minimum(1.0, _HIGHEST - _LOWEST)
+
+
+@cache
+def _needed(function: str, parameters: tuple[tuple[str, float], ...]) -> int:
+    """How many bars a function of TA-Lib needs for its first value, or a few less."""
+    return 1 + int(abstract.Function(function, **dict(parameters)).lookback)  # type: ignore[attr-defined]  # as above
+
+
+class Running:
+    """One indicator, bar by bar.
+
+    Args:
+        indicator: Which.
+    """
+
+    def __init__(self, indicator: Indicator) -> None:
+        self.indicator = indicator
+        self._places = [_INPUTS.index(one) for one in indicator.inputs]
+        self._needed = _needed(indicator.function, tuple(indicator.parameters.items()))
+        self._update: Callable[..., float | Outputs] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it no longer needs the history."""
+        return self._update is not None
+
+    def add(self, row: _Row, history: Sequence[_Row]) -> Outputs | None:
+        """TA-Lib's outputs after a bar; None while there are too few.
+
+        Args:
+            row: The bar: open, high, low, close, volume.
+            history: All bars, this one included; not looked at once `is_open`.
+        """
+        if self._update is not None:
+            found = self._update(*[row[place] for place in self._places])
+        else:
+            opened = self._open(history)
+            if opened is None:
+                return None
+            found = opened
+        return found if isinstance(found, tuple) else (found,)
+
+    def _open(self, history: Sequence[_Row]) -> float | Outputs | None:
+        if len(history) < self._needed:
+            return None
+        columns = [np.array([row[place] for row in history]) for place in self._places]
+        try:
+            handle: Any = getattr(stream, self.indicator.function)(*columns, **self.indicator.parameters)
+        except InsufficientHistory:
+            return None
+        self._update = handle.update
+        value: float | Outputs = handle.value
+        return value
+
+
+class _Total:
+    """How much a running total changed over `CHANGE_BARS`, and the lots meanwhile."""
+
+    def __init__(self) -> None:
+        self._entries: deque[tuple[float, float]] = deque(maxlen=CHANGE_BARS + 1)
+        self._lots = 0.0
+
+    def add(self, total: float, lots: float) -> Outputs | None:
+        self._lots += lots
+        self._entries.append((total, self._lots))
+        if len(self._entries) <= CHANGE_BARS:
+            return None
+        before, lots_before = self._entries[0]
+        return total - before, self._lots - lots_before
+
+
+class _Flow:
+    """The features of `FLOW`."""
+
+    def __init__(self) -> None:
+        self._bars: deque[Bar] = deque(maxlen=FLOW_BARS)
+
+    def add(self, bar: Bar, close: float, before: float | None) -> list[float]:
+        self._bars.append(bar)
+        above_mid = math.nan if bar.mid_close is None else 1e4 * (2 * close / bar.mid_close - 1)
+        change = math.nan if before is None else 1e4 * math.log(close / before)
+        if len(self._bars) < FLOW_BARS:
+            return [change, math.nan, math.nan, math.nan, math.nan, above_mid]
+        lots = sum(one.lots for one in self._bars)
+        bought, sold = sum(one.bought for one in self._bars), sum(one.sold for one in self._bars)
+        vwap = sum(one.notional for one in self._bars) / lots if lots else math.nan
+        return [
+            change,
+            1e4 * (close - vwap) / close,
+            (bought - sold) / (bought + sold) if bought + sold else 0.0,
+            sum(one.trades for one in self._bars) / FLOW_BARS,
+            sum(not one.trades for one in self._bars) / FLOW_BARS,
+            above_mid,
+        ]
+
+
+class Series:
+    """Bars of one interval in, the values of `FEATURES` out."""
+
+    def __init__(self) -> None:
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._running = [Running(one) for one in INDICATORS]
+        self._totals = [_Total() if one.is_total else None for one in INDICATORS]
+        self._spoilt_until = [0] * len(INDICATORS)
+        self._flow = _Flow()
+        self._history: list[_Row] | None = []
+        self._count = 0
+        self._unmoved = 0
+        self._close: float | None = None
+        self.values: NDArray[np.float32] = np.full(len(FEATURES), math.nan, dtype=np.float32)
+        """float32[n] as of the last bar; never written to."""
+
+    def add(self, bar: Bar) -> None:
+        """Takes the bar that follows on the one before it, or one that begins a series."""
+        if bar.lacks & Lacks.BEGINNING:
+            self._start_anew()
+        before = self._close
+        row = _row_of(bar, before)
+        if row is None:
+            return
+        self._count += 1
+        self._close = close = row[3]
+        self._unmoved = self._unmoved + 1 if row[:4] == (before,) * 4 else 0
+        if self._history is not None:
+            self._history.append(row)
+        found: list[float] = []
+        for place, running in enumerate(self._running):
+            found += self._derived(place, running, row)
+        if self._history is not None and all(running.is_open for running in self._running):
+            self._history = None
+        found += self._flow.add(bar, close, before)
+        self.values = _in_range(np.array(found))
+
+    def _derived(self, place: int, running: Running, row: _Row) -> list[float]:
+        indicator = running.indicator
+        out = running.add(row, self._history or ())
+        total = self._totals[place]
+        if total is not None and out is not None:
+            out = total.add(out[0], row[4])
+        if indicator.window and self._unmoved >= indicator.window:
+            self._spoilt_until[place] = self._count + indicator.memory
+        if out is None or self._count < self._spoilt_until[place]:
+            return [math.nan] * len(indicator.derived)
+        return [one.value(out, row[3]) for one in indicator.derived]
+
+
+def _row_of(bar: Bar, before: float | None) -> _Row | None:
+    if bar.open is None or bar.high is None or bar.low is None or bar.close is None:
+        return None if before is None else (before, before, before, before, 0.0)
+    return float(bar.open), float(bar.high), float(bar.low), float(bar.close), float(bar.lots)
+
+
+def _in_range(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Values that are beyond what their definition leaves possible, other than by rounding, are undefined."""
+    clipped = np.clip(values, _LOWEST, _HIGHEST)
+    clipped[~(np.abs(values - clipped) <= _SLACK)] = math.nan
+    return clipped.astype(np.float32)

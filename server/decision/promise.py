@@ -1,0 +1,133 @@
+"""What the caller of an order waits for: its decision, or why there is none.
+
+It is used as an `asyncio.Future`, which costs several times as much: a future asks the event loop for a turn for each
+of its callbacks, while orders that are decided together tell their callers in one turn (`Promises`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from server.decision.pending import Pending
+    from server.decision.record import Decided
+
+
+class Promises:
+    """Tells callers in the next turn of the event loop, all those together whose promises end in this one.
+
+    Args:
+        ended: Called with the cases before their callers hear.
+    """
+
+    def __init__(self, ended: Callable[[Sequence[Pending]], None]) -> None:
+        self._ended = ended
+        self._telling: list[Promise] = []
+
+    def tell(self, promise: Promise) -> None:
+        """A promise has ended."""
+        self._telling.append(promise)
+        if len(self._telling) == 1:
+            asyncio.get_running_loop().call_soon(self._tell)
+
+    def _tell(self) -> None:
+        told, self._telling = self._telling, []
+        try:
+            self._ended([promise.case for promise in told])
+        finally:
+            for promise in told:
+                promise.tell()
+
+
+class Promise:
+    """The decision of one case, once it is there. One caller awaits it at most.
+
+    Args:
+        promises: Of those that end together with it.
+    """
+
+    __slots__ = ("_callbacks", "_outcome", "_promises", "_waiter", "case")
+
+    case: Pending
+    """Set as soon as there is one."""
+
+    def __init__(self, promises: Promises) -> None:
+        self._promises = promises
+        self._outcome: Decided | BaseException | None = None
+        self._callbacks: list[Callable[[Any], object]] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._outcome is not None
+
+    def cancelled(self) -> bool:
+        """Whether nobody waits any more, and nobody has been answered."""
+        return isinstance(self._outcome, asyncio.CancelledError)
+
+    def result(self) -> Decided:
+        """The decision; raises why there is none."""
+        outcome = self._outcome
+        if outcome is None:
+            raise asyncio.InvalidStateError("not decided yet")
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def exception(self) -> BaseException | None:
+        """Why there is no decision; None when there is one."""
+        outcome = self._outcome
+        if outcome is None:
+            raise asyncio.InvalidStateError("not decided yet")
+        if isinstance(outcome, asyncio.CancelledError):
+            raise outcome
+        return outcome if isinstance(outcome, BaseException) else None
+
+    def set_result(self, decided: Decided) -> None:
+        """It was decided."""
+        self._end(decided)
+
+    def set_exception(self, error: BaseException) -> None:
+        """It gets no decision."""
+        self._end(error)
+
+    def cancel(self) -> bool:
+        """Nobody waits any more; False when it has ended before."""
+        if self._outcome is not None:
+            return False
+        self._end(asyncio.CancelledError())
+        return True
+
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+        """Has a function called with this when it has ended, never at once."""
+        if self._outcome is None:
+            self._callbacks.append(callback)
+        else:
+            asyncio.get_running_loop().call_soon(callback, self)
+
+    def __await__(self) -> Generator[Any, None, Decided]:
+        if self._outcome is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            yield from self._waiter
+        return self.result()
+
+    def _end(self, outcome: Decided | BaseException) -> None:
+        if self._outcome is not None:
+            raise asyncio.InvalidStateError("it has ended before")
+        self._outcome = outcome
+        self._promises.tell(self)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)  # its task has a turn after `Promises` has
+
+    def tell(self) -> None:
+        """Calls what was to be called."""
+        for callback in self._callbacks:
+            try:
+                callback(self)
+            except Exception as error:
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": f"an error in {callback!r}, which is called with decisions", "exception": error}
+                )

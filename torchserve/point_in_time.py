@@ -1,0 +1,171 @@
+"""Features at the instants of anybody's own orders, as they were known then: for models that are trained elsewhere.
+
+The vector at t is that of a server which had heard every event received before the first one of t or later, and no
+other; its ages are as of t. It is the vector of `torchserve.dataset` where that has an instant at t.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_cache import features
+from feature_cache.engine.book import EventError
+from feature_cache.engine.engine import FeatureEngine
+from feature_cache.sources.session import read_session, session_files
+from feature_cache.store.codec import FeatureSnapshot
+from pretrade.market.v1 import market_pb2 as pb
+from torchserve.dataset import SamplesError
+from torchserve.sources import Report, counted
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MAX_AGE_NS: Final = 10_000_000_000
+"""An older vector is one that a server has no longer, by default (`PRETRADE_FEATURE_CACHE__TTL_SECONDS`)."""
+
+_AGES: Final = [features.INDEX["book_age_ms"], features.INDEX["trade_age_ms"]]
+_SIDES: Final = {"buy": False, "sell": True}
+
+
+def known_at(
+    events: Iterable[pb.MarketEvent], instruments: Sequence[str], times_ns: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """What was known of each order's instrument at its time.
+
+    Args:
+        events: One or more instruments in the order in which they were received.
+        instruments: Of each order.
+        times_ns: Exchange time of each order, nanoseconds since the Unix epoch.
+
+    Returns:
+        float32[n, N_FEATURES] in market orientation; NaN where a feature was undefined, or nothing was known.
+    """
+    rows = np.full((len(times_ns), features.N_FEATURES), np.nan, np.float32)
+    orders: dict[str, list[int]] = defaultdict(list)
+    for order in np.argsort(times_ns, kind="stable").tolist():
+        orders[instruments[order]].append(order)
+    asked = {name: _Asked(name, numbers, times_ns, rows) for name, numbers in orders.items()}
+    for event in events:
+        if (one := asked.get(event.instrument)) is not None:
+            one.on_event(event)
+    for one in asked.values():
+        one.end()
+    return rows
+
+
+class _Asked:
+    """The orders of one instrument, answered one after the other while its events pass."""
+
+    def __init__(
+        self, instrument: str, orders: list[int], times_ns: NDArray[np.int64], rows: NDArray[np.float32]
+    ) -> None:
+        self._engine = FeatureEngine(instrument)
+        self._orders = orders
+        self._times = times_ns[orders].tolist()
+        self._rows = rows
+        self._next = 0
+
+    def on_event(self, event: pb.MarketEvent) -> None:
+        is_due = self._next < len(self._times) and event.event_time_ns >= self._times[self._next]
+        # Before the event is taken in: at the instant it had not been received yet.
+        known = self._engine.snapshot() if is_due else None
+        try:
+            self._engine.on_event(event)
+        except EventError:
+            # Nor does the worker take it in. What it means for the book the next event tells.
+            return
+        if known is not None:
+            # An event from the future counts at a bound, and a stale one moves no time.
+            self._answer(known, min(event.event_time_ns, self._engine.time_ns))
+
+    def end(self) -> None:
+        """There are no more events: the orders that are left know all of them."""
+        if self._next < len(self._times):
+            self._answer(self._engine.snapshot(), self._times[-1])
+
+    def _answer(self, known: FeatureSnapshot, until_ns: int) -> None:
+        while self._next < len(self._times) and self._times[self._next] <= until_ns:
+            older_ns = self._times[self._next] - known.event_time_ns
+            if older_ns <= MAX_AGE_NS:
+                row = self._rows[self._orders[self._next]]
+                row[:] = known.values
+                row[_AGES] += np.float32(older_ns / 1e6)
+            self._next += 1
+
+
+def read_orders(path: Path) -> pa.Table:
+    """A CSV or Parquet file with the columns `instrument` and `time`, perhaps `side`, and any others.
+
+    Raises:
+        SamplesError: It cannot be read, or a column is missing or not what it should be.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - only for this command
+    import pyarrow.csv as pc  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        table = pq.read_table(path) if path.suffix == ".parquet" else pc.read_csv(path)
+    except (OSError, pa.ArrowException) as error:
+        raise SamplesError(f"{path}: {error}") from error
+    for name in ("instrument", "time"):
+        if name not in table.column_names:
+            raise SamplesError(f"{path}: has no column {name!r}; it has {', '.join(table.column_names)}")
+    if taken := sorted({*features.NAMES}.intersection(table.column_names)):
+        raise SamplesError(f"{path}: has features already: {', '.join(taken)}")
+    kind = table.schema.field("time").type
+    if not (pa.types.is_timestamp(kind) or pa.types.is_integer(kind)):
+        raise SamplesError(f"{path}: time must be a date and time in UTC, or nanoseconds since the epoch, not {kind}")
+    if table.column("time").null_count or table.column("instrument").null_count:
+        raise SamplesError(f"{path}: every order needs an instrument and a time")
+    if "side" in table.column_names and (wrong := set(table.column("side").to_pylist()) - _SIDES.keys()):
+        raise SamplesError(f"{path}: side must be buy or sell, not {min(map(str, wrong))!r:.40}")
+    return table
+
+
+def with_features(orders: pa.Table, events: Iterable[pb.MarketEvent]) -> pa.Table:
+    """Orders of `read_orders` with a column for each feature, turned for the order's side where there is one."""
+    import pyarrow as pa  # noqa: PLC0415 - as above
+
+    time = orders.column("time")
+    nanoseconds = time.cast(pa.timestamp("ns")) if pa.types.is_timestamp(time.type) else time
+    rows = known_at(events, orders.column("instrument").to_pylist(), nanoseconds.cast(pa.int64()).to_numpy())
+    if "side" in orders.column_names:
+        sells = np.array([_SIDES[side] for side in orders.column("side").to_pylist()], np.bool_)
+        rows[sells] = features.for_sell(rows[sells])
+    for index, name in enumerate(features.NAMES):
+        # NaN stays NaN and does not become null: a model is fed what it was trained on.
+        orders = orders.append_column(name, pa.array(rows[:, index]))
+    return orders
+
+
+def join(orders: Path, recordings: Iterable[Path], out: Path, report: Report = lambda _: None) -> tuple[int, int]:
+    """Writes the orders of a file with their features as Parquet.
+
+    Args:
+        orders: See `read_orders`.
+        recordings: Files or folders, see `feature_cache.sources.session`.
+        out: The file to write.
+        report: Called with what is being done.
+
+    Returns:
+        How many orders there are, and for how many of them the book was known.
+
+    Raises:
+        SamplesError: The orders cannot be used.
+        feature_cache.sources.session.SessionError: A recording cannot be read.
+    """
+    import pyarrow.parquet as pq  # noqa: PLC0415 - as above
+
+    table = read_orders(orders)
+    events = read_session(session_files(recordings), set(table.column("instrument").to_pylist()))
+    joined = with_features(table, counted(events, report))
+    partial = out.with_name(out.name + ".partial")
+    pq.write_table(joined, partial, compression="zstd")
+    partial.replace(out)
+    return len(joined), int(np.isfinite(joined.column("spread_bps").to_numpy()).sum())
