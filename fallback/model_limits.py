@@ -100,10 +100,14 @@ class LimitGuards:
         if not uncertain and not out_of_domain:
             return found
         to_look_at: dict[Domain, list[int]] = {}
+        by_version: dict[str, ModelLimits] = {}
         for place, (case, answer) in enumerate(zip(cases, answers, strict=True)):
             if answer.source not in _SCORED:
                 continue
-            limits = self._limits(answer.model_version)
+            version = answer.model_version
+            limits = by_version.get(version)
+            if limits is None:
+                limits = by_version[version] = self._limits(version)
             if not limits.is_known:
                 limits_unknown(case)
                 continue

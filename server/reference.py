@@ -61,7 +61,7 @@ LABELS: Final = {
     "question": "`lookups`, `watching`, `replays`, `explanations`, `drift`",
     "reader": "`reads`, `models`",
     "reason": "the contract's `ReasonCode` or `Degradation`; for errors, poison records and suspensions, codes of ours",
-    "replica": "`primary`, `secondary`, `challenger`",
+    "replica": "`primary`, `secondary`, `challenger`; of several endpoints `primary-1`, `primary-2` …",
     "source": "the contract's `Source`",
     "stage": "the contract's `Stage`",
     "step": "`read`, `written`",

@@ -97,6 +97,9 @@ class TorchServeSettings(BaseModel):
     None for no changes while it runs."""
     metrics_port: Port | None = None
     """Port of the Prometheus metrics on 127.0.0.1; None for no metrics."""
+    gpus: int = Field(default=0, ge=0)
+    """GPUs that TorchServe deals out to its workers, for models that Torch scores; 0 for none. This never ran on one:
+    there was none to test it on."""
     token_minutes: int | None = Field(default=None, ge=1, le=5_256_000)
     """Calls need a token, which is in `key_file.json` of the directory, for its owner alone, and good for so many
     minutes; a new one is written when the process starts. None: anybody who reaches the ports may call."""
@@ -206,7 +209,7 @@ def _properties(settings: TorchServeSettings, archive: Path, temporary: Path) ->
         "model_metrics_auto_detect": "false",
         "number_of_netty_threads": 1,
         "netty_client_threads": 1,
-        "number_of_gpu": 0,
+        "number_of_gpu": settings.gpus,
         "job_queue_size": settings.job_queue_size,
         "default_response_timeout": settings.response_timeout_seconds,
         "default_startup_timeout": settings.startup_timeout_seconds,

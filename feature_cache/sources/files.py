@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import heapq
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -77,11 +78,13 @@ def in_order(sources: Iterable[tuple[int, Iterator[T]]], time_of: Callable[[T], 
     ]
     heapq.heapify(heap)
     while heap:
-        _, number, thing, source = heap[0]
+        _, number, thing, source = heapq.heappop(heap)
         if thing is not None:
             yield thing
-        following = next(source, None)
-        if following is None:
-            heapq.heappop(heap)
-        else:
-            heapq.heapreplace(heap, (time_of(following), number, following, source))
+        bound = heap[0][:2] if heap else (math.inf, 0)
+        for following in source:
+            time = time_of(following)
+            if (time, number) > bound:
+                heapq.heappush(heap, (time, number, following, source))
+                break
+            yield following

@@ -198,5 +198,6 @@ def _lines(path: Path, progress: Progress | None = None) -> Iterator[_Line]:
     for number, line in read_lines(path, progress):
         receive_time, _, message = line.partition(b" ")
         if not receive_time.isdigit():
-            raise SessionError(f"{path}, line {number}: does not begin with the receive time, in nanoseconds")
+            other = " (nor is it a file of Tardis.dev, LOBSTER or the recorder)" if number == 1 else ""
+            raise SessionError(f"{path}, line {number}: does not begin with the receive time, in nanoseconds{other}")
         yield int(receive_time), number, message, path

@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from random import Random
 from typing import Annotated, Any, Final
 
 import numpy as np
@@ -56,6 +57,7 @@ from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.champion import Champion
 from server.inference.embedded_check import EmbeddedCheck, EmbeddedSettings
+from server.inference.pool import Pool
 from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
 from server.inference.retry_budget import RetryBudget, RetrySettings
 from server.inference.shadow import Shadow
@@ -97,7 +99,7 @@ _METADATA: Final = (
 """As a call in Envoy brings it."""
 
 Usage = dict[str, float]
-"""Microseconds of CPU a decision, by thread; and decisions a second."""
+"""Microseconds of CPU a decision, by thread; decisions a second, and rows a batch of the primary."""
 
 
 class _Model(Replica):
@@ -124,7 +126,9 @@ class _Model(Replica):
         return ScoreBatch(self._identity, np.full(len(rows), 0.75, dtype=np.float32))
 
 
-async def _open(stack: AsyncExitStack, folder: Path, durability: Durability, limited: int) -> DecisionServicer:
+async def _open(
+    stack: AsyncExitStack, folder: Path, durability: Durability, limited: int, endpoints: int
+) -> tuple[DecisionServicer, list[_Model]]:
     clock, new_id = time.monotonic, uuid7_source()
     lag, budget = LoopLag(clock), BudgetSettings(cap_seconds=_CAP_SECONDS)
     journal = await stack.enter_async_context(
@@ -136,10 +140,10 @@ async def _open(stack: AsyncExitStack, folder: Path, durability: Durability, lim
         time.time_ns, clock,
     )  # fmt: skip
     admission = Admission(AdmissionSettings(max_in_flight=4_096), clock)
-    primary, secondary, challenger = (
-        _Model(name, lag, lambda: admission.in_flight) for name in ("primary", "secondary", "challenger")
-    )
-    for model in (primary, secondary, challenger):
+    primaries = [_Model(f"primary-{one}", lag, lambda: admission.in_flight) for one in range(1, endpoints + 1)]
+    secondary, challenger = (_Model(name, lag, lambda: admission.in_flight) for name in ("secondary", "challenger"))
+    primary = primaries[0] if endpoints == 1 else Pool("primary", primaries, Random(0).random)  # noqa: S311
+    for model in (*primaries, secondary, challenger):
         stack.push_async_callback(model.batcher.close)
     keys = make_memory(1_000)
     stack.callback(os.close, keys)
@@ -177,7 +181,7 @@ async def _open(stack: AsyncExitStack, folder: Path, durability: Durability, lim
         clock=clock,
     )
     explaining: Any = None  # nobody asks for an explanation
-    return DecisionServicer(
+    servicer = DecisionServicer(
         dataplane,
         OrderReader(_INSTRUMENTS),
         metrics,
@@ -191,6 +195,7 @@ async def _open(stack: AsyncExitStack, folder: Path, durability: Durability, lim
             Refusals(journal.append, TokenBuckets(0.0, 1.0, clock), "", time.time_ns),
         ),
     )
+    return servicer, primaries
 
 
 def _limits(limited: int) -> LimitGuards | None:
@@ -325,27 +330,41 @@ WAYS: Final[dict[str, tuple[int, Callable[[_Load, int], Awaitable[None]]]]] = {
 """Callers, and what each of them does."""
 
 
-async def measure(way: str, seconds: float, folder: Path, durability: Durability, limited: int = 9) -> Usage:
-    """Measures one way in for so long, with a new journal in a folder, and a model that looks at so many features."""
+async def measure(
+    way: str, seconds: float, folder: Path, durability: Durability, limited: int = 9, endpoints: int = 1
+) -> Usage:
+    """Measures one way in for so long.
+
+    Args:
+        way: Of `WAYS`.
+        seconds: For how long.
+        folder: Where the journal is made.
+        durability: Of the journal.
+        limited: Features that the guards of the model's limits look at.
+        endpoints: Of the primary.
+    """
     callers, ask = WAYS[way]
     async with AsyncExitStack() as stack:
-        load = _Load(await _open(stack, folder, durability, limited))
+        servicer, primaries = await _open(stack, folder, durability, limited, endpoints)
+        load = _Load(servicer)
         asking = [asyncio.ensure_future(ask(load, number)) for number in range(callers)]
         await asyncio.sleep(_WARM_SHARE * seconds)
         before, answered, began = _cpu(), load.answered, time.monotonic()
+        batches = sum(one.batcher.batches for one in primaries)
         ended: set[asyncio.Future[None]] = set()
         while not ended:
             ended, _ = await asyncio.wait(asking, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if load.answered > answered:  # else a machine with other work has done nothing in so short a time
                 break
         after, count, took = _cpu(), load.answered - answered, time.monotonic() - began
+        batches = sum(one.batcher.batches for one in primaries) - batches
         for one in asking:
             one.cancel()
         for outcome in await asyncio.gather(*asking, return_exceptions=True):
             if not isinstance(outcome, asyncio.CancelledError):
                 raise AssertionError(f"a caller ended by itself: {outcome!r}")
         used = {name: 1e6 * (after[name] - before[name]) / count for name in after}
-        return used | {"per_second": count / took}
+        return used | {"per_second": count / took, "rows a batch": count / max(batches, 1)}
 
 
 def _cpu() -> dict[str, float]:
@@ -363,15 +382,16 @@ def main(
     limited: Annotated[
         int, typer.Option(min=0, max=25, help="Features that the guards UNCERTAIN and OUT_OF_DOMAIN look at; 0: none.")
     ] = 9,
+    endpoints: Annotated[int, typer.Option(min=1, max=16, help="Of the primary.")] = 1,
     folder: Annotated[Path | None, typer.Option(help="Where the journal is. [a temporary folder]")] = None,
 ) -> None:
-    """Measure the CPU of a decision, in microseconds, and decisions a second; one line of JSON for each way in."""
+    """Measure the CPU of a decision, in microseconds, decisions a second, and rows a batch, for each way in."""
     for name in way or list(WAYS):
         found: list[Usage] = []
         for _ in range(rounds):
             spare_the_hot_path()
             with tempfile.TemporaryDirectory(dir=folder) as fresh:
-                found.append(uvloop.run(measure(name, seconds, Path(fresh), durability, limited)))
+                found.append(uvloop.run(measure(name, seconds, Path(fresh), durability, limited, endpoints)))
         medians = {key: round(statistics.median(one[key] for one in found), 1) for key in found[0]}
         print(json.dumps({"way": name, **medians}), flush=True)
 

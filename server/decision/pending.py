@@ -21,13 +21,13 @@ class Pending(JointCase):
 
     __slots__ = ("answer", "decided", "durable_until", "has_place", "recorded_at")
 
-    future: Promise
+    future: Promise[Pending]
 
     def __init__(
         self,
         order: Order,
         budget: Budget,
-        future: Promise,
+        future: Promise[Pending],
         on_result: Callable[[Pending], None],
         has_place: bool,
     ) -> None:

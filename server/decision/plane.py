@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from server.journal.reply_status import Cause
     from server.timing.loop_lag import LoopLag
 
-Deciding = asyncio.Future[Decided] | Promise
+Deciding = asyncio.Future[Decided] | Promise[Pending]
 """A decision to come."""
 _NOT_AGAIN = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_OUT_OF_DOMAIN))
 """Scores that are not used for a later order: those that the audit does not hold, and of features no model has seen."""
@@ -117,7 +117,7 @@ class DataPlane:
         self._reply_reserve_seconds = budget_settings.reply_reserve_seconds
         self._clock = clock
         self._recorder = Recorder(recording, self._reply_reserve, self._after, self._too_late, clock, wall_clock_ns)
-        self._promises = Promises(self._ended)
+        self._promises: Promises[Pending] = Promises(self._ended)
         self._arrived: list[Pending] = []
         """Cases of this turn of the event loop."""
         self._results: list[Pending] = []
@@ -337,9 +337,9 @@ class DataPlane:
         late = self._reply_reserve_seconds + self._loop_lag.p95
         return max(self._reply_reserve_seconds, min(late, allowed_seconds / 4))
 
-    def _arrive(self, order: Order, budget: Budget, *, has_place: bool, in_company: bool = False) -> Promise:
+    def _arrive(self, order: Order, budget: Budget, *, has_place: bool, in_company: bool = False) -> Promise[Pending]:
         """Decides one order, together with those that arrive in the same turn of the event loop."""
-        promise = Promise(self._promises)
+        promise: Promise[Pending] = Promise(self._promises)
         case = promise.case = Pending(order, budget, promise, self._answered, has_place)
         self._arrived.append(case)
         if not in_company and self._admission.in_flight == 1:
@@ -431,9 +431,10 @@ class DataPlane:
         self._objective.note(case, by_model=False)
         self._admission.dropped(case.budget.allowed)
 
-    def heard(self, decided: Decided) -> None:
-        """The transport has the decision's bytes, in time."""
-        self._replies.heard(decided)
+    def heard(self, decisions: Sequence[Decided]) -> None:
+        """The transport has the decisions' bytes, in time."""
+        for decided in decisions:
+            self._replies.heard(decided)
 
     def unheard(self, decided: Decided, cause: Cause) -> None:
         """The decision was not sent: its caller had gone, or its deadline has passed."""

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from server.decision.pending import Pending
     from server.decision.record import Decided
 
 
-class Promises:
+CaseT = TypeVar("CaseT")
+
+
+class Promises(Generic[CaseT]):
     """Tells callers in the next turn of the event loop, all those together whose promises end in this one.
 
     Args:
         ended: Called with the cases before their callers hear.
     """
 
-    def __init__(self, ended: Callable[[Sequence[Pending]], None]) -> None:
+    def __init__(self, ended: Callable[[Sequence[CaseT]], None]) -> None:
         self._ended = ended
-        self._telling: list[Promise] = []
+        self._telling: list[Promise[CaseT]] = []
 
-    def tell(self, promise: Promise) -> None:
+    def tell(self, promise: Promise[CaseT]) -> None:
         """A promise has ended."""
         self._telling.append(promise)
         if len(self._telling) == 1:
@@ -41,7 +43,7 @@ class Promises:
                 promise.tell()
 
 
-class Promise:
+class Promise(Generic[CaseT]):
     """The decision of one case, once it is there. One caller awaits it at most.
 
     Args:
@@ -50,10 +52,10 @@ class Promise:
 
     __slots__ = ("_callbacks", "_outcome", "_promises", "_waiter", "case")
 
-    case: Pending
-    """Set as soon as there is one."""
+    case: CaseT
+    """Set as soon as there is one, and gone when its caller was told: a decision leaves the collector no cycle."""
 
-    def __init__(self, promises: Promises) -> None:
+    def __init__(self, promises: Promises[CaseT]) -> None:
         self._promises = promises
         self._outcome: Decided | BaseException | None = None
         self._callbacks: list[Callable[[Any], object]] = []
@@ -123,8 +125,10 @@ class Promise:
             waiter.set_result(None)  # its task has a turn after `Promises` has
 
     def tell(self) -> None:
-        """Calls what was to be called."""
-        for callback in self._callbacks:
+        """Calls what was to be called, and lets go of it."""
+        callbacks, self._callbacks = self._callbacks, []
+        del self.case
+        for callback in callbacks:
             try:
                 callback(self)
             except Exception as error:

@@ -124,6 +124,7 @@ class Champion:
             )
         )
         self._seats = (self._first,) if self._second is None else (self._first, self._second)
+        self._several = any(seat.role.several for seat in self._seats)
         self._retry_budget = retry_budget
         self._hedge = hedge
         self._first_attempts = LatencyWindow(clock, prior_seconds=0.005)
@@ -261,8 +262,8 @@ class Champion:
                 choices.append(_Choice(seat, replica))
             else:
                 _pass_over(case, seat, 0.0, _closed(seat))
-        for seat, replica, _ in tuple(choices):
-            if seat.role.several and (other := seat.role.pick((*tried, replica.name))) is not None:
+        for seat, replica, _ in tuple(choices) if self._several else ():
+            if (other := seat.role.pick((*tried, replica.name))) is not None:
                 choices.append(_Choice(seat, other, again=True))
         return choices
 

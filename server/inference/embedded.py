@@ -1,10 +1,11 @@
-"""The champion's boosted trees, scored in this process by XGBoost's C API.
+"""The champion, scored in this process: boosted trees by XGBoost's C API, others by ONNX Runtime.
 
 The archive's own `handler.py` is not run: it is made for a process of its own. This does what it does for trees, and
 gives the same scores to the last bit, because it calls the same function of the same library.
 
 Only XGBoost's shared library is loaded, from the `xgboost` package. The package itself is never imported: that takes
-half a second and brings SciPy along. The extra `pretrade-server[embedded]` installs it.
+half a second and brings SciPy along. The extra `pretrade-server[embedded]` installs it, and ONNX Runtime
+(`embedded_margins.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ctypes
 import importlib.util
 import json
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +24,14 @@ from numpy.typing import NDArray
 
 from feature_cache import feature_sets
 from feature_cache.feature_set import FeatureSet
+from server.inference.embedded_margins import (
+    CannotScoreError,
+    EnsembleMargins,
+    Margins,
+    OnnxMargins,
+    calibrated,
+    has_onnx,
+)
 from server.inference.wire import LAST_EXPIRY
 
 _MOST_ROWS: Final = 256
@@ -34,19 +44,15 @@ _PREDICTION: Final = (
 """Margins, by all trees, with NaN for what is missing: what the archive's handler asks for."""
 
 
-class CannotScoreError(ValueError):
-    """A model cannot be scored in this process, or gave no score."""
-
-
 def problem_of_library() -> str:
     """Why no model can be scored here; empty when one can."""
-    return "" if _library_path() is not None else _NOT_INSTALLED
+    return "" if _library_path() is not None or has_onnx() else _NOT_INSTALLED
 
 
 class EmbeddedScorer:
-    """Scores rows with boosted trees as the archive's handler does: margin, calibration, float32.
+    """Scores rows as the archive's handler does: margin, calibration, float32.
 
-    It blocks its caller for some 75 µs with one row and 110 µs with 64. One thread uses it at a time.
+    With trees it blocks its caller for some 75 µs with one row and 110 µs with 64. One thread uses it at a time.
 
     Args:
         name: Under which the model is served.
@@ -62,7 +68,6 @@ class EmbeddedScorer:
         try:
             described = json.loads(metadata)
             kind, fingerprint = described["kind"], described["feature_set_fingerprint"]
-            is_trees = described["network"] is None
             self.name = name
             self.version = version
             # Compared as the float32 that the handler sends.
@@ -74,13 +79,11 @@ class EmbeddedScorer:
             raise CannotScoreError(f"its metadata are incomplete: {error!r}") from error
         if not 0 <= self.expires_at <= LAST_EXPIRY:
             raise CannotScoreError(f"it expires at {self.expires_at}, which is no time")
-        if not is_trees:
-            raise CannotScoreError(f"a model of the kind {kind!r} is not scored in the server's process")
         feature_set = feature_sets.by_fingerprint(fingerprint)
         if feature_set is None:
             raise CannotScoreError(f"its feature set {fingerprint:08x} is not known here: {feature_sets.names()}")
         self.feature_set = feature_set
-        self._trees = _Trees(weights, feature_set)
+        self._margins = _margins_of(described, weights, kind, feature_set)
 
     def score(self, row: bytes) -> float:
         """The calibrated score of one row, a vector of the model's set as little-endian float32.
@@ -100,10 +103,23 @@ class EmbeddedScorer:
             CannotScoreError: There are none.
         """
         most = _MOST_ROWS * self.feature_set.row_bytes
-        parts = [self._trees.margins(rows[first : first + most]) for first in range(0, max(1, len(rows)), most)]
-        margin = (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(np.float64)
-        # As tanh, because exp overflows for the log odds of a very sure model.
-        return (0.5 + 0.5 * np.tanh(0.5 * (self._slope * margin + self._intercept))).astype(np.float32)
+        parts = [self._margins.margins(rows[first : first + most]) for first in range(0, max(1, len(rows)), most)]
+        margin = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return calibrated(margin, self._slope, self._intercept)
+
+
+def _margins_of(described: Mapping[str, Any], weights: bytes, kind: str, feature_set: FeatureSet) -> Margins:
+    """What computes the margins of a model, or of a part of one. Raises `CannotScoreError`."""
+    runtime = described.get("runtime") or ("xgboost" if described["network"] is None else "torch")
+    if runtime == "xgboost":
+        return _Trees(weights, feature_set)
+    if runtime == "onnx":
+        return OnnxMargins(weights, described["scored"], len(feature_set))
+    if runtime == "ensemble":
+        return EnsembleMargins(
+            weights, described["ensemble"], lambda part, own: _margins_of(part, own, str(part["kind"]), feature_set)
+        )
+    raise CannotScoreError(f"a model of the kind {kind!r} is not scored in the server's process")
 
 
 class _Trees:

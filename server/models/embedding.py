@@ -21,7 +21,8 @@ import structlog
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import ModelFailedError, ModelUnknownError
-from server.inference.embedded import CannotScoreError, EmbeddedScorer, problem_of_library
+from server.inference.embedded import EmbeddedScorer, problem_of_library
+from server.inference.embedded_margins import CannotScoreError
 from server.inference.wire import ModelIdentity
 from server.models.archive import Archive, ModelStore
 from server.models.registry import ModelUnusableError, Registry, record_of
@@ -192,8 +193,14 @@ class EmbeddedModels:
 
         self._scorer_of = scorer_of
 
-    def score(self, version: str, row: bytes) -> tuple[ModelIdentity, float]:
+    def score(self, version: str, row: bytes, batch_rows: int, batch_index: int) -> tuple[ModelIdentity, float]:
         """What the version says of a row, exactly as the embedded stage does.
+
+        Args:
+            version: The version.
+            row: Little-endian float32.
+            batch_rows: Rows that were scored together; the others are zeros, which no score depends on.
+            batch_index: The row's place among them: the last bit of a product of matrices may depend on it.
 
         Raises:
             ModelUnknownError: There is no such version.
@@ -201,7 +208,9 @@ class EmbeddedModels:
         """
         try:
             scorer = self._scorer_of(version)
-            score = scorer.score(row)
+            batch = bytearray(batch_rows * len(row))
+            batch[batch_index * len(row) : (batch_index + 1) * len(row)] = row
+            score = float(scorer.scores(bytes(batch))[batch_index])
         except CannotScoreError as error:
             raise ModelFailedError(f"{version} gave no score in this process: {error}") from error
         return ModelIdentity(scorer.name, scorer.version, scorer.threshold, scorer.expires_at), score

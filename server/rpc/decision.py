@@ -165,8 +165,7 @@ class DecisionServicer:
     def sent(self, answer: object) -> None:
         """The transport has all of an answer."""
         if isinstance(answer, Reply):  # else it is of a service that decides nothing
-            for decided in answer.decisions:
-                self._dataplane.heard(decided)
+            self._dataplane.heard(answer.decisions)
 
     def not_sent(self, answer: object) -> None:
         """An answer's caller did not wait for it."""

@@ -142,7 +142,7 @@ class Tracing:
 
 def _serves(replica: str, role: str) -> bool:
     """Whether a replica is the one that serves a role, or one of several."""
-    return replica == role or replica.rpartition("-")[0] == role
+    return replica == role or replica.startswith(f"{role}-")
 
 
 class CountingExporter(SpanExporter):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from support.harness import INSTRUMENTS, Product, eventually
+from support.harness import INSTRUMENTS, Load, Product, eventually, stack_admin_channel
 from typer.testing import CliRunner
 
 from feature_cache import features
+from local.demo import variants
 from local.demo.variants import inverted, recalibrated
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc
 from pretrade.client.cli.main import app
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.canaries import CANARY_EVENTS, SCORE_PAIRS
@@ -81,7 +84,7 @@ class Traders:
     def __init__(self, product: Product) -> None:
         self._product = product
         product.market.moving = np.random.default_rng(3)
-        self._numbers = count()
+        self._numbers = itertools.count()
         self.decisions: list[pb.Decision] = []
         self.strategies: dict[str, str] = {}
         """Of each decision, by its id."""
@@ -184,6 +187,49 @@ def test_a_canary_decides_its_flows_until_an_operator_ends_it(
     assert pb.SOURCE_CANARY not in {one.source for one in traders.trade(50)}
     code, why = refusal(lambda: admin.PromoteCanary(admin_pb2.PromoteCanaryRequest(author="a", reason="b"), timeout=5))
     assert (code, why) == (grpc.StatusCode.FAILED_PRECONDITION, "no canary is under way")
+
+
+@pytest.mark.long
+def test_a_champion_is_replaced_under_load_while_the_model_in_process_is_asked_first(
+    product: Product, admin: admin_pb2_grpc.AdminServiceStub, registry: Registry, champion: str
+) -> None:
+    """Every order is decided, by the version that its decision names: a replay of that gives the same bits."""
+    version = recalibrated(registry, champion, 1.5)
+    broken = variants._variant(registry, champion, lambda metadata: metadata["calibration"].update(intercept=9.0))
+    chain = admin_pb2.SetChainRequest(stages=["embedded", "model", "rules"], author="ann", reason="the shortest way")
+    admin.SetChain(chain, timeout=5.0)
+    product.decide_until(pb.SOURCE_EMBEDDED)
+
+    def decided_by(wanted: str) -> None:
+        """Waits until the model in the server's process is this version, and for some decisions of it."""
+        newest = lambda: (load.decisions[-1].source, load.decisions[-1].model_version)  # noqa: E731 - short
+        eventually(newest, lambda found: found == (pb.SOURCE_EMBEDDED, wanted), LOAD_SECONDS)
+        load.wait_for_more(50)
+
+    with Load(product, count=2) as load:
+        load.wait_for_more(50)
+        assert "off its canned scores" in refusal(lambda: start(admin, broken))[1]
+        load.wait_for_more(50)
+        assert {one.model_version for one in load.decisions} == {champion}
+        start(admin, version, 0.5, 1.0)
+        admin.PromoteCanary(admin_pb2.PromoteCanaryRequest(author="ann", reason="better"), timeout=LOAD_SECONDS)
+        decided_by(version)
+        admin.RollBack(admin_pb2.RollBackRequest(author="ann", reason="it was not"), timeout=LOAD_SECONDS)
+        decided_by(champion)
+    registry.path(broken).unlink()
+    assert not load.errors
+    kinds: dict[tuple[pb.Source.ValueType, str], list[pb.Decision]] = defaultdict(list)
+    for one in load.decisions:
+        kinds[one.source, one.model_version].append(one)
+    sources = {pb.SOURCE_EMBEDDED, pb.SOURCE_CANARY, pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY}
+    assert set(kinds) <= set(itertools.product(sources, (champion, version)))
+    with stack_admin_channel(product.stack.endpoints) as channel:
+        audit = audit_pb2_grpc.AuditServiceStub(channel)
+        for one in itertools.chain.from_iterable(found[:5] + found[-5:] for found in kinds.values()):
+            replayed = audit.ReplayDecision(
+                audit_pb2.ReplayDecisionRequest(decision_id=one.decision_id), timeout=LOAD_SECONDS
+            )
+            assert (replayed.equal, replayed.score) == (True, one.score), (one, replayed)
 
 
 def test_models_are_listed_and_what_is_none_is_refused(

@@ -14,6 +14,7 @@ They are called I1 to I8 as in `tests/support/invariants.py`, which checks the s
 * I8 See `register.py`.
 * key: A key gives one decision while it is remembered, to its own caller and nobody else. What a repeat hears instead
   of TRADE is noted in the audit, and every later repeat hears it, too.
+* pool: See `check_pool`.
 * bug: Nothing failed unexpectedly.
 """
 
@@ -31,7 +32,7 @@ from server.journal.reply_status import reply_of
 from simulation.audit import Audit
 
 if TYPE_CHECKING:
-    from simulation.history import Asked
+    from simulation.history import Asked, History, Spell
     from simulation.scene import Scene
 
 _UNAUDITED: Final = {pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_AUDIT_UNAVAILABLE}
@@ -51,6 +52,12 @@ _TICK_SECONDS: Final = 0.25
 _EVENTS_OF_BUGS: Final = {"decision failed", "call failed", "batch failed unexpectedly", "canary not judged"}
 _TOLD_SECONDS: Final = 1.0
 _MORE_TASKS: Final = 4
+_MAY_BE_DEAD: Final = 2
+"""Endpoints of the primary's four."""
+_PATIENT_SECONDS: Final = 0.2
+_PASSED_OVER_SECONDS: Final = 0.1
+_RECOVERS_SECONDS: Final = 2.0
+"""After this nothing is left of an endpoint's fault, breaker and latencies included."""
 
 
 def check_decisions(scene: Scene, audit: Audit) -> list[str]:
@@ -242,6 +249,58 @@ def check_breakers(scene: Scene) -> list[str]:
             found.append(f"I6: {which[1]} of {process} was {was} and left {move[0]}")
         state[which] = move[1]
     return found
+
+
+def check_pool(scene: Scene, audit: Audit) -> list[str]:
+    """What several endpoints of one role promise, as long as two of four are sound and the event loop runs.
+
+    Two may be dead and each order with a fifth of a second is answered, by a model, unless the retry budget is spent.
+    An endpoint that becomes slow is passed over within 100 ms of the first order that found it so.
+    """
+    history, found = scene.history, []
+    for number, spell in history.down:
+        if len({which for which, _ in _at_once(spell, history)}) > _MAY_BE_DEAD or _stalled(history, spell):
+            continue
+        for asked in history.asked:
+            if not spell.began <= asked.sent_at <= spell.ended or asked.kind != "unary":
+                continue
+            if asked.order.idempotency_key:  # decided for another call, which may have had less time
+                continue
+            patient = asked.deadline is None or asked.deadline - asked.sent_at >= _PATIENT_SECONDS
+            if patient and asked.error and asked.error not in {"CANCELLED", "ABORTED"}:
+                found.append(f"pool: {asked.ref} got {asked.error} while primary-{number + 1} was dead")
+            if patient and (decision := asked.decision) is not None and not _by_a_model(decision):
+                found.append(f"pool: {asked.ref} was answered by {pb.Source.Name(decision.source)}")
+    sent = {asked.ref: asked.sent_at for asked in reversed(history.asked)}
+    for number, spell in history.slow:
+        if len({which for which, _ in _at_once(spell, history)}) > 1 or _stalled(history, spell):
+            continue
+        name = f"primary-{number + 1}"
+        packets = [rows[0].packet for rows in audit.decisions.values()]
+        asked_of = [one for one in packets if name in {attempt.replica for attempt in one.attempts}]
+        instants = sorted(sent.get(one.order.order_ref, -math.inf) for one in asked_of)
+        within = [instant for instant in instants if spell.began <= instant <= spell.ended]
+        late = [instant - within[0] for instant in within if instant > within[0] + _PASSED_OVER_SECONDS]
+        found += [f"pool: slow {name} got orders {seconds:.3f} s after the first" for seconds in late]
+    return found
+
+
+def _at_once(spell: Spell, history: History) -> list[tuple[int, Spell]]:
+    """Endpoints that were unwell at some time in this spell or just before it, itself among them."""
+    return [
+        (which, one)
+        for which, one in (*history.down, *history.slow)
+        if one.began <= spell.ended and one.ended + _RECOVERS_SECONDS >= spell.began
+    ]
+
+
+def _stalled(history: History, spell: Spell) -> bool:
+    return any(one.began <= spell.ended and one.ended >= spell.began - _RECOVERS_SECONDS for one in history.stalled)
+
+
+def _by_a_model(decision: pb.Decision) -> bool:
+    spent = pb.DEGRADATION_RETRY_BUDGET_EXHAUSTED in decision.degradations
+    return decision.source in _MODELS or decision.source == pb.SOURCE_NONE or spent
 
 
 def check_health(scene: Scene) -> list[str]:

@@ -118,6 +118,12 @@ class History:
     clock_wrong_since: dict[str, float] = field(default_factory=dict)
     """When each server's wall clock first stepped. It may hold the vectors that come then to be of the future."""
     faults: list[tuple[float, str]] = field(default_factory=list)
+    slow: list[tuple[int, Spell]] = field(default_factory=list)
+    """When which endpoint of the primary's pool was slow."""
+    down: list[tuple[int, Spell]] = field(default_factory=list)
+    """When which of them did not answer."""
+    stalled: list[Spell] = field(default_factory=list)
+    """When an event loop stood still."""
 
     def was_apart(self, server: str, began: float, ended: float) -> bool:
         """Whether a server could not be sure of Redis at any time between two instants."""

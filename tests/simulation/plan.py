@@ -14,6 +14,10 @@ from random import Random
 from typing import Any, Final
 
 CALLERS: Final = ("desk-a", "desk-b", "desk-c")
+POOL: Final = ("127.0.0.1:7070", "127.0.0.1:7071", "127.0.0.1:7072", "127.0.0.1:7073")
+"""The endpoints of a primary that is a pool."""
+_POOLS: Final = 0.4
+"""Of the plans about models, the share with a pool."""
 _TIMEOUTS: Final = (1e-9, 0.002, 0.006, 0.01, 0.02, 0.025, 0.03, 0.05, 0.1, 0.3, None)
 
 
@@ -88,6 +92,7 @@ _REDIS: Final = {
 _DISK: Final = {"disk_slow": 0.4, "disk_stuck": 0.4, "sync_fails": 0.4, "write_fails": 0.2, "disk_full": 0.3}
 _PROCESS: Final = {"kill": 0.3, "power": 0.4, "term": 0.2, "stop": 0.2, "stall": 0.3}
 _MODELS: Final = {"model_down": 0.4, "model_hangs": 0.3, "model_nan": 0.4, "model_fails": 0.3, "model_slow": 0.3}
+_ENDPOINTS: Final = {"endpoints_down": 0.5, "endpoint_slow": 0.6, "endpoints_hang": 0.3}
 _DATABASE: Final = {"database_down": 0.3, "commit_lost": 0.3}
 _MARKET: Final = {"market_stops": 0.3, "book_dies": 0.3, "book_age_nan": 0.3}
 _CLOCK: Final = {"clock_steps": 0.5}
@@ -130,6 +135,13 @@ PROFILES: Final[Mapping[str, _Profile]] = {
         asked={"unary": 8, "own": 3, "key": 1},
         faults=_MODELS | _MARKET | _CLOCK | {"stall": 0.3},
     ),
+    "pool": _Profile(
+        0.0,  # a part of what would be `models`, see `plan`
+        servers=(1, 1),
+        calls=(150, 300),
+        asked={"unary": 8, "small_batch": 1, "key": 1},
+        faults=_ENDPOINTS | {"stall": 0.2},
+    ),
     "fresh": _Profile(
         0.5,
         servers=(1, 2),
@@ -166,6 +178,8 @@ def plan(seed: int, profile: str | None = None) -> Plan:
     """
     chance = Random(f"plan/{seed}")
     drawn = chance.choices(list(PROFILES), [one.weight for one in PROFILES.values()])[0]
+    if drawn == "models" and Random(f"pool/{seed}").random() < _POOLS:
+        drawn = "pool"
     name = profile or drawn
     chosen = PROFILES[name]
     servers = tuple((letter, chance.choice(("grpcio", "envoy"))) for letter in "abc"[: chance.randint(*chosen.servers)])
@@ -191,6 +205,8 @@ def plan(seed: int, profile: str | None = None) -> Plan:
     settings: dict[str, dict[str, Any]] = {}
     if chance.random() < 0.2:
         settings["journal"] = {"max_mebibytes": 1}
+    if name == "pool":
+        settings["replicas"] = {"primary": ",".join(POOL)}
     steps.sort(key=lambda step: step.at)
     return Plan(name, servers, seconds, tuple(steps), settings)
 
@@ -335,6 +351,17 @@ def _model(chance: Random, left: float) -> dict[str, Any]:
     return {"which": which, "fatal": chance.random() < 0.5} | _lasting(chance, left)
 
 
+def _endpoints(chance: Random, left: float) -> dict[str, Any]:
+    """Two of the primary's four."""
+    return {"which": sorted(chance.sample(range(len(POOL)), 2)), "lasts": min(chance.uniform(0.2, 1.0), left)}
+
+
+def _endpoint(chance: Random, left: float) -> dict[str, Any]:
+    """One of them, which takes twenty times as long, or a hundred times."""
+    what = {"which": chance.randrange(len(POOL)), "slow": chance.choice((20, 100))}
+    return what | {"lasts": min(chance.uniform(0.3, 1.0), left)}
+
+
 _FAULTS: Final[Mapping[str, Callable[[Random, float], dict[str, Any]]]] = {
     "fail_over": _fail_over,
     "lonely_halt": _lonely_halt,
@@ -345,11 +372,13 @@ _FAULTS: Final[Mapping[str, Callable[[Random, float], dict[str, Any]]]] = {
     **dict.fromkeys(("database_down", "market_stops"), _lasting),
     **dict.fromkeys(("book_dies", "book_age_nan"), _nothing),
     **dict.fromkeys(_MODELS, _model),
+    "endpoint_slow": _endpoint,
+    **dict.fromkeys(("endpoints_down", "endpoints_hang"), _endpoints),
     "journal_away": lambda chance, left: {"lasts": chance.uniform(1.3, 2.5)},
     "clock_steps": _step,
     "disk_slow": _slow,
     "sync_fails": _unsteady,
 }
 _OF_NO_SERVER: Final = frozenset(
-    ("fail_over", "redis_restart", "redis_wipe", "redis_stall", *_DATABASE, *_MARKET, *_MODELS)
+    ("fail_over", "redis_restart", "redis_wipe", "redis_stall", *_DATABASE, *_MARKET, *_MODELS, *_ENDPOINTS)
 )

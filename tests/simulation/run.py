@@ -21,7 +21,7 @@ from simulation.audit import read_audit
 from simulation.desk import caller_row
 from simulation.disk import Weather
 from simulation.history import Spell
-from simulation.plan import Plan, Step, plan
+from simulation.plan import POOL, Plan, Step, plan
 from simulation.replica import Health
 from simulation.scene import PRIMARY, SECONDARY, Scene, scene
 from simulation.server import Server
@@ -131,6 +131,7 @@ class _Runner:
         violations += checks.check_freshness(self.scene)
         violations += checks.check_keys(self.scene)
         violations += checks.check_breakers(self.scene)
+        violations += checks.check_pool(self.scene, audit)
         violations += checks.check_health(self.scene)
         violations += checks.check_tasks(self.scene)
         violations += checks.check_bugs(self.scene)
@@ -496,6 +497,7 @@ class _Runner:
         self._apart(lasts, server)
         if process is not None:
             process.loop.stand_still(lasts / 4)
+        self.scene.history.stalled.append(Spell(server, self.world.now, self.world.now + lasts))
 
     # Of the others.
 
@@ -521,6 +523,25 @@ class _Runner:
             model = self.scene.models[place]
             model.health = health
             self.world.after(lasts, setattr, model, "health", Health())
+
+    def _endpoint(self, which: int, lasts: float, health: Health) -> Spell:
+        """Has an endpoint of the primary's pool be unwell; of two faults of one endpoint the first is the only one."""
+        model = self.scene.models[POOL[which]]
+        if model.health == Health():
+            model.health = health
+            self.world.after(lasts, setattr, model, "health", Health())
+        return Spell(f"primary-{which + 1}", self.world.now, self.world.now + lasts)
+
+    def _do_endpoints_down(self, which: list[int], lasts: float) -> None:
+        self.scene.history.down += [(one, self._endpoint(one, lasts, Health(down=True))) for one in which]
+
+    def _do_endpoints_hang(self, which: list[int], lasts: float) -> None:
+        self.scene.history.down += [(one, self._endpoint(one, lasts, Health(hangs=True))) for one in which]
+
+    def _do_endpoint_slow(self, which: int, slow: int, lasts: float) -> None:
+        usual = Health().latency
+        health = Health(latency=(slow * usual[0], slow * usual[1]))
+        self.scene.history.slow.append((which, self._endpoint(which, lasts, health)))
 
     def _do_model_down(self, which: str, lasts: float, fatal: bool) -> None:
         self._models(which, lasts, Health(down=True))

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import greenlet
 import structlog
@@ -22,6 +22,7 @@ from simulation.loop import number_from_zero
 from simulation.machine import Host, SimulatedMachine
 from simulation.market import Market
 from simulation.network import Network
+from simulation.plan import POOL
 from simulation.redis import SimulatedRedis
 from simulation.replica import CHALLENGER, CHAMPION, ModelServer
 from simulation.server import Edge, Server
@@ -29,8 +30,6 @@ from simulation.vfs import simulated_sqlite
 from simulation.world import World
 
 PRIMARY, SECONDARY, CHALLENGER_AT = "127.0.0.1:7070", "127.0.0.1:7170", "127.0.0.1:7270"
-OTHER_PRIMARIES: Final = tuple(f"127.0.0.1:707{number}" for number in (1, 2, 3))
-"""Of the plans whose primary is a pool."""
 
 
 class Scene:
@@ -60,7 +59,7 @@ class Scene:
             CHALLENGER_AT: ModelServer("challenger", CHALLENGER, self.world.random("challenger")),
         } | {
             at: ModelServer(f"primary-{number}", CHAMPION, self.world.random(f"primary-{number}"))
-            for number, at in enumerate(OTHER_PRIMARIES, 2)
+            for number, at in enumerate(POOL[1:], 2)
         }
         self.market = Market(self.world, self.redis)
         machine = SimulatedMachine(Host(self.world, "desk", self.sqlite), "desk", self.network, self.listeners)

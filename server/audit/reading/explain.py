@@ -94,6 +94,8 @@ class Explainer:
             explanation.contributions.add(
                 feature=name, value=None if math.isnan(value) else value, contribution=contribution
             )
+        for part in attribution.parts:
+            explanation.parts.add(model_version=part.version, weight=part.weight, score=part.score)
         return explanation
 
 

@@ -246,7 +246,7 @@ class Replayer:
             raise NotReplayableError("the packet does not say in which batch the model scored")
         version = version if self._what_if.model is None else self._what_if.model.version
         if source == pb.SOURCE_EMBEDDED:
-            identity, score = self._embedded.score(version, row)
+            identity, score = self._embedded.score(version, row, attempt.batch_rows, attempt.batch_index)
         else:
             identity, score = self._models.ask(
                 version, lambda model: model.score(row, attempt.batch_rows, attempt.batch_index)

@@ -91,3 +91,9 @@ def test_a_missing_archive_is_an_error(tmp_path: Path) -> None:
 def test_wrong_settings_are_refused(wrong: dict[str, int], archive: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError):
         TorchServeSettings(**{"archive": archive, "directory": tmp_path, "grpc_port": 7070, **wrong})  # type: ignore[arg-type]
+
+
+def test_gpus_are_dealt_out_where_they_are_asked_for(archive: Path, tmp_path: Path) -> None:
+    for gpus in (0, 2):
+        prepare(TorchServeSettings(archive=archive, directory=tmp_path / "d", grpc_port=7070, gpus=gpus))
+        assert properties_of(tmp_path / "d")["number_of_gpu"] == str(gpus)

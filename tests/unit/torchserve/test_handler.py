@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from feature_cache import features
 from torchserve.dataset import Samples
-from torchserve.handler import HEADER, ModelHandler, calibrated, xgboost_margin
+from torchserve.handler import HEADER, ModelHandler, calibrated, device_of, margin_of, torch_margin, xgboost_margin
 from torchserve.training import TrainedModel
 
 Load = Callable[[Path], ModelHandler]
@@ -210,3 +210,23 @@ def test_the_champions_margins_are_xgboosts_to_the_last_bit(samples: Samples, mo
     np.testing.assert_array_equal(before, kept)  # not the booster's own memory, which later calls fill
     with pytest.raises(RuntimeError, match="olumns"):
         margin(samples.rows[:3, :-1])
+
+
+def test_torch_computes_on_the_gpu_that_torchserve_gives_a_worker_where_torch_sees_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert device_of({"gpu_id": None}) == device_of({}) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of({"gpu_id": 1}) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_of({"gpu_id": 1}) == "cuda:1"
+
+
+def test_a_network_is_moved_to_its_device(samples: Samples, models: dict[str, TrainedModel]) -> None:
+    """On a device that computes nothing: there is no GPU here, and the weights must have gone where the rows go."""
+    model = models["challenger"]
+    assert model.network is not None
+    with pytest.raises(NotImplementedError, match="meta"):
+        torch_margin(model.weights, model.network, "meta")(samples.rows[:3])
+    with pytest.raises(RuntimeError, match="knows no runtime 'other'"):
+        margin_of({"runtime": "other", "network": None}, b"")

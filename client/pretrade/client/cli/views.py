@@ -307,7 +307,11 @@ def explanation_table(explanation: decision_pb2.Explanation) -> RenderableType:
     largest = max((abs(part.contribution) for part in parts), default=0.0) or 1.0
     table = Table(
         title=f"why model {explanation.model_version} scored so ({explanation.method}), in log odds before calibration",
-        caption=f"base {explanation.base:+.4f}, in all {explanation.margin:+.4f}; decision {explanation.decision_id}",
+        caption=f"base {explanation.base:+.4f}, in all {explanation.margin:+.4f}; decision {explanation.decision_id}"
+        + "".join(
+            f"\npart {part.model_version}: score {part.score:.4f}, weight {part.weight:.3g}"
+            for part in explanation.parts
+        ),
         title_justify="left",
     )
     table.add_column("feature")

@@ -14,7 +14,7 @@ from server.journal.journal import Durability
 @pytest.mark.parametrize("way", WAYS)
 async def test_every_way_in_is_measured(way: str, tmp_path: Path) -> None:
     found = await measure(way, 0.1, tmp_path, Durability.OS)
-    assert set(found) == {"event loop", "journal", "per_second"}
+    assert set(found) == {"event loop", "journal", "per_second", "rows a batch"}
     assert all(value > 0 for value in found.values())
 
 

@@ -54,12 +54,15 @@ async def test_a_forced_mode_of_a_role_ends_with_its_time() -> None:
 async def test_a_role_is_drained_together_and_an_endpoint_stays_drained_that_was_before() -> None:
     role = pool()
     subjects = drain_subjects([role])
+
+    def drained() -> list[bool]:
+        return [replica.drained for replica in role.replicas]
+
     subjects["drain/primary-2"].apply(ON, None)
-    assert role.available
-    assert not role.drained
+    assert drained() == [False, True]
     subjects["drain/primary"].apply(ON, None)
-    assert role.drained
+    assert drained() == [True, True]
     subjects["drain/primary"].apply(OFF, None)
-    assert [replica.drained for replica in role.replicas] == [False, True]
+    assert drained() == [False, True]
     subjects["drain/primary-2"].apply(OFF, None)
-    assert [replica.drained for replica in role.replicas] == [False, False]
+    assert drained() == [False, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from feature_cache import features
 from feature_cache.store.codec import encode
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
+from server.decision.pending import Pending
 from server.decision.plane import Deciding
 from server.decision.record import ReplyState
 from server.inference.outcome import Outcome
@@ -79,6 +81,23 @@ async def test_orders_in_company_are_decided_with_those_that_follow(tmp_path: Pa
         decisions = await asyncio.gather(*begun(p, 8))
         assert {one.source for one in decisions} == {pb.SOURCE_PRIMARY}
         assert (p.primary.calls, p.journal.batches - before) == (1, 1)
+
+
+async def test_a_decision_that_was_heard_is_gone_without_the_collector(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.75), hangs, max_in_flight=MANY) as p:
+        fresh(p)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(10):
+                promises, told = begun(p, 8), asyncio.Event()
+                promises[0].add_done_callback(lambda _, told=told: told.set())  # type: ignore[misc]
+                p.dataplane.heard(await asyncio.gather(*promises))
+                await told.wait()
+            left = [one for one in gc.get_objects() if isinstance(one, Pending)]
+        finally:
+            gc.enable()
+        assert len(left) <= 16, "the deadlines hold those of before until the next ones come"
 
 
 async def test_what_is_given_up_is_noted_whether_it_was_decided_or_not(tmp_path: Path) -> None:

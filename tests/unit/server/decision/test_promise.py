@@ -17,10 +17,10 @@ class Told:
 
     def __init__(self) -> None:
         self.events: list[Any] = []
-        self.promises = Promises(lambda cases: self.events.append([*cases]))
+        self.promises: Promises[Any] = Promises(lambda cases: self.events.append([*cases]))
 
-    def promise(self, name: Any) -> Promise:
-        made = Promise(self.promises)
+    def promise(self, name: Any) -> Promise[Any]:
+        made: Promise[Any] = Promise(self.promises)
         made.case = name
         return made
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from feature_cache import features
 from server.inference import embedded
-from server.inference.embedded import CannotScoreError, EmbeddedScorer
+from server.inference.embedded import EmbeddedScorer
+from server.inference.embedded_margins import CannotScoreError
 from server.models.archive import Archive, read_archive
 from server.models.registry import record_of
 from torchserve.handler import calibrated, xgboost_margin
@@ -140,6 +141,8 @@ def test_what_cannot_be_scored_here_is_refused(model_store: Path, archive: Archi
 def test_without_xgboost_there_is_no_scorer(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     assert embedded.problem_of_library() == ""
     monkeypatch.setattr(embedded, "_library_path", lambda: None)
+    assert embedded.problem_of_library() == "", "ONNX Runtime is there"
+    monkeypatch.setattr(embedded, "has_onnx", lambda: False)
     assert "is not installed" in embedded.problem_of_library()
     with pytest.raises(CannotScoreError, match="is not installed"):
         scorer_of(archive)

@@ -14,6 +14,7 @@ from support.cases import new_case
 from support.scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 
 from fallback.budget import BudgetSettings
+from fallback.joint_case import JointCase
 from fallback.order import Answer, Case
 from feature_cache.features import N_FEATURES
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -94,6 +95,44 @@ async def test_orders_that_come_together_go_to_one_endpoint_in_one_batch() -> No
         answered = await asyncio.gather(*(s.ask() for _ in range(32)))
         assert all(answer is not None and answer.source == pb.SOURCE_PRIMARY for _, answer in answered)
         assert sorted(s.primary.calls) == [0, 0, 0, 1]
+
+
+def joint(s: Stage, told: list[JointCase]) -> JointCase:
+    alone = s.case()
+    case = JointCase(alone.order, alone.budget, asyncio.get_running_loop().create_future(), told.append)
+    case.features = alone.features
+    return case
+
+
+async def test_cases_that_are_begun_together_are_one_batch_of_one_endpoint_and_say_which() -> None:
+    async with stage([TRADES] * 4) as s:
+        told: list[JointCase] = []
+        cases = [joint(s, told) for _ in range(100)]
+        assert s.champion.begin(cases) == cases
+        await asyncio.sleep(0.02)
+        assert len(told) == 100
+        answered = [s.champion.settle(case) for case in cases]
+        assert all(answer is not None and answer.source == pb.SOURCE_PRIMARY for answer in answered)
+        assert sorted(s.primary.calls) == [0, 0, 0, 1]
+        (name,) = {case.attempts[0].replica for case in cases}
+        assert name in {replica.name for replica in s.primary.replicas}
+
+
+async def test_a_case_that_was_begun_with_others_goes_on_at_another_endpoint() -> None:
+    async with stage([fails(Outcome.TRANSPORT)] * 2) as s:
+        told: list[JointCase] = []
+        cases = [joint(s, told) for _ in range(3)]
+        assert len(s.champion.begin(cases)) == 3
+        await asyncio.sleep(0.005)
+        assert [s.champion.settle(case) for case in cases] == [None] * 3
+        for replica in s.primary.replicas:
+            replica.script = TRADES
+        answered = await asyncio.gather(*(s.champion.go_on(case) for case in cases))
+        assert all(answer is not None for answer in answered)
+        for case in cases:
+            (first, how), (second, then) = attempts(case)
+            assert (how, then) == ("transport", "success")
+            assert first != second
 
 
 async def test_orders_that_come_while_a_batch_is_under_way_go_to_an_endpoint_that_is_free() -> None:

@@ -145,7 +145,7 @@ async def test_what_is_broken_or_different_is_refused_before_it_answers(world: W
         (lambda metadata: metadata["calibration"].update(slope=float("nan")), "nan off its reference scores"),
         (lambda metadata: metadata["canned"].update(rows="", scores=[]), "no reference scores"),
         (lambda metadata: metadata.pop("calibration"), "incomplete"),
-        (lambda metadata: metadata.update(network={}), "not scored in the server's process"),
+        (lambda metadata: metadata.update(runtime="torch"), "not scored in the server's process"),
         (lambda metadata: metadata.pop("canned"), "unreadable"),
     ]
     async with following(world.model):
@@ -188,11 +188,11 @@ async def test_without_a_model_store_or_xgboost_there_is_none(world: World, monk
 def test_a_replay_scores_with_the_version_that_it_names(world: World) -> None:
     models = EmbeddedModels(lambda version: read_archive(world.registry.path(version)))
     other = recalibrated(world.registry, world.trained, 2.0)
-    scores = {version: models.score(version, ROW) for version in (world.trained, other)}
+    scores = {version: models.score(version, ROW, 1, 0) for version in (world.trained, other)}
     assert {identity.version for identity, _ in scores.values()} == {world.trained, other}
     assert scores[world.trained][1] != scores[other][1]
-    assert models.score(world.trained, ROW) == scores[world.trained]
+    assert models.score(world.trained, ROW, 3, 2) == scores[world.trained]
     with pytest.raises(ModelUnknownError):
-        models.score("00" * 8, ROW)
+        models.score("00" * 8, ROW, 1, 0)
     with pytest.raises(ModelFailedError, match="gave no score"):
-        models.score(world.trained, b"")
+        models.score(world.trained, b"", 1, 0)

@@ -2514,7 +2514,7 @@ class ModelVersion(_message.Message):
     problem: _builtins.str
     """Why it cannot be used; empty when it can."""
     kind: _builtins.str
-    """What it is: `xgboost` or `torch`."""
+    """What it is: `monotone`, `xgboost`, `torch`, `onnx`, `lightgbm`, `sklearn`, `torchscript` or `ensemble`."""
     standing: _builtins.str
     """What its card says of it in a few words, for example `does not beat the rules`."""
     card: _builtins.str

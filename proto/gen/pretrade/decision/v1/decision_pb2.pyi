@@ -550,15 +550,16 @@ class Explanation(_message.Message):
     DECISION_ID_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     status: Global___ExplanationStatus.ValueType
     """Whether there is one; the other fields are set accordingly."""
     method: _builtins.str
-    """`tree_shap` or `integrated_gradients`."""
+    """`tree_shap`, `integrated_gradients`, or `sampled_shapley`, whose contributions are estimates."""
     margin: _builtins.float
     """What the model computed: `base` and all contributions together."""
     base: _builtins.float
     """The margin of the data that the model was trained on: its mean (`tree_shap`), or the margin of the mean row
-    (`integrated_gradients`).
+    (`integrated_gradients`); or the mean margin of rows that the model was calibrated on (`sampled_shapley`).
     """
     decision_id: _builtins.str
     """The decision whose score this explains: this one, or for a cached score the one that it came from."""
@@ -569,6 +570,10 @@ class Explanation(_message.Message):
     @_builtins.property
     def contributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contribution]:
         """One a feature, in the order of the feature set."""
+
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartScore]:
+        """Of an ensemble: what each of its parts says, in their order."""
 
     def __init__(
         self,
@@ -581,14 +586,45 @@ class Explanation(_message.Message):
         decision_id: _builtins.str = ...,
         model_version: _builtins.str = ...,
         message: _builtins.str = ...,
+        parts: _abc.Iterable[Global___PartScore] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "contributions", b"contributions", "decision_id", b"decision_id", "margin", b"margin", "message", b"message", "method", b"method", "model_version", b"model_version", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "contributions", b"contributions", "decision_id", b"decision_id", "margin", b"margin", "message", b"message", "method", b"method", "model_version", b"model_version", "parts", b"parts", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class PartScore(_message.Message):
+    """What a part of an ensemble says of an order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """Version of the part."""
+    weight: _builtins.float
+    """With which it counts: its share of a mean, or what a stack multiplies its margin by."""
+    score: _builtins.float
+    """Its calibrated score, as that version alone would give it."""
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "score", b"score", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartScore: _TypeAlias = PartScore  # noqa: Y015
 
 @_typing.final
 class Contribution(_message.Message):

@@ -1,0 +1,61 @@
+"""`python -m feature_cache.bars`: keeps bars in a database, configured by `PRETRADE_BARS_*` variables."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+
+import structlog
+import uvloop
+from pydantic import ValidationError
+
+from feature_cache import logs
+from feature_cache.bars.keeper import Keeper
+from feature_cache.bars.settings import PREFIX, BarsSettings
+from feature_cache.bars.store import BarStore, BarStoreError
+from feature_cache.ending import end
+
+
+def main() -> int:
+    """Keeps bars until SIGTERM or SIGINT; returns 2 when the settings are wrong and 1 when it cannot start."""
+    if sys.argv[1:]:
+        fields = "\n".join(
+            f"  {PREFIX}{name.upper()} ({'needed' if field.is_required() else f'default {field.default!r}'}):"
+            f" {field.description}"
+            for name, field in BarsSettings.model_fields.items()
+        )
+        print(__doc__, fields, sep="\n\n")
+        return 0 if sys.argv[1] in ("-h", "--help") else 2
+    try:
+        settings = BarsSettings()  # type: ignore[call-arg]  # from the environment
+    except ValidationError as error:
+        for problem in error.errors():
+            print(f"{PREFIX}{'__'.join(map(str, problem['loc'])).upper()}: {problem['msg']}", file=sys.stderr)
+        return 2
+    logs.configure(settings.log_level, "bars")
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    store = BarStore(settings.database_url.get_secret_value())
+    try:
+        hypertable = store.prepare()
+    except BarStoreError as error:
+        structlog.get_logger(__name__).error("bars.cannot_start", error=str(error))
+        return 1
+    structlog.get_logger(__name__).info("bars.started", topic=settings.kafka_topic, hypertable=hypertable)
+    uvloop.run(_run(Keeper(settings, store)))
+    store.close()
+    return 0
+
+
+async def _run(keeper: Keeper) -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    running = asyncio.create_task(keeper.run())
+    await stopped.wait()
+    await end([running])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
