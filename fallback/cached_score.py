@@ -83,8 +83,8 @@ class CachedScores:
         self._moves = tuple((features.INDEX[name], move) for name, move in settings.max_feature_move.items())
 
     def remember(self, case: Case, answer: Answer, decision_id: str) -> None:
-        """Remembers a model's answer, but not one from the caller's own features: they are not the server's view."""
-        if case.features is None or case.order.caller_features is not None or not case.mid > 0:
+        """Remembers a model's answer, but not one from features that the caller brought: another may bring others."""
+        if case.features is None or case.order.brings_features or not case.mid > 0:
             return
         self._scores[case.order.instrument, case.order.side] = _Score(
             answer, case.budget.arrived, case.mid, case.features, decision_id
@@ -113,7 +113,7 @@ class CachedScores:
 
     def _eligible(self, case: Case, now: float) -> _Score | None:
         current = case.features
-        if current is None or case.order.caller_features is not None:
+        if current is None or case.order.brings_features:
             return None
         kept = self._scores.get((case.order.instrument, case.order.side))
         if (

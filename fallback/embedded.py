@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from fallback.joint_case import JointCase
     from fallback.order import Case
+    from feature_cache.feature_set import FeatureSet
 
 NAME: Final = "embedded"
 """What the audit calls the model in this process, where it names a replica otherwise."""
@@ -38,6 +39,7 @@ class Scorer(Protocol):
     version: str
     threshold: float
     expires_at: int
+    feature_set: FeatureSet
 
     def score(self, row: bytes) -> float:
         """The calibrated score of a row, in [0, 1]. Raises `ValueError` where there is none."""
@@ -117,6 +119,8 @@ class Embedded:
             return None
         if not self._enabled():
             reason = pb.DEGRADATION_EMBEDDED_OFF
+        elif scorer is not None and case.row_of(scorer.feature_set) is None:
+            reason = pb.DEGRADATION_FEATURES_OF_SET_MISSING
         if scorer is None or reason:
             case.degradations.append(reason)
             case.budget.skip(pb.STAGE_EMBEDDED, 0.0, reason)
@@ -131,8 +135,14 @@ class Embedded:
         if scorer is None or not asked or not self._enabled() or self._is_trial():
             return ()
         started = self._clock()
+        rows = [case.row_of(scorer.feature_set) for case in asked]
+        whole = [row for row in rows if row is not None]
+        if len(whole) < len(rows):
+            asked = [case for case, row in zip(asked, rows, strict=True) if row is not None]
+            if not asked:
+                return ()
         try:
-            scores = scorer.scores(b"".join([case.row() for case in asked])).tolist()
+            scores = scorer.scores(b"".join(whole)).tolist()
         except ValueError:
             return ()  # each finds out by itself
         for place, (case, score) in enumerate(zip(asked, scores, strict=True)):
@@ -154,7 +164,8 @@ class Embedded:
         started = self._clock()
         allowed = max(0.0, case.budget.remaining(started))
         try:
-            score = scorer.score(case.row())
+            row = case.row_of(scorer.feature_set)
+            score = math.nan if row is None else scorer.score(row)
         except ValueError:
             score = math.nan
         return self._answered(case, _Scored(score, scorer, 1, 0), allowed, self._clock() - started)

@@ -22,6 +22,8 @@ import numpy as np
 
 from fallback.order import MODEL_SOURCES, Answer, Case
 from feature_cache.domain import Domain, Watch
+from feature_cache.feature_set import FeatureSet
+from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 
 Reasons = tuple[pb.ReasonCode.ValueType, ...]
@@ -50,8 +52,8 @@ NO_LIMITS: Final = ModelLimits()
 UNKNOWN: Final = ModelLimits(is_known=False)
 
 
-def limits_of(metadata: Mapping[str, Any]) -> ModelLimits:
-    """The limits of a model; none for one that was made before models said theirs.
+def limits_of(metadata: Mapping[str, Any], feature_set: FeatureSet = MF1) -> ModelLimits:
+    """The limits of a model of a feature set; none for one that was made before models said theirs.
 
     Raises:
         ValueError, KeyError, TypeError: They make no sense.
@@ -64,7 +66,7 @@ def limits_of(metadata: Mapping[str, Any]) -> ModelLimits:
         high = math.inf if band["high"] is None else float(np.float32(band["high"]))
         if math.isnan(low) or math.isnan(high):
             raise ValueError("the band of uncertain scores has no ends")
-    return ModelLimits(low, high, None if domain is None else Domain(domain), band is not None)
+    return ModelLimits(low, high, None if domain is None else Domain(domain, feature_set), band is not None)
 
 
 def limits_unknown(case: Case) -> None:
@@ -115,7 +117,7 @@ class LimitGuards:
             if out_of_domain and domain is not None and answer.source in MODEL_SOURCES and case.features is not None:
                 to_look_at.setdefault(domain, []).append(place)
         for domain, places in to_look_at.items():
-            outside = domain.are_outside([cases[place].row() for place in places])
+            outside = domain.are_outside([_row(cases[place], domain) for place in places])
             watches = self._watches_of(domain)
             for place, is_outside in zip(places, outside, strict=True):
                 if self._is_implausible(cases[place], domain, watches) or is_outside:
@@ -134,7 +136,8 @@ class LimitGuards:
         if pb.DEGRADATION_FEATURE_IMPLAUSIBLE in case.degradations:
             return True
         snapshot = case.snapshot
-        if snapshot is None or case.from_caller:
+        # Of other sets no vectors are watched: a caller's part in them may well stay as it is.
+        if snapshot is None or case.from_caller or domain.feature_set is not MF1:
             return False
         watch = watches.get(snapshot.instrument)
         if watch is None:
@@ -143,3 +146,10 @@ class LimitGuards:
             return False
         case.degradations.append(pb.DEGRADATION_FEATURE_IMPLAUSIBLE)
         return True
+
+
+def _row(case: Case, domain: Domain) -> bytes:
+    """What the model has scored."""
+    row = case.row_of(domain.feature_set)
+    assert row is not None
+    return row

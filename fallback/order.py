@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fallback.budget import Budget
+    from feature_cache.feature_set import FeatureSet, SetRow
     from feature_cache.store.codec import FeatureSnapshot
 
 
@@ -38,6 +39,14 @@ MODEL_SOURCES: Final = CHAMPION_SOURCES | {pb.SOURCE_CANARY}
 """Sources that are a model, asked at this moment: an answer of any other source is a degraded one."""
 
 
+class Brought(NamedTuple):
+    """A caller's part in a vector of another feature set than `mf1`, for models of that set alone."""
+
+    feature_set: FeatureSet
+    values: NDArray[np.float32]
+    """float32[n] in market orientation, within its ranges; NaN leaves a feature to the server."""
+
+
 @dataclass(slots=True)
 class Order:
     """A valid order."""
@@ -53,7 +62,7 @@ class Order:
     strategy: str
     reduce_only: bool
     caller_features: NDArray[np.float32] | None
-    """float32[N_FEATURES] in market orientation, finite; None to use the server's."""
+    """A vector of `mf1` in market orientation, finite; None to use the server's."""
     order_ref: str = ""
     idempotency_key: str = ""
     timeout_seconds: float | None = None
@@ -61,6 +70,13 @@ class Order:
     context: CallContext = NO_CONTEXT
     caller: str = ""
     """The name that the caller's credentials prove; empty on a port without credentials."""
+    brought: Brought | None = None
+    """The caller's part in a vector of another set than `mf1`; None if it brings none."""
+
+    @property
+    def brings_features(self) -> bool:
+        """True when the caller has brought features of any set."""
+        return self.caller_features is not None or self.brought is not None
 
     @property
     def message(self) -> pb.Order:
@@ -86,6 +102,7 @@ class Case:
         "features_problem",
         "mid",
         "order",
+        "others",
         "snapshot",
         "snapshot_age_seconds",
         "stages",
@@ -98,6 +115,9 @@ class Case:
         self.snapshot_age_seconds = math.nan
         self.features: NDArray[np.float32] | None = None
         self._row: bytes | None = None
+        self.others: dict[FeatureSet, SetRow] | None = None
+        """What models of other sets get, by set; None where no such model decides. A set that a part is missing of is
+        not among them."""
         self.features_problem: pb.ReasonCode.ValueType | None = None
         self.feature_age_seconds = math.nan
         """The snapshot's age; NaN when the features are the caller's own."""
@@ -124,6 +144,12 @@ class Case:
             assert self.features is not None
             self._row = self.features.astype(features.ROW, copy=False).tobytes()
         return self._row
+
+    def row_of(self, feature_set: FeatureSet) -> bytes | None:
+        """What a model of this set gets; None where a part of it is missing. There must be features of `mf1`."""
+        if feature_set is features.MF1:
+            return self.row()
+        return None if self.others is None else self.others.get(feature_set)
 
 
 @dataclass(slots=True)

@@ -32,12 +32,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_cache import features
 from feature_cache.compiled import compiled
+from feature_cache.feature_set import ROW, FeatureSet
+from feature_cache.features import MF1
 
 LOOK_NS: Final = 200_000_000
 """Between two vectors of an instrument that `Watch` compares; the step of the samples that its bounds come from."""
-_SIGNED: Final = np.isin(features.NAMES, features.SIGNED)
 _compiled: Final = compiled("feature_cache.domain_c")
 
 
@@ -46,14 +46,16 @@ class Domain:
 
     Args:
         described: As it stands in the model's metadata.
+        feature_set: The set that the model takes.
 
     Raises:
         ValueError, KeyError, TypeError: It makes no sense.
     """
 
-    def __init__(self, described: Mapping[str, Any]) -> None:
+    def __init__(self, described: Mapping[str, Any], feature_set: FeatureSet = MF1) -> None:
+        self.feature_set: Final = feature_set
         self.names: Final = tuple(map(str, described["features"]))
-        self.columns: Final = np.array([features.INDEX[name] for name in self.names], dtype=np.intp)
+        self.columns: Final = np.array([feature_set.index[name] for name in self.names], dtype=np.intp)
         d = len(self.names)
         self._bits = 1 << np.arange(d, dtype=np.int64)
         self.patterns = np.unique(np.array(described["patterns"], dtype=np.int64))
@@ -93,19 +95,19 @@ class Domain:
         slopes = np.divide(np.diff(at), steps, out=np.zeros(len(steps)), where=steps > 0)
         self.table: Final = (places, np.append(slopes, 0.0), at)
         """Values, the slopes from each to the next, and normal scores."""
-        self.seen: Any = None if _compiled is None else _compiled.Seen(self)
-        """The same compiled; None where it is not."""
+        self.seen: Any = None if _compiled is None or feature_set is not MF1 else _compiled.Seen(self)
+        """The same compiled; None where it is not, and for any set but `mf1`."""
 
     def are_outside(self, rows: list[bytes]) -> list[bool]:
-        """The same as `outside`, of rows of `features.ROW`."""
+        """The same as `outside`, of rows of `ROW`."""
         if self.seen is not None:
             found: list[bool] = self.seen.outside(rows)
             return found
-        together = np.frombuffer(b"".join(rows), features.ROW).reshape(-1, features.N_FEATURES)
+        together = np.frombuffer(b"".join(rows), ROW).reshape(-1, len(self.feature_set))
         return [bool(one) for one in self.outside(together)]
 
     def outside(self, rows: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Whether each vector, turned for its order's side, is outside: float32[n, N_FEATURES] → bool[n]."""
+        """Whether each vector, turned for its order's side, is outside: float32[n, features of the set] → bool[n]."""
         seen = rows[:, self.columns].astype(np.float64)
         undefined = np.isnan(seen)
         beyond = (seen < self.low) | (seen > self.high)
@@ -117,12 +119,12 @@ class Domain:
         return outside
 
     def distances(self, rows: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Squared distances: float32[n, N_FEATURES] → float64[n]."""
+        """Squared distances: float32[n, features of the set] → float64[n]."""
         seen = rows[:, self.columns].astype(np.float64)
         return self._distances(seen, np.isnan(seen))
 
     def normal_scores(self, rows: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Normal scores, 0 where undefined: float32[n, N_FEATURES] → float64[n, d]."""
+        """Normal scores, 0 where undefined: float32[n, features of the set] → float64[n, d]."""
         seen = rows[:, self.columns].astype(np.float64)
         return self._normal_scores(seen, np.isnan(seen))
 
@@ -161,7 +163,7 @@ class Watch:
         """The cumulative sum that speaks for each feature's sign being turned; 0 for one without direction."""
         self.is_implausible = False
         """Whether a feature is stuck, or turned, as far as is known."""
-        self._is_signed = _SIGNED[domain.columns]
+        self._is_signed = np.isin(domain.names, domain.feature_set.signed)
         precision = domain.whitening @ domain.whitening.T
         self._others = np.ascontiguousarray(precision * (1 - np.eye(len(domain.names))))
         self._before = np.full(len(domain.names), np.nan)
@@ -171,7 +173,7 @@ class Watch:
         """Takes a vector, unless it is too soon after the last one; returns `is_implausible`.
 
         Args:
-            values: float32[N_FEATURES] in market orientation.
+            values: float32[features of the set] in market orientation.
             time_ns: When they were so, by the exchange.
         """
         if self._next_ns - 10 * LOOK_NS < time_ns < self._next_ns:

@@ -91,6 +91,8 @@ class FeatureSet:
     """float32[n]."""
     highest: NDArray[np.float32] = field(init=False, compare=False, repr=False)
     """float32[n]."""
+    may_be_undefined: NDArray[np.bool_] = field(init=False, compare=False, repr=False)
+    """bool[n]: which features a caller may leave out with NaN."""
     _sell_sign: NDArray[np.float32] = field(init=False, compare=False, repr=False)
     _sell_order: NDArray[np.intp] = field(init=False, compare=False, repr=False)
 
@@ -104,6 +106,7 @@ class FeatureSet:
             "fingerprint": zlib.crc32(_meaning(self.id, self.features).encode()),
             "lowest": np.array([one.lowest for one in self.features], dtype=np.float32),
             "highest": np.array([one.highest for one in self.features], dtype=np.float32),
+            "may_be_undefined": np.array([one.may_be_undefined for one in self.features], dtype=np.bool_),
             "_sell_sign": np.array([-1.0 if one.signed else 1.0 for one in self.features], dtype=np.float32),
             "_sell_order": np.array([index[one.swapped_with or one.name] for one in self.features], dtype=np.intp),
         }
@@ -153,6 +156,22 @@ class FeatureSet:
             A new float32[..., n].
         """
         return values.take(self._sell_order, axis=-1) * self._sell_sign
+
+
+class SetRow(bytes):
+    """A vector of another set than `mf1` as a model gets it: bytes that say which set they are of.
+
+    Those of `mf1` are plain bytes, so that they cost nothing more.
+    """
+
+    feature_set: FeatureSet
+
+    @classmethod
+    def of(cls, feature_set: FeatureSet, values: bytes) -> SetRow:
+        """A vector of a set, little-endian float32."""
+        row = cls(values)
+        row.feature_set = feature_set
+        return row
 
 
 def _check(set_id: str, features: tuple[Feature, ...]) -> None:

@@ -51,7 +51,7 @@ from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.embedded_check import EmbeddedSettings
 from server.inference.endpoints import ReplicaEndpoints
-from server.inference.oip import OpenInferenceSettings
+from server.inference.oip import ModelDescription, OpenInferenceSettings
 from server.inference.replica import ReplicaSettings
 from server.inference.retry_budget import RetrySettings
 from server.journal.journal import JournalSettings
@@ -284,6 +284,12 @@ def load() -> Settings:
         raise ValueError(f"{CONFIG_FILE}: {path}: {getattr(error, 'strerror', None) or error}") from error
     _refuse(f"{PREFIX}{path.replace('.', '__').upper()}" for path in _constants_set("", settings))
     feature_sets.load(settings.features.file)
+    for name, described in (("champion", settings.oip.champion), ("challenger", settings.oip.challenger)):
+        if described is not None:
+            try:
+                _ = ModelDescription.read(described).feature_set
+            except ValueError as error:
+                raise ValueError(f"oip.{name}: {described}: {error}") from error
     if settings.grpc.edge == "auto":
         problem = edges.missing()
         grpc = settings.grpc.model_copy(update={"edge": "grpcio" if problem else "envoy"})

@@ -45,6 +45,7 @@ from server.decision.admission import Admission, AdmissionSettings
 from server.decision.convert import OrderReader
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.ids import uuid7_source
+from server.decision.markets import Markets
 from server.decision.metrics import DecisionMetrics
 from server.decision.packets import PacketWriter
 from server.decision.plane import DataPlane, Observers
@@ -162,8 +163,7 @@ async def _open(
     dataplane = DataPlane(
         admission=admission,
         idempotency=IdempotencyWindow(clock, SharedKeys(keys, 60.0, clock)),
-        feature_cache=cache,
-        max_feature_age_seconds=1.0,
+        markets=Markets(cache, 1.0, clock),
         chain=Chain(stages, ("model", "cached_score", "rules"), clock),
         cached_scores=cached_scores,
         guards=Guards(GuardSettings(), lambda: admin_pb2.TRADING_STATE_ACTIVE, clock, time.time, _limits(limited)),

@@ -24,7 +24,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from feature_cache import features
+from feature_cache import feature_sets, features
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.client.cli.options import Directory
 from pretrade.client.cli.views import explanation_table
@@ -285,7 +285,11 @@ def screen(decision: audit_pb2.AuditedDecision, outcomes: Sequence[packet_pb2.Ou
         turned = ", turned for a sell" if packet.order.side == pb.SIDE_SELL else ""
         shown = {name: f"{value:.6g}" if math.isfinite(value) else "undefined" for name, value in values.items()}
         grid = Columns([f"{name:<21} {value:>12}" for name, value in shown.items()], column_first=True)
-        sections.append(Panel(grid, title=f"features {packet.feature_set_id}, as the model saw them{turned}"))
+        by_whom = "as rules and guards" if packet.scored_feature_set else "as the model"
+        sections.append(Panel(grid, title=f"features {packet.feature_set_id}, {by_whom} saw them{turned}"))
+    if packet.scored_feature_set:
+        grid = Columns([f"{name:<21} {value:>12}" for name, value in _scored(packet).items()], column_first=True)
+        sections.append(Panel(grid, title=f"features {packet.scored_feature_set}, as the model saw them"))
     sections += [
         _cost(answer.budget),
         _attempts(packet),
@@ -427,6 +431,16 @@ def _features(packet: packet_pb2.DecisionPacket) -> Mapping[str, float]:
     else:
         names = tuple(str(i) for i in range(len(values)))
     return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+def _scored(packet: packet_pb2.DecisionPacket) -> Mapping[str, str]:
+    """What a model of another set saw: by name where the set is known here, else by place."""
+    values = np.frombuffer(packet.scored_input, dtype="<f4").tolist()
+    known = feature_sets.by_id(packet.scored_feature_set.partition("/")[0])
+    is_it = known is not None and known.version == packet.scored_feature_set and len(known) == len(values)
+    names = known.names if known is not None and is_it else tuple(map(str, range(len(values))))
+    shown = (f"{value:.6g}" if math.isfinite(value) else "undefined" for value in values)
+    return dict(zip(names, shown, strict=True))
 
 
 def _milliseconds(microseconds: int) -> str:

@@ -147,9 +147,15 @@ class CanaryRouting:
         self.orders += 1
         replica, now = self._challenger.pick(), self._clock()
         allowed, reserve = self._allowed(case, now)
+        row = None if replica is None else case.row_of(replica.feature_set)
+        if replica is not None and row is None:  # of its set's features, which is no fault of the model's
+            case.budget.skip(pb.STAGE_CANARY, max(allowed, 0.0), pb.DEGRADATION_FEATURES_OF_SET_MISSING)
+            case.degradations.append(pb.DEGRADATION_FEATURES_OF_SET_MISSING)
+            return None
         at_fault = replica is None or replica.batcher.stuck or allowed < replica.latency.expected
         if (
             replica is None
+            or row is None
             or at_fault
             or replica.batcher.full_for(Lane.CANARY)
             or allowed < replica.batcher.expected_seconds_in(Lane.CANARY)
@@ -160,7 +166,7 @@ class CanaryRouting:
                 self._note(Side.CANARY, case, math.inf, allowed, reserve)
             return None
         span_id, traceparent = attempt_span(case)
-        result = await replica.batcher.submit(case.row(), now + allowed, Lane.CANARY, traceparent)
+        result = await replica.batcher.submit(row, now + allowed, Lane.CANARY, traceparent)
         used = self._clock() - now
         case.budget.charge(pb.STAGE_CANARY, allowed, used)
         if isinstance(result, Scored) and result.model.version != version:

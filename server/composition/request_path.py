@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from fallback.embedded import Embedded
 from fallback.guards import Guards
 from fallback.model_limits import LimitGuards
 from fallback.rules import RulesBaseline
+from feature_cache.feature_set import FeatureSet
+from feature_cache.features import MF1
 from feature_cache.store.cluster import ClusterFeatureStore, open_store
 from feature_cache.store.l1 import FeatureCache
 from feature_cache.store.vectors import FeatureStore
@@ -25,6 +28,8 @@ from server.configuration import Configuration
 from server.control.state import ControlState
 from server.decision.admission import Admission
 from server.decision.idempotency import IdempotencyWindow
+from server.decision.markets import Markets
+from server.decision.other_sets import OtherSets
 from server.decision.packets import PacketWriter
 from server.decision.plane import DataPlane, Observers
 from server.decision.recorder import Recording
@@ -34,6 +39,7 @@ from server.decision.shared_keys import SharedKeys, make_memory
 from server.inference.champion import Champion
 from server.inference.embedded_check import EmbeddedCheck
 from server.inference.pool import Role
+from server.inference.replica import Replica
 from server.inference.replicas import Replicas
 from server.inference.retry_budget import RetryBudget
 from server.journal.journal import Journal
@@ -128,19 +134,26 @@ async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundati
     )
     await process.background(security.run(), "security")
     redis_url = settings.redis_url.get_secret_value()
-    feature_cache = FeatureCache(
-        redis_url,
-        settings.feature_cache,
-        settings.instruments,
-        monotonic=clock,
-        wall_ns=process.machine.wall_clock_ns,
-        uniform=process.uniform,
-    )
+    feature_cache = _cache_of(MF1, process)
     await process.background(feature_cache.run(), "feature-cache")
     feature_store = await stack.enter_async_context(
         open_store(redis_url, settings.feature_cache.ttl_seconds, settings.feature_cache.timeout_seconds)
     )
     return Foundation(loop_lag, journal, shipper, replies, security, feature_cache, feature_store)
+
+
+def _cache_of(feature_set: FeatureSet, process: Process) -> FeatureCache:
+    """This server's copy of a set's vectors, still to be run."""
+    settings = process.settings
+    return FeatureCache(
+        settings.redis_url.get_secret_value(),
+        settings.feature_cache,
+        settings.instruments,
+        feature_set,
+        monotonic=process.clock,
+        wall_ns=process.machine.wall_clock_ns,
+        uniform=process.uniform,
+    )
 
 
 def _operator_token(process: Process) -> bytes | None:
@@ -213,11 +226,17 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     models = LimitGuards(limits.of, lambda: control.uncertain, lambda: control.out_of_domain)
     guards = Guards(settings.guards, lambda: control.trading_state, clock, process.machine.wall_clock, models)
     apply_configuration(configuration, cached_scores, rules, guards, packets, base.journal, process.stack)
+    other_sets = OtherSets(
+        lambda: _sets_of(replicas.values(), embedded.model),
+        lambda feature_set: _cache_of(feature_set, process),
+        settings.features.max_age_seconds,
+        clock,
+    )
+    await process.background(other_sets.run(), "other-sets")
     dataplane = DataPlane(
         admission=admission,
         idempotency=idempotency,
-        feature_cache=base.feature_cache,
-        max_feature_age_seconds=settings.features.max_age_seconds,
+        markets=Markets(base.feature_cache, settings.features.max_age_seconds, clock, other_sets),
         chain=chain,
         cached_scores=cached_scores,
         guards=guards,
@@ -244,6 +263,12 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         tracing=tracing,
         expiry=ModelExpiry(base.feature_cache, lambda: guards.model_grace_seconds),
     )
+
+
+def _sets_of(replicas: Iterable[Replica], embedded: EmbeddedModel) -> list[FeatureSet]:
+    """The feature sets that the models take which may decide now."""
+    sets = [replica.feature_set for replica in replicas]
+    return sets if embedded.scorer is None else [*sets, embedded.scorer.feature_set]
 
 
 async def _open_embedded(process: Process, primary: Role, canary: CanaryParts, control: ControlState) -> EmbeddedParts:

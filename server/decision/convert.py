@@ -9,9 +9,11 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from fallback.order import Order
-from feature_cache import features
+from fallback.order import Brought, Order
+from feature_cache import feature_sets
 from feature_cache.compiled import compiled
+from feature_cache.feature_set import FeatureSet
+from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import InvalidOrderError
 
@@ -93,6 +95,8 @@ class OrderReader:
             raise _invalid("INVALID_ORDER_REF", "order_ref", f"must be at most {_MAX_NAME} characters")
         if len(message.idempotency_key) > _MAX_NAME:
             raise _invalid("INVALID_IDEMPOTENCY_KEY", "idempotency_key", f"must be at most {_MAX_NAME} characters")
+        brought = _brought(message.features) if message.HasField("features") else None
+        own = None if brought is None or brought.feature_set is not MF1 else brought.values
         return Order(
             message.SerializeToString(),
             message.instrument,
@@ -101,10 +105,11 @@ class OrderReader:
             limit_price,
             strategy,
             message.reduce_only,
-            _caller_features(message.features) if message.HasField("features") else None,
+            own,
             message.order_ref,
             message.idempotency_key,
             order_timeout_seconds(message),
+            brought=brought if own is None else None,
         )
 
 
@@ -125,32 +130,39 @@ def order_timeout_seconds(message: pb.Order) -> float | None:
     return seconds + nanos / 1e9
 
 
-def _caller_features(message: pb.FeatureVector) -> NDArray[np.float32]:
-    if message.feature_set_id != features.FEATURE_SET_ID:
+def _brought(message: pb.FeatureVector) -> Brought:
+    """The caller's vector, of `mf1` or of another set."""
+    feature_set = feature_sets.by_id(message.feature_set_id)
+    if feature_set is None:
+        known = [repr(one.feature_set.id) for one in feature_sets.known()]
         raise _invalid(
             "UNKNOWN_FEATURE_SET",
             "features.feature_set_id",
-            f"must be {features.FEATURE_SET_ID!r}, not {_shown(message.feature_set_id)}",
+            f"must be {' or '.join(known)}, not {_shown(message.feature_set_id)}",
         )
-    if len(message.values) != features.N_FEATURES:
+    if len(message.values) != len(feature_set):
         raise _invalid(
-            "WRONG_FEATURE_COUNT", "features.values", f"must be {features.N_FEATURES} values, not {len(message.values)}"
+            "WRONG_FEATURE_COUNT", "features.values", f"must be {len(feature_set)} values, not {len(message.values)}"
         )
     values = np.array(message.values, dtype=np.float32)
-    finite = np.isfinite(values)
+    # Rules and guards use a vector of `mf1`, so it must be whole.
+    left_out = np.isnan(values) & (feature_set is not MF1) & feature_set.may_be_undefined
+    finite = np.isfinite(values) | left_out
     if not finite.all():
-        _refuse_feature("NON_FINITE_FEATURE", values, int(np.argmin(finite)), "finite")
-    possible = (values >= features.LOWEST) & (values <= features.HIGHEST)
+        _refuse_feature("NON_FINITE_FEATURE", feature_set, values, int(np.argmin(finite)), "finite")
+    possible = ((values >= feature_set.lowest) & (values <= feature_set.highest)) | left_out
     if not possible.all():
         index = int(np.argmin(possible))
-        lowest, highest = features.RANGES[features.NAMES[index]]
+        lowest, highest = feature_set.features[index].lowest, feature_set.features[index].highest
         rule = f"at least {lowest:g}" if highest == math.inf else f"from {lowest:g} to {highest:g}"
-        _refuse_feature("IMPOSSIBLE_FEATURE", values, index, rule)
-    return values
+        _refuse_feature("IMPOSSIBLE_FEATURE", feature_set, values, index, rule)
+    return Brought(feature_set, values)
 
 
-def _refuse_feature(reason: str, values: NDArray[np.float32], index: int, rule: str) -> NoReturn:
-    name = features.NAMES[index]
+def _refuse_feature(
+    reason: str, feature_set: FeatureSet, values: NDArray[np.float32], index: int, rule: str
+) -> NoReturn:
+    name = feature_set.names[index]
     raise _invalid(reason, f"features.values[{index}]", f"{name} must be {rule}, not {values[index]:g}")
 
 

@@ -246,7 +246,13 @@ cdef int add(Column* columns, _Tables tables, Py_ssize_t place, tuple row) excep
     put_fixed(&columns[DECIDED], now_ns)
     mid = case.mid
     put_double(&columns[MID], mid if mid == mid else 0.0)
-    if case.stages or order.caller_features is not None or answer.cached_from or order.context is not NO_CONTEXT:
+    if (
+        case.stages
+        or order.brings_features
+        or case.others is not None
+        or answer.cached_from
+        or order.context is not NO_CONTEXT
+    ):
         rest = tables.rest(case, order, answer)
         if rest:
             put(&columns[REST_ROW], place)

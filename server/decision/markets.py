@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from feature_cache.store.codec import FeatureSnapshot
     from feature_cache.store.l1 import FeatureCache
+    from server.decision.other_sets import OtherSets
 
 _BOOK_AGE = features.INDEX["book_age_ms"]
 _AGES = slice(_BOOK_AGE, features.INDEX["trade_age_ms"] + 1)
@@ -68,10 +69,18 @@ class Markets:
         feature_cache: The server's copy of all features.
         max_age_seconds: Older features are stale.
         clock: Monotonic seconds.
+        others: Fills in what models of other sets take; None where there are no such models.
     """
 
-    def __init__(self, feature_cache: FeatureCache, max_age_seconds: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        feature_cache: FeatureCache,
+        max_age_seconds: float,
+        clock: Callable[[], float],
+        others: OtherSets | None = None,
+    ) -> None:
         self._feature_cache = feature_cache
+        self._others = others
         self._max_age_seconds = max_age_seconds
         self._clock = clock
         self._markets: dict[str, _Market] = {}
@@ -87,6 +96,8 @@ class Markets:
             if known is None:
                 known = seen[name] = self._see(name, started)
             self._fill_in(case, known)
+        if self._others is not None and self._others.wanted:
+            self._others.fill_in(cases, started)
         used = self._clock() - started
         for case in cases:
             budget = case.budget

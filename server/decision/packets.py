@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fallback.order import NO_CONTEXT
+from fallback.order import MODEL_SOURCES, NO_CONTEXT
 from feature_cache import features
 from feature_cache.compiled import compiled
 from feature_cache.store.codec import BookState
@@ -22,11 +22,13 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.state import ControlState
 from server.decision import decision_wire
 from server.decision.protowire import prefixed, template
+from server.inference import model_sets
 from server.journal.entries import NO_AGE
 
 if TYPE_CHECKING:
     from fallback.budget import Use
     from fallback.order import Answer, Attempt, Case, Order
+    from feature_cache.feature_set import SetRow
     from feature_cache.store.codec import FeatureSnapshot
     from server.decision.record import Decided
 
@@ -44,6 +46,8 @@ _FROM_CALLER: Final = packet_pb2.DecisionPacket(
 _CHAIN_STAGE: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "chain_stages")
 _CACHED_FROM: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "cached_from_decision_id")
 _CONTEXT: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "trace_id", "correlation_id")
+_SCORED_INPUT: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "scored_input")
+_SCORED_SET: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "scored_feature_set")
 _PARTS: Final = 1024
 """Parts that are kept for the next entries."""
 
@@ -370,14 +374,25 @@ def _rest(case: Case, order: Order, answer: Answer) -> bytes:
     rest = b""
     if case.stages:
         rest = b"".join(_CHAIN_STAGE % prefixed(name.encode()) for name in case.stages)
-    if order.caller_features is not None:
+    if order.brings_features:
         given = order.message.features.SerializeToString()
-        rest += _ORDER % prefixed(_FEATURES % prefixed(given)) + _FROM_CALLER
+        rest += _ORDER % prefixed(_FEATURES % prefixed(given))
+        if order.caller_features is not None:
+            rest += _FROM_CALLER
+    if case.others is not None and answer.source in MODEL_SOURCES:
+        rest += _scored(case.others.get(model_sets.of(answer.model_version)))
     if answer.cached_from:
         rest += _CACHED_FROM % prefixed(answer.cached_from.encode())
     if (context := order.context) is not NO_CONTEXT:
         rest += _CONTEXT % (prefixed(context.trace_id.encode()), prefixed(context.correlation_id.encode()))
     return rest
+
+
+def _scored(row: SetRow | None) -> bytes:
+    """What a model of another set than `mf1` scored."""
+    if row is None:
+        return b""
+    return _SCORED_INPUT % prefixed(row) + _SCORED_SET % prefixed(row.feature_set.version.encode())
 
 
 _compiled: Final = compiled("server.decision.entry_wire_c")

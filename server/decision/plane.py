@@ -13,7 +13,6 @@ from fallback.budget import Budget, BudgetSettings
 from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Case, Order
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.idempotency import ClaimLostError, identify
-from server.decision.markets import Markets
 from server.decision.pending import Pending
 from server.decision.promise import Promise, Promises
 from server.decision.record import Decided
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
     from fallback.cached_score import CachedScores
     from fallback.chain import Chain
     from fallback.guards import Guards
-    from feature_cache.store.l1 import FeatureCache
     from server.canary.burn import Objective
     from server.control.state import ControlState
     from server.decision.admission import Admission
     from server.decision.idempotency import IdempotencyWindow
+    from server.decision.markets import Markets
     from server.decision.metrics import DecisionMetrics
     from server.decision.reports import DecisionReports
     from server.decision.shared_keys import KeyedOrder, Remembered
@@ -73,7 +72,6 @@ class DataPlane:
 
     Args:
         budget_settings: Cap and reserves of a decision's time.
-        max_feature_age_seconds: Older features are stale.
         clock: Monotonic seconds, the event loop's own.
         wall_clock_ns: Nanoseconds since the Unix epoch.
         Everything else: the collaborators, one a step of `_decide`.
@@ -84,8 +82,7 @@ class DataPlane:
         *,
         admission: Admission,
         idempotency: IdempotencyWindow,
-        feature_cache: FeatureCache,
-        max_feature_age_seconds: float,
+        markets: Markets,
         chain: Chain,
         cached_scores: CachedScores,
         guards: Guards,
@@ -99,7 +96,7 @@ class DataPlane:
     ) -> None:
         self._admission = admission
         self._idempotency = idempotency
-        self._markets = Markets(feature_cache, max_feature_age_seconds, clock)
+        self._markets = markets
         self._chain = chain
         self._cached_scores = cached_scores
         self._guards = guards

@@ -135,6 +135,9 @@ class _Rows:
     """The instant of the market that was decided on, ns of event time."""
     instruments: list[str] = field(default_factory=list)
     values: list[bytes] = field(default_factory=list)
+    """Vectors of `mf1`."""
+    scored: list[bytes] = field(default_factory=list)
+    """What the model scored: the same, or a vector of another set."""
     scores: list[float] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     traded: list[bool] = field(default_factory=list)
@@ -175,6 +178,7 @@ def summarise(
         rows.market_times.append(packet.features.event_time_ns or _decided_at(packet))
         rows.instruments.append(instrument)
         rows.values.append(packet.model_input)
+        rows.scored.append(packet.scored_input or packet.model_input)
         rows.ids.append(packet.decision.decision_id)
         rows.traded.append(packet.decision.action == pb.ACTION_TRADE)
         rows.scores.append(packet.decision.score if packet.decision.HasField("score") else np.nan)
@@ -198,7 +202,12 @@ def summarise(
     except (KeyError, TypeError, ValueError):
         return replace(summary, problem=f"model {version} says nothing of what it learnt from that can be compared")
     matrix = np.frombuffer(b"".join(rows.values), dtype=features.ROW).reshape(-1, features.N_FEATURES)
-    columns: dict[str, NDArray[Any]] = {name: matrix[:, i] for name, i in features.INDEX.items()}
+    # By the archive, which says what its model takes whether or not this process knows the set.
+    taken = described.get("feature_names", features.NAMES)
+    if any(len(row) != features.ROW.itemsize * len(taken) for row in rows.scored):
+        return replace(summary, problem=f"model {version} takes other features than its decisions say")
+    scored = np.frombuffer(b"".join(rows.scored), dtype=features.ROW).reshape(-1, len(taken))
+    columns: dict[str, NDArray[Any]] = {name: scored[:, i] for i, name in enumerate(taken)}
     columns[SCORE] = np.array(rows.scores, dtype=np.float64)
     names = np.array(rows.instruments)
     seconds = np.array(rows.market_times, dtype=np.float64) / 1e9

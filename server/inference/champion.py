@@ -164,12 +164,13 @@ class Champion:
         now, expected, begun = self._clock(), math.inf, []
         batcher, name, rows = replica.batcher, replica.name, list[Row]()
         left_before, allowed = math.nan, 0.0
+        feature_set = replica.feature_set
         for place, case in enumerate(cases):
             if not place % _EXPECTED_ANEW:
                 _submit(batcher, rows)
                 if place and first.role.several:
                     replica = first.role.pick() or replica
-                    batcher, name = replica.batcher, replica.name
+                    batcher, name, feature_set = replica.batcher, replica.name, replica.feature_set
                 expected = math.inf if batcher.full else batcher.expected_seconds
             budget = case.budget
             left = budget.deadline - now - budget.reserve_seconds
@@ -177,7 +178,9 @@ class Champion:
                 left_before, allowed = left, self._allowance(left, retry_seconds)
             if case.features is None or allowed < expected:
                 continue
-            row = case.row()
+            row = case.row_of(feature_set)
+            if row is None:
+                continue
             if passed_over is not None:
                 _pass_over(case, passed_over, 0.0, _closed(passed_over))
             case.asked_at, case.asked_of, case.allowed = now, name, allowed
@@ -207,31 +210,24 @@ class Champion:
 
     async def _ask(self, case: Case, choices: Sequence[_Choice], tried: bool) -> Answer | None:
         """Asks these replicas in turn, `tried` if one was asked before."""
-        payload = case.row()
         attempts_left = _MOST_ATTEMPTS - len(case.attempts)
         for place, choice in enumerate(choices):
             seat, replica, again = choice
-            batcher = replica.batcher
+            payload = case.row_of(replica.feature_set)
             now = self._clock()
             others = choices[place + 1 :] if attempts_left > 1 else ()
             retry_seconds = others[0].replica.latency.p95 if others else math.inf
             allowed = self._allowance(case.budget.for_models(now), retry_seconds)
-            needed = max(batcher.expected_seconds, replica.latency.p95) if tried else batcher.expected_seconds
-            problem = pb.DEGRADATION_UNSPECIFIED
-            if batcher.full:
-                problem = _FAILURE[Outcome.OVERLOAD][seat.failure_index]
-            elif allowed < needed:
-                problem = pb.DEGRADATION_NO_TIME_FOR_MODEL
-            elif tried and not self._granted("retry"):
-                problem = pb.DEGRADATION_RETRY_BUDGET_EXHAUSTED
-            if problem:
+            problem = self._problem(choice, payload, allowed, tried)
+            if problem or payload is None:
                 if not again:
                     _pass_over(case, seat, allowed, problem)
                 continue
             if not tried:
                 self._retry_budget.count_attempts()
             hedged = False
-            if self._hedge and not tried and attempts_left == _MOST_ATTEMPTS and others:
+            hedges = self._hedge and not tried and attempts_left == _MOST_ATTEMPTS
+            if hedges and others and others[0].replica.feature_set is replica.feature_set:
                 answer, hedged = await self._hedged_attempt(case, choice, others[0], payload, now, allowed)
             else:
                 answer = await self._attempt(case, choice, payload, now, allowed)
@@ -243,6 +239,20 @@ class Champion:
             if (attempts_left := attempts_left - 1) == 0:
                 return None
         return None
+
+    def _problem(self, choice: _Choice, payload: bytes | None, allowed: float, tried: bool) -> pb.Degradation.ValueType:
+        """Why a replica is not asked; unspecified if it is, and then a retry has been taken from its budget."""
+        seat, replica, _ = choice
+        batcher = replica.batcher
+        if payload is None:
+            return pb.DEGRADATION_FEATURES_OF_SET_MISSING
+        if batcher.full:
+            return _FAILURE[Outcome.OVERLOAD][seat.failure_index]
+        if allowed < (max(batcher.expected_seconds, replica.latency.p95) if tried else batcher.expected_seconds):
+            return pb.DEGRADATION_NO_TIME_FOR_MODEL
+        if tried and not self._granted("retry"):
+            return pb.DEGRADATION_RETRY_BUDGET_EXHAUSTED
+        return pb.DEGRADATION_UNSPECIFIED
 
     def _choices(self, case: Case, seats: Sequence[_Seat], tried: Sequence[str]) -> list[_Choice]:
         """The replicas that an order may go to, one of each role and then another of each; who is out is noted."""

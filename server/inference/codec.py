@@ -6,6 +6,7 @@ from typing import Any, Final, Literal, Protocol
 
 import grpc.aio
 
+from feature_cache.feature_set import FeatureSet
 from pretrade.wire.torchserve import inference_pb2, inference_pb2_grpc
 from server.inference import wire
 from server.inference.wire import ScoreBatch
@@ -20,13 +21,17 @@ Call = grpc.aio.UnaryUnaryMultiCallable[Any, Any]
 class Codec(Protocol):
     """The words of one protocol. Outcomes of failed calls are classed by `outcome.classify`, whatever the protocol."""
 
+    @property
+    def feature_set(self) -> FeatureSet | None:
+        """The set that the model takes, where that is known from elsewhere; None where the server says it."""
+
     def open(self, channel: grpc.aio.Channel) -> Call:
         """The method that scores."""
 
-    def request(self, model_name: str, rows: list[bytes], version: str) -> Any:
+    def request(self, model_name: str, rows: list[bytes], version: str, feature_set: FeatureSet) -> Any:
         """The request for a batch, of one version of the model, or of the server's choice where that is empty.
 
-        Each row is `wire.ROW_BYTES` of little-endian float32, turned for its order's side.
+        Each row is a vector of the set as little-endian float32, turned for its order's side.
         """
 
     def parse(self, model_name: str, n_rows: int, answer: Any) -> ScoreBatch:
@@ -40,13 +45,17 @@ class Codec(Protocol):
 class TorchServe:
     """TorchServe's own protocol, with the header that our handler puts before the scores."""
 
+    feature_set = None
+
     def open(self, channel: grpc.aio.Channel) -> Call:
         """See `Codec`."""
         return inference_pb2_grpc.InferenceAPIsServiceStub(channel).Predictions
 
-    def request(self, model_name: str, rows: list[bytes], version: str) -> inference_pb2.PredictionsRequest:
+    def request(
+        self, model_name: str, rows: list[bytes], version: str, feature_set: FeatureSet
+    ) -> inference_pb2.PredictionsRequest:
         """See `Codec`."""
-        return wire.request(model_name, rows, version)
+        return wire.request(model_name, rows, version, feature_set)
 
     def parse(self, model_name: str, n_rows: int, answer: inference_pb2.PredictionResponse) -> ScoreBatch:
         """See `Codec`."""

@@ -22,7 +22,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_cache import features
+from feature_cache import feature_sets
+from feature_cache.feature_set import FeatureSet
 from server.inference.embedded_margins import (
     CannotScoreError,
     EnsembleMargins,
@@ -31,7 +32,7 @@ from server.inference.embedded_margins import (
     calibrated,
     has_onnx,
 )
-from server.inference.wire import LAST_EXPIRY, ROW_BYTES
+from server.inference.wire import LAST_EXPIRY
 
 _MOST_ROWS: Final = 256
 """That one call of the library scores. A larger batch takes several."""
@@ -67,7 +68,6 @@ class EmbeddedScorer:
         try:
             described = json.loads(metadata)
             kind, fingerprint = described["kind"], described["feature_set_fingerprint"]
-            width = len(described["feature_names"])
             self.name = name
             self.version = version
             # Compared as the float32 that the handler sends.
@@ -79,12 +79,14 @@ class EmbeddedScorer:
             raise CannotScoreError(f"its metadata are incomplete: {error!r}") from error
         if not 0 <= self.expires_at <= LAST_EXPIRY:
             raise CannotScoreError(f"it expires at {self.expires_at}, which is no time")
-        if fingerprint != features.FINGERPRINT:
-            raise CannotScoreError(f"it wants another feature set than ours, {features.VERSION}")
-        self._margins = _margins_of(described, weights, kind, width)
+        feature_set = feature_sets.by_fingerprint(fingerprint)
+        if feature_set is None:
+            raise CannotScoreError(f"its feature set {fingerprint:08x} is not known here: {feature_sets.names()}")
+        self.feature_set = feature_set
+        self._margins = _margins_of(described, weights, kind, feature_set)
 
     def score(self, row: bytes) -> float:
-        """The calibrated score of one row, `wire.ROW_BYTES` of little-endian float32.
+        """The calibrated score of one row, a vector of the model's set as little-endian float32.
 
         Raises:
             CannotScoreError: It is not within [0, 1], or there is none.
@@ -100,22 +102,22 @@ class EmbeddedScorer:
         Raises:
             CannotScoreError: There are none.
         """
-        most = _MOST_ROWS * ROW_BYTES
+        most = _MOST_ROWS * self.feature_set.row_bytes
         parts = [self._margins.margins(rows[first : first + most]) for first in range(0, max(1, len(rows)), most)]
         margin = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return calibrated(margin, self._slope, self._intercept)
 
 
-def _margins_of(described: Mapping[str, Any], weights: bytes, kind: str, width: int) -> Margins:
+def _margins_of(described: Mapping[str, Any], weights: bytes, kind: str, feature_set: FeatureSet) -> Margins:
     """What computes the margins of a model, or of a part of one. Raises `CannotScoreError`."""
     runtime = described.get("runtime") or ("xgboost" if described["network"] is None else "torch")
     if runtime == "xgboost":
-        return _Trees(weights)
+        return _Trees(weights, feature_set)
     if runtime == "onnx":
-        return OnnxMargins(weights, described["scored"], width)
+        return OnnxMargins(weights, described["scored"], len(feature_set))
     if runtime == "ensemble":
         return EnsembleMargins(
-            weights, described["ensemble"], lambda part, own: _margins_of(part, own, str(part["kind"]), width)
+            weights, described["ensemble"], lambda part, own: _margins_of(part, own, str(part["kind"]), feature_set)
         )
     raise CannotScoreError(f"a model of the kind {kind!r} is not scored in the server's process")
 
@@ -123,7 +125,7 @@ def _margins_of(described: Mapping[str, Any], weights: bytes, kind: str, width: 
 class _Trees:
     """An ensemble in the library, and the memory in which it gets its rows."""
 
-    def __init__(self, weights: bytes) -> None:
+    def __init__(self, weights: bytes, feature_set: FeatureSet) -> None:
         self._booster = ctypes.c_void_p()
         path = _library_path()
         if path is None:
@@ -137,9 +139,10 @@ class _Trees:
         self._done(loading.XGBoosterSetParam(self._booster, b"nthread", b"1"))
         width = ctypes.c_uint64()
         self._done(loading.XGBoosterGetNumFeature(self._booster, ctypes.byref(width)))
-        if width.value != features.N_FEATURES:
-            raise CannotScoreError(f"its trees want {width.value} features, ours are {features.N_FEATURES}")
-        self._rows = ctypes.create_string_buffer(_MOST_ROWS * ROW_BYTES)
+        if width.value != len(feature_set):
+            raise CannotScoreError(f"its trees want {width.value} features, {feature_set.id} has {len(feature_set)}")
+        self._row_bytes = feature_set.row_bytes
+        self._rows = ctypes.create_string_buffer(_MOST_ROWS * self._row_bytes)
         self._arrays: dict[int, bytes] = {}
         """By the number of bytes: how the library is told where the rows are."""
         self._margins = ctypes.POINTER(ctypes.c_float)()
@@ -154,17 +157,17 @@ class _Trees:
         """float32[n]."""
         array = self._arrays.get(len(rows))
         if array is None:
-            count, rest = divmod(len(rows), ROW_BYTES)
+            count, rest = divmod(len(rows), self._row_bytes)
             if rest or not 0 < count <= _MOST_ROWS:
-                raise CannotScoreError(f"{len(rows)} bytes are not rows of {ROW_BYTES}")
+                raise CannotScoreError(f"{len(rows)} bytes are not rows of {self._row_bytes}")
             array = self._arrays[len(rows)] = (
                 b'{"data": [%d, true], "shape": [%d, %d], "typestr": "<f4", "version": 3}'
-                % (ctypes.addressof(self._rows), count, features.N_FEATURES)
+                % (ctypes.addressof(self._rows), count, self._row_bytes // 4)
             )
         ctypes.memmove(self._rows, rows, len(rows))
         self._done(self._library.XGBoosterPredictFromDense(self._booster, array, _PREDICTION, None, *self._results))
         # A copy: the memory is the library's, until the next call.
-        return np.frombuffer(ctypes.string_at(self._margins, 4 * (len(rows) // ROW_BYTES)), dtype=np.float32)
+        return np.frombuffer(ctypes.string_at(self._margins, 4 * (len(rows) // self._row_bytes)), dtype=np.float32)
 
     def _done(self, status: int) -> None:
         if status != 0:

@@ -66,11 +66,13 @@ class EmbeddedCheck:
         """Offers a decision. Only one that the embedded model made before any replica was asked is a candidate."""
         if answer.source != pb.SOURCE_EMBEDDED or self._random() >= self._share or _was_asked(case):
             return
-        if (replica := self._primary.pick()) is None:
+        replica = self._primary.pick()
+        row = None if replica is None else case.row_of(replica.feature_set)
+        if replica is None or row is None:
             self.fates["refused"] += 1
             return
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        if not replica.batcher.submit_shadow((Row(case.row(), math.inf, future, from_caller=case.from_caller),)):
+        if not replica.batcher.submit_shadow((Row(row, math.inf, future, from_caller=case.from_caller),)):
             self.fates["shed"] += 1
             return
         future.add_done_callback(lambda done: self._compare(done, answer, decision_id))

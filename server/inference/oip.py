@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, field_validator
 
-from feature_cache import features
+from feature_cache import feature_sets
+from feature_cache.feature_set import FeatureSet
 from pretrade.wire.oip.inference_pb2 import ModelInferRequest, ModelInferResponse
 from server.inference.codec import Call
 from server.inference.outcome import BatchFailedError, Outcome
@@ -65,7 +66,7 @@ class ModelDescription(BaseModel):
     threshold: float = Field(ge=0, le=1)
     """TRADE at or above it."""
     feature_set_fingerprint: int
-    """Of the feature set that it was trained on, see `features.FINGERPRINT`."""
+    """Of the feature set that it was trained on; `pretrade features list` shows those that are known."""
     expires_at: int = Field(default=0, ge=0, le=LAST_EXPIRY)
     """Unix seconds after which its scores must not be used; 0 for never."""
     served_version: str | None = None
@@ -77,17 +78,26 @@ class ModelDescription(BaseModel):
 
         Raises:
             OSError: It cannot be read.
-            ValueError: It is none, or of a model for other features than ours.
+            ValueError: It is none.
         """
         try:
-            described = cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise ValueError(f"{path} does not describe a model: {error}") from error
-        if described.feature_set_fingerprint != features.FINGERPRINT:
+
+    @property
+    def feature_set(self) -> FeatureSet:
+        """The feature set that it was trained on.
+
+        Raises:
+            ValueError: This process does not know it.
+        """
+        found = feature_sets.by_fingerprint(self.feature_set_fingerprint)
+        if found is None:
             raise ValueError(
-                f"{path}: feature set {described.feature_set_fingerprint:08x}, ours is {features.FINGERPRINT:08x}"
+                f"feature set {self.feature_set_fingerprint:08x} is not known here: {feature_sets.names()}"
             )
-        return described
+        return found
 
 
 class OpenInference:
@@ -96,11 +106,15 @@ class OpenInference:
     Args:
         settings: Names of the tensors.
         description: The model.
+
+    Raises:
+        ValueError: This process does not know the model's feature set.
     """
 
     def __init__(self, settings: OpenInferenceSettings, description: ModelDescription) -> None:
         self._settings = settings
         self._description = description
+        self.feature_set: Final = description.feature_set
         self._served_version = description.served_version or description.version
 
     def open(self, channel: grpc.aio.Channel) -> Call:
@@ -111,13 +125,13 @@ class OpenInference:
             response_deserializer=ModelInferResponse.FromString,
         )
 
-    def request(self, model_name: str, rows: list[bytes], version: str) -> ModelInferRequest:
+    def request(self, model_name: str, rows: list[bytes], version: str, feature_set: FeatureSet) -> ModelInferRequest:
         """See `Codec`."""
         served = self._served_version if version == self._description.version else version
         request = ModelInferRequest(model_name=model_name, model_version=served)
         if self._settings.output_name:
             request.outputs.add(name=self._settings.output_name)
-        shape = [len(rows), features.N_FEATURES]
+        shape = [len(rows), len(feature_set)]
         request.inputs.add(name=self._settings.input_name, datatype="FP32", shape=shape)
         request.raw_input_contents.append(b"".join(rows))
         return request
@@ -128,7 +142,11 @@ class OpenInference:
             raise _bad(f"model version {answer.model_version[:64]!r}, described is {self._served_version!r}")
         described = self._description
         identity = ModelIdentity(
-            model_name, described.version, float(np.float32(described.threshold)), described.expires_at
+            model_name,
+            described.version,
+            float(np.float32(described.threshold)),
+            described.expires_at,
+            self.feature_set,
         )
         return ScoreBatch(identity, self._scores(n_rows, answer))
 

@@ -12,13 +12,13 @@ from typing import Final
 
 import grpc
 import grpc.aio
-import numpy as np
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from feature_cache import features
 from feature_cache.constants import Constant
 from feature_cache.ending import end
+from feature_cache.feature_set import FeatureSet
+from server.inference import model_sets
 from server.inference.batcher import BatcherSettings, MicroBatcher, Report
 from server.inference.breaker import Breaker, BreakerSettings, State
 from server.inference.codec import TORCHSERVE, Codec
@@ -69,7 +69,6 @@ _WARM_UP_GAIN = 0.95
 """A round that is quicker than this part of the best one so far shows that the replica still warms up."""
 _WARM_UP_STALE_ROUNDS = 2
 """A warm-up ends after so many rounds in a row without a gain: one alone may have met a busy machine."""
-_CANNED_ROW = np.zeros(features.N_FEATURES, dtype="<f4").tobytes()
 
 
 class ReplicaSettings(BaseModel):
@@ -217,6 +216,16 @@ class Replica:
         await self._channel.close(grace=None)
 
     @property
+    def feature_set(self) -> FeatureSet:
+        """The set of the rows that its model takes, as far as that is known."""
+        return self._codec.feature_set or model_sets.of(self._version)
+
+    @property
+    def _version(self) -> str:
+        """The version that is asked; what stands for it while the choice is the server's and it has not answered."""
+        return self.wanted_version or (self.name if self.model is None else self.model.version)
+
+    @property
     def available(self) -> bool:
         """True when it is not drained or ejected and the breaker lets a live row pass."""
         return not self.drained and not self.ejected and self.breaker.passes
@@ -247,24 +256,32 @@ class Replica:
         """One call of its own, past the batcher and unknown to the breaker.
 
         Args:
-            rows: Encoded rows.
+            rows: Encoded rows, all of one feature set.
             version: The version that is to answer; None for the server's choice.
             traceparent: The trace that the call belongs to; empty for none.
 
         Raises:
             BatchFailedError: No usable answer, by class.
         """
+        feature_set = model_sets.set_of(rows)
+        if feature_set is None:  # another version has just taken over; they may try elsewhere
+            raise BatchFailedError(Outcome.OVERLOAD, "rows of several feature sets")
         try:
             answer = await self._call(
-                self._codec.request(self.model_name, rows, version or ""),
+                self._codec.request(self.model_name, rows, version or "", feature_set),
                 timeout=self._settings.call_bound_seconds,
                 metadata=self._metadata(traceparent),
             )
         except grpc.aio.AioRpcError as error:
+            model_sets.learn_from_refusal(version or self._version, error.details() or "")
             raise BatchFailedError(classify(error.code(), error.details() or ""), error.details() or "") from error
         batch = self._codec.parse(self.model_name, len(rows), answer)
         if version is not None and batch.model.version != version:
             raise BatchFailedError(Outcome.BAD_ANSWER, f"model version {batch.model.version}, expected {version}")
+        model_sets.learn(batch.model.version, batch.model.feature_set)
+        if batch.model.feature_set is not feature_set:
+            detail = f"feature set {batch.model.feature_set.version}, expected {feature_set.version}"
+            raise BatchFailedError(Outcome.BAD_ANSWER, detail)
         return batch
 
     async def _score(self, rows: list[bytes], traceparent: str = "") -> ScoreBatch:
@@ -377,13 +394,17 @@ class Replica:
         """
         if seconds <= 0:
             raise TimeoutError
-        call = asyncio.create_task(self._score([_CANNED_ROW]), name=f"canned-{self.name}")
+        call = asyncio.create_task(self._score([self._canned_row()]), name=f"canned-{self.name}")
         self._asked.add(call)
         call.add_done_callback(self._ended)
         await asyncio.wait([call], timeout=seconds)
         if not call.done():
             raise TimeoutError
         return call.result()
+
+    def _canned_row(self) -> bytes:
+        feature_set = self.feature_set
+        return model_sets.row_of(feature_set, bytes(feature_set.row_bytes))
 
     def _ended(self, call: asyncio.Task[ScoreBatch]) -> None:
         self._asked.discard(call)

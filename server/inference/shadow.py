@@ -86,7 +86,7 @@ class Shadow:
         self.offered = 0
         """Rows that should have been mirrored, counted for each model they should have gone to."""
         self.refused = 0
-        """Rows not sent because the breaker of their model was open."""
+        """Rows not sent because the breaker of their model was open, or features of its set were missing."""
         self.shed = 0
         """Rows not sent because the queue of their model was full."""
         self.agreed = 0
@@ -121,25 +121,32 @@ class Shadow:
             for challenger in self._challengers:
                 on_trial = self._on_trial(challenger)
                 rows = [one for one in by_champion if not one[0].from_caller] if on_trial else by_champion
-                self._send(challenger.pick(), [self._row(*one, False, 0.0) for one in rows])
+                self._send(challenger.pick(), rows, False, 0.0)
 
     def _mirror_canary(self, case: Case, answer: Answer, decision_id: str) -> None:
         self._observe_decision(decision_id)
         champion = next((one for role in self._champions if (one := role.pick()) is not None), None)
         seconds = case.attempts[-1].used_seconds if case.attempts else 0.0
-        self._send(champion, [self._row(case, answer, decision_id, True, seconds)])
+        self._send(champion, ((case, answer, decision_id),), True, seconds)
 
-    def _row(self, case: Case, answer: Answer, decision_id: str, challenger_decided: bool, seconds: float) -> Row:
-        scored = answer if challenger_decided or answer.source in CHAMPION_SOURCES else None
-        mirrored = _Mirrored(self._compare, case, decision_id, scored, challenger_decided, seconds)
-        return Row(case.row(), math.inf, mirrored, from_caller=case.from_caller)
-
-    def _send(self, replica: Replica | None, rows: list[Row]) -> None:
-        self.offered += len(rows)
-        if replica is None:
-            self.refused += len(rows)
-        else:
+    def _send(
+        self,
+        replica: Replica | None,
+        decided: Sequence[tuple[Case, Answer, str]],
+        challenger_decided: bool,
+        seconds: float,
+    ) -> None:
+        rows = []
+        if replica is not None:
+            feature_set = replica.feature_set
+            for case, answer, decision_id in decided:
+                if (payload := case.row_of(feature_set)) is not None:
+                    scored = answer if challenger_decided or answer.source in CHAMPION_SOURCES else None
+                    mirrored = _Mirrored(self._compare, case, decision_id, scored, challenger_decided, seconds)
+                    rows.append(Row(payload, math.inf, mirrored, from_caller=case.from_caller))
             self.shed += len(rows) - replica.batcher.submit_shadow(rows)
+        self.offered += len(decided)
+        self.refused += len(decided) - len(rows)
 
     def _compare(self, row: _Mirrored, result: Result) -> None:
         """Compares what a model says of a row with what was decided."""

@@ -17,16 +17,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_cache import features
+from feature_cache import feature_sets
+from feature_cache.feature_set import ROW, FeatureSet
+from feature_cache.features import MF1
 from pretrade.wire.torchserve import inference_pb2
 from server.inference.outcome import BatchFailedError, Outcome
 
 _HEADER: Final = struct.Struct("<4sI8sfIQ")
 _MAGIC: Final = b"PTS1"
-ROW_BYTES: Final = 4 * features.N_FEATURES
 LAST_EXPIRY: Final = 2**63 - 1
 """What the audit can hold. With a later one no decision of the model could be written down."""
-_FEATURE_SET: Final = f"{features.FINGERPRINT:08x}".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class ModelIdentity:
     """TRADE at or above it; in [0, 1]."""
     expires_at: int
     """Unix seconds; 0 for never."""
+    feature_set: FeatureSet = MF1
+    """That its rows are of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +53,14 @@ class ScoreBatch:
     """float32[rows]; not yet checked."""
 
 
-def request(model_name: str, rows: list[bytes], version: str = "") -> inference_pb2.PredictionsRequest:
+def request(
+    model_name: str, rows: list[bytes], version: str = "", feature_set: FeatureSet = MF1
+) -> inference_pb2.PredictionsRequest:
     """The request for a batch, of one version or of the default one.
 
-    Each row is `ROW_BYTES` of little-endian float32, turned for its order's side.
+    Each row is a vector of the set as little-endian float32, turned for its order's side.
     """
-    entries = {"input": b"".join(rows), "feature_set": _FEATURE_SET}
+    entries = {"input": b"".join(rows), "feature_set": b"%08x" % feature_set.fingerprint}
     return inference_pb2.PredictionsRequest(model_name=model_name, model_version=version, input=entries)
 
 
@@ -73,12 +77,15 @@ def parse_answer(model_name: str, n_rows: int, answer: bytes) -> ScoreBatch:
     magic, rows, version, threshold, fingerprint, expires_at = _HEADER.unpack_from(answer)
     if magic != _MAGIC or rows != n_rows:
         raise BatchFailedError(Outcome.BAD_ANSWER, f"magic {magic!r} and {rows} rows for {n_rows}")
-    if fingerprint != features.FINGERPRINT:
-        raise BatchFailedError(Outcome.BAD_ANSWER, f"feature set {fingerprint:08x}, ours is {features.FINGERPRINT:08x}")
+    feature_set = feature_sets.by_fingerprint(fingerprint)
+    if feature_set is None:
+        raise BatchFailedError(
+            Outcome.BAD_ANSWER, f"feature set {fingerprint:08x} is not known here: {feature_sets.names()}"
+        )
     if not 0.0 <= threshold <= 1.0:
         raise BatchFailedError(Outcome.BAD_ANSWER, f"threshold {threshold}")
     if expires_at > LAST_EXPIRY:
         raise BatchFailedError(Outcome.BAD_ANSWER, f"expires at {expires_at}")
     # The threshold is compared as the float32 the model was exported with, like the scores.
-    identity = ModelIdentity(model_name, version.hex(), threshold, expires_at)
-    return ScoreBatch(identity, np.frombuffer(answer, dtype="<f4", offset=_HEADER.size))
+    identity = ModelIdentity(model_name, version.hex(), threshold, expires_at, feature_set)
+    return ScoreBatch(identity, np.frombuffer(answer, dtype=ROW, offset=_HEADER.size))

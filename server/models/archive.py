@@ -166,15 +166,15 @@ class RunningModel:
         """The score of one row in its place of a batch.
 
         Args:
-            row: `wire.ROW_BYTES` of little-endian float32.
+            row: A vector of the model's feature set as little-endian float32.
             batch_rows: Rows in the batch; the others are zeros, which no score depends on.
             batch_index: The row's place in it.
 
         Raises:
             ModelFailedError: There is no score.
         """
-        batch = bytearray(batch_rows * wire.ROW_BYTES)
-        batch[batch_index * wire.ROW_BYTES : (batch_index + 1) * wire.ROW_BYTES] = row
+        batch = bytearray(batch_rows * len(row))
+        batch[batch_index * len(row) : (batch_index + 1) * len(row)] = row
         try:
             answer = wire.parse_answer(self.archive.name, batch_rows, self._exchange(SCORE, bytes(batch)))
         except (OSError, BatchFailedError) as error:

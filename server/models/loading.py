@@ -20,8 +20,9 @@ import grpc.aio
 import numpy as np
 import structlog
 
+from feature_cache.feature_set import ROW
 from pretrade.wire.torchserve import management_pb2, management_pb2_grpc
-from server.inference import wire
+from server.inference import model_sets, wire
 from server.inference.outcome import BatchFailedError
 from server.inference.token import ManagementToken
 from server.models.registry import ModelRecord, ModelUnusableError
@@ -192,7 +193,8 @@ class ModelLoader:
 
     async def _prove(self, replica: Replica, record: ModelRecord) -> None:
         """Warms the version up and compares its canned scores."""
-        zeros = bytes(wire.ROW_BYTES)
+        feature_set = record.features
+        zeros = model_sets.row_of(feature_set, bytes(feature_set.row_bytes))
         while True:
             try:
                 await replica.ask([zeros], record.version)
@@ -205,7 +207,8 @@ class ModelLoader:
             for rows in _WARM_UP_ROWS:
                 for _ in range(_WARM_UP_ROUNDS):
                     await replica.ask([zeros] * rows, record.version)
-            canned = [row.tobytes() for row in record.canned_rows.astype("<f4")] or [zeros]
+            rows_of_record = record.canned_rows.astype(ROW)
+            canned = [model_sets.row_of(feature_set, row.tobytes()) for row in rows_of_record] or [zeros]
             answer = await replica.ask(canned, record.version)
         except BatchFailedError as error:
             raise LoadError(f"{replica.name}: model {record.version} fails: {error}") from error

@@ -26,7 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fallback.model_limits import NO_LIMITS, ModelLimits, limits_of
-from feature_cache import features
+from feature_cache import feature_sets
+from feature_cache.feature_set import ROW, FeatureSet
+from feature_cache.features import MF1
 from server.errors import ModelUnknownError
 from server.models.archive import Archive, read_archive
 from server.models.markout import Markout, markout_of
@@ -77,7 +79,7 @@ class ModelRecord:
     expires_at: int
     """Unix seconds; 0 for never."""
     canned_rows: NDArray[np.float32]
-    """float32[n, N_FEATURES] that it was asked to score when it was exported; n is 0 where it was not."""
+    """float32[n, features of the set] that it was asked to score when it was exported; n is 0 where it was not."""
     canned_scores: NDArray[np.float32]
     """float32[n], its answers then."""
     problem: str = ""
@@ -86,6 +88,8 @@ class ModelRecord:
     """The label that it has learnt."""
     limits: ModelLimits = NO_LIMITS
     """What it says of its own limits."""
+    features: FeatureSet = MF1
+    """The set that it takes, where there is no problem."""
 
 
 class Registry:
@@ -126,7 +130,7 @@ class Registry:
         return self.root / VERSIONS / f"{version}.mar"
 
     def describe(self, version: str) -> ModelRecord:
-        """What a version says of itself; one that is damaged or of another feature set has a `problem`.
+        """What a version says of itself; one that is damaged or of a set that is not known here has a `problem`.
 
         Raises:
             ModelUnknownError: There is no such version.
@@ -160,7 +164,7 @@ class Registry:
 
         Raises:
             ModelUnknownError: There is no such version.
-            ModelUnusableError: It is damaged, or wants other features than ours.
+            ModelUnusableError: It is damaged, or wants features that are not known here.
         """
         record = self.describe(version)
         if record.problem:
@@ -173,7 +177,7 @@ class Registry:
         Raises:
             ValueError: There is no such alias.
             ModelUnknownError: There is no such version.
-            ModelUnusableError: It is damaged, or wants other features than ours.
+            ModelUnusableError: It is damaged, or wants features that are not known here.
             OSError: It cannot be written; nothing changed.
         """
         if alias not in ALIASES:
@@ -209,7 +213,7 @@ def is_version(text: str) -> bool:
 
 
 def record_of(archive: Archive, created_at: float) -> ModelRecord:
-    """What an archive says of itself; one that is incomplete or of another feature set has a `problem`."""
+    """What an archive says of itself; one that is incomplete or of a set that is not known here has a `problem`."""
     try:
         return _record(archive.version, archive.name, json.loads(archive.files["metadata.json"]), created_at)
     except (ValueError, KeyError, TypeError, ArithmeticError, binascii.Error) as error:
@@ -217,7 +221,7 @@ def record_of(archive: Archive, created_at: float) -> ModelRecord:
 
 
 def _unreadable(version: str, created_at: float, error: Exception) -> ModelRecord:
-    nothing = np.empty((0, features.N_FEATURES), dtype=np.float32), np.empty(0, dtype=np.float32)
+    nothing = np.empty((0, len(MF1)), dtype=np.float32), np.empty(0, dtype=np.float32)
     return ModelRecord(version, "", "", "", 0.0, created_at, 0, *nothing, problem=f"unreadable: {error}")
 
 
@@ -225,15 +229,17 @@ def _record(version: str, name: str, metadata: Mapping[str, Any], created_at: fl
     fingerprint = int(metadata["feature_set_fingerprint"])
     feature_set = f"{metadata['feature_set']}/{fingerprint:08x}"
     canned = metadata["canned"]
-    rows = np.frombuffer(base64.b64decode(canned["rows"], validate=True), dtype="<f4")
+    rows = np.frombuffer(base64.b64decode(canned["rows"], validate=True), dtype=ROW)
     scores = np.array(canned["scores"], dtype=np.float32)
-    if fingerprint != features.FINGERPRINT:
-        problem = f"it wants features {feature_set}, ours are {features.VERSION}"
+    known = feature_sets.by_fingerprint(fingerprint)
+    if known is None:
+        problem = f"it wants features {feature_set}, known here are {feature_sets.names()}"
         rows, scores = rows[:0], scores[:0]
     else:
         problem = ""
-        if len(rows) != len(scores) * features.N_FEATURES:
+        if len(rows) != len(scores) * len(known):
             raise ValueError(f"{len(rows)} values for {len(scores)} canned scores")
+    taken = known or MF1
     return ModelRecord(
         version,
         name,
@@ -242,9 +248,10 @@ def _record(version: str, name: str, metadata: Mapping[str, Any], created_at: fl
         float(metadata["threshold"]),
         created_at,
         int(metadata["expires_at"]),
-        rows.reshape(-1, features.N_FEATURES),
+        rows.reshape(-1, len(taken)),
         scores,
         problem,
         markout_of(metadata),
-        NO_LIMITS if problem else limits_of(metadata),
+        NO_LIMITS if problem else limits_of(metadata, taken),
+        taken,
     )

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 from support.followed_cache import following, sequence_of, snapshot
+from support.guest_sets import MIXED, REGISTERED, know
 from support.tcp_proxy import through
 from support.waiting import until
 
@@ -105,6 +107,25 @@ async def test_a_copy_gets_no_vectors_of_instruments_that_it_does_not_follow(red
         }
         await store.write([snapshot(BTC, 1), snapshot(ETH, 1)])
         await until(lambda: sequence_of(cache, ETH) == 1)
+
+
+@pytest.mark.stack
+async def test_every_set_has_vectors_of_its_own(redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    know(monkeypatch, REGISTERED)
+    store = FeatureStore(redis, ttl_seconds=60, timeout_seconds=5)
+    of_guest = replace(snapshot(BTC, 1), feature_set=MIXED, values=np.arange(3, dtype=np.float32))
+    async with (
+        following(FeatureCache(redis_url, settings(), [BTC])) as ours,
+        following(FeatureCache(redis_url, settings(), [BTC], MIXED)) as theirs,
+    ):
+        await until(lambda: ours.connected and theirs.connected)
+        await store.write([snapshot(BTC, 7)])
+        await store.write([of_guest])
+        await until(lambda: (sequence_of(ours, BTC), sequence_of(theirs, BTC)) == (7, 1))
+        entry = theirs.get(BTC)
+        assert entry is not None
+        assert (entry.snapshot.feature_set, entry.snapshot.values.tolist()) == (MIXED, [0.0, 1.0, 2.0])
+        assert (ours.rejected, theirs.rejected) == (0, 0)
 
 
 @pytest.mark.stack

@@ -198,13 +198,13 @@ def test_the_scripted_peers_sound_answer_is_like_torchserves(
 ) -> None:
     for address in address_of(replica_stack):
         with grpc.insecure_channel(address) as channel:
-            request = wire.request("champion", [bytes(wire.ROW_BYTES)] * 3)
+            request = wire.request("champion", [bytes(features.MF1.row_bytes)] * 3)
             answer = InferenceAPIsServiceStub(channel).Predictions(request, timeout=5.0)
         batch = wire.parse_answer("champion", 3, answer.prediction)
         assert batch.scores.shape == (3,)
         assert ((batch.scores >= 0) & (batch.scores <= 1)).all()
         assert len(batch.model.version) == 16
-        assert len(features.NAMES) * 4 == wire.ROW_BYTES
+        assert len(features.NAMES) * 4 == features.MF1.row_bytes
 
 
 def test_the_scripted_peers_failure_is_like_torchserves(stub: InferenceAPIsServiceStub) -> None:

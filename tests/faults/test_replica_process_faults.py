@@ -16,6 +16,7 @@ from support.harness import eventually
 from support.open_loop import Call, summary
 from support.rig import OpenRig, Rig, heal, wait_for_more
 
+from feature_cache.features import MF1
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
@@ -89,7 +90,7 @@ def test_a_hung_primary_costs_no_call_its_answer_and_leaves_nothing_behind(open_
 @contextmanager
 def leavers(address: str, seed: int) -> Iterator[None]:
     """Calls a replica in somebody else's name, and leaves each call about when its answer is due."""
-    request = wire.request("champion", [bytes(wire.ROW_BYTES)])
+    request = wire.request("champion", [bytes(MF1.row_bytes)])
     over = threading.Event()
     with grpc.insecure_channel(address) as channel:
         stub = InferenceAPIsServiceStub(channel)
@@ -146,7 +147,7 @@ def test_a_worker_that_ends_with_callers_who_leave_is_back_by_itself(open_rig: O
 @contextmanager
 def crowd(address: str) -> Iterator[None]:
     """Keeps more calls at a replica than its queue holds, in somebody else's name."""
-    request = wire.request("champion", [bytes(wire.ROW_BYTES)] * 500)
+    request = wire.request("champion", [bytes(MF1.row_bytes)] * 500)
     over = threading.Event()
     with grpc.insecure_channel(address) as channel:
         stub = InferenceAPIsServiceStub(channel)

@@ -26,6 +26,7 @@ from support.harness import INSTRUMENTS, eventually
 from support.rig import ROOMY
 
 from feature_cache import features
+from feature_cache.features import MF1
 from feature_cache.sources.simulator import simulate
 from local.stack.ports import free_ports
 from local.stack.settings import LocalSettings
@@ -118,7 +119,7 @@ def another_version(description: ModelDescription) -> ModelDescription:
 async def probed(codec: Codec, address: str) -> bool:
     async with grpc.aio.insecure_channel(address) as channel:
         try:
-            await codec.open(channel)(codec.request("champion", [bytes(100)], ""), timeout=2.0)
+            await codec.open(channel)(codec.request("champion", [bytes(100)], "", MF1), timeout=2.0)
         except grpc.aio.AioRpcError:
             return False
     return True

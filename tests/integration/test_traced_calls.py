@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 import grpc.aio
 from support.scripted_peer import scored
 
+from feature_cache.features import MF1
 from pretrade.wire.torchserve import inference_pb2, inference_pb2_grpc
 from server.inference.replica import Replica, ReplicaLimits
 from server.inference.rows import Scored
-from server.inference.wire import ROW_BYTES
 
 PARENTS = [f"00-{number:032x}-{number:016x}-01" for number in (1, 2, 3)]
 
@@ -29,7 +29,7 @@ class ModelServer(inference_pb2_grpc.InferenceAPIsServiceServicer):
         context: grpc.aio.ServicerContext[inference_pb2.PredictionsRequest, inference_pb2.PredictionResponse],
     ) -> inference_pb2.PredictionResponse:
         metadata = dict(context.invocation_metadata() or ())
-        rows = len(request.input["input"]) // ROW_BYTES
+        rows = len(request.input["input"]) // MF1.row_bytes
         self.traces.append(str(metadata.get("traceparent", "")))
         return inference_pb2.PredictionResponse(prediction=scored(rows))
 
@@ -53,7 +53,7 @@ async def served() -> AsyncIterator[tuple[ModelServer, Replica]]:
 async def test_the_call_of_a_batch_carries_its_first_orders_trace_and_all_learn_it() -> None:
     async with served() as (model, replica):
         deadline = asyncio.get_running_loop().time() + 30
-        row = bytes(ROW_BYTES)
+        row = bytes(MF1.row_bytes)
         answers = await asyncio.gather(*(replica.batcher.submit(row, deadline, traceparent=p) for p in PARENTS))
     assert PARENTS[0] in model.traces
     assert not set(PARENTS[1:]) & set(model.traces)
@@ -63,6 +63,6 @@ async def test_the_call_of_a_batch_carries_its_first_orders_trace_and_all_learn_
 
 async def test_probes_and_untraced_orders_carry_none() -> None:
     async with served() as (model, replica):
-        answer = await replica.batcher.submit(bytes(ROW_BYTES), asyncio.get_running_loop().time() + 30)
+        answer = await replica.batcher.submit(bytes(MF1.row_bytes), asyncio.get_running_loop().time() + 30)
     assert isinstance(answer, Scored)
     assert set(model.traces) == {""}

@@ -17,6 +17,7 @@ from fallback.order import MODEL_SOURCES, Answer, Attempt, Case, held_against
 from fallback.rules import RulesBaseline
 from fallback.staleness import judge, problem_of
 from feature_cache import features
+from feature_cache.feature_set import FeatureSet, SetRow
 from feature_cache.store.codec import BookState, FeatureSnapshot
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -24,6 +25,7 @@ from server.control.state import ControlSettings, ControlState
 from server.decision.convert import OrderReader
 from server.decision.packets import PacketWriter
 from server.decision.record import Decided
+from server.inference import model_sets
 from server.inference.embedded import EmbeddedScorer
 from server.journal.entries import entry_of, packet_of
 from server.journal.journal import Journal, JournalSettings
@@ -61,6 +63,8 @@ class Desk:
         self.market_ns = 7
         """The instant of the market that is decided on."""
         self.model_answers = True
+        self.others: dict[FeatureSet, SetRow] | None = None
+        """What models of other sets get."""
         self._writer = PacketWriter("server-1", settings.config_hash(), "fsync", self.control)
         models = LimitGuards(lambda _: self.limits, lambda: self.control.uncertain, lambda: self.control.out_of_domain)
         self._guards = Guards(settings.guards, lambda: self.control.trading_state, self._clock, lambda: 1.7e9, models)
@@ -88,7 +92,9 @@ class Desk:
             return None
         rows = int(self._rng.integers(1, 33))
         index = int(self._rng.integers(rows))
-        identity, score = self.running.score(case.features.tobytes(), rows, index)
+        row = case.row_of(model_sets.of(self.running.archive.version))
+        assert row is not None
+        identity, score = self.running.score(row, rows, index)
         case.attempts.append(Attempt("primary", "success", 0.001, identity.version, rows, index))
         action, reason = held_against(score, identity.threshold)
         return Answer(
@@ -121,6 +127,7 @@ class Desk:
         if case.features_problem is None:
             used = values if given is None else given
             case.features = features.for_sell(used) if case.order.side == pb.SIDE_SELL else used
+        case.others = self.others
         answer = await self._chain.decide(case)
         action, reasons = self._guards.apply(case, answer)
         decision_id = f"decision-{len(self.packets):05}"

@@ -15,7 +15,6 @@ import numpy as np
 
 from feature_cache import features
 from pretrade.wire.torchserve import inference_pb2, inference_pb2_grpc
-from server.inference import wire
 from server.security.private import write_private
 from server.security.settings import TlsSettings
 from server.security.tls import Material, grpc_credentials, open_material
@@ -38,7 +37,7 @@ class Models(inference_pb2_grpc.InferenceAPIsServiceServicer):
     ) -> inference_pb2.PredictionResponse:
         self.calls += 1
         self.callers.update(context.auth_context().get("x509_pem_cert", ()))
-        rows = len(request.input["input"]) // wire.ROW_BYTES
+        rows = len(request.input["input"]) // features.MF1.row_bytes
         header = struct.pack("<4sI8sfIQ", b"PTS1", rows, bytes.fromhex(VERSION), 0.5, features.FINGERPRINT, 0)
         return inference_pb2.PredictionResponse(prediction=header + np.full(rows, 0.75, "<f4").tobytes())
 

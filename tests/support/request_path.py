@@ -28,6 +28,7 @@ from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.convert import OrderReader
 from server.decision.idempotency import IdempotencyWindow
+from server.decision.markets import Markets
 from server.decision.metrics import DecisionMetrics
 from server.decision.packets import PacketWriter
 from server.decision.plane import DataPlane, Observers
@@ -102,8 +103,7 @@ class RequestPath:
         self.dataplane = DataPlane(
             admission=self.admission,
             idempotency=IdempotencyWindow(clock, SharedKeys(keys, 60.0, clock)),
-            feature_cache=FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,)),
-            max_feature_age_seconds=1.0,
+            markets=Markets(FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,)), 1.0, clock),
             chain=Chain({"model": self.gate, "cached_score": self.gate, "rules": self.gate}, ("rules",), clock),
             cached_scores=CachedScores(CachedScoreSettings(), clock),
             guards=Guards(GuardSettings(), lambda: control.trading_state, clock, time.time),

@@ -19,8 +19,8 @@ import h2.exceptions
 import numpy as np
 
 from feature_cache import features
+from feature_cache.features import MF1
 from pretrade.wire.torchserve import inference_pb2
-from server.inference.wire import ROW_BYTES
 
 _CHUNK_BYTES: Final = 65_536
 _HEADER: Final = struct.Struct("<4sI8sfIQ")
@@ -40,12 +40,12 @@ class PeerCall:
     @property
     def rows(self) -> int:
         """Rows in the request."""
-        return len(self.request.input["input"]) // ROW_BYTES
+        return len(self.request.input["input"]) // MF1.row_bytes
 
     @property
     def is_probe(self) -> bool:
         """True for the canned row of a health probe."""
-        return self.request.input["input"] == bytes(ROW_BYTES)
+        return self.request.input["input"] == bytes(MF1.row_bytes)
 
     def reply(self, prediction: bytes) -> None:
         """A whole answer with status OK."""

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Final
 
 import grpc
-import numpy as np
 
-from feature_cache.features import N_FEATURES
+from feature_cache.features import MF1
 from local.stack.errors import NotReadyError
 from local.stack.ports import LOOPBACK
-from pretrade.wire.torchserve.inference_pb2 import PredictionsRequest
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
 from server.errors import ModelUnknownError
+from server.inference import model_sets, wire
 from server.models.archive import read_archive
 from server.models.registry import ModelUnusableError, Registry
 
@@ -56,16 +55,17 @@ def training_argv(store: Path, data: Path | None) -> list[str]:
 def ready(port: int, model: str, token_file: Path | None = None) -> None:
     """Asks for the score of one row; its Ping says OK before there is a model, and when there is none.
 
+    A model that takes another feature set than `mf1` refuses the row and says so: it is there.
+
     Raises:
         NotReadyError: There was no score, or no token in the file.
     """
-    row = np.zeros(N_FEATURES, dtype="<f4").tobytes()
     with grpc.insecure_channel(address(port)) as channel:
-        request = PredictionsRequest(model_name=model, input={"input": row})
+        request = wire.request(model, [bytes(MF1.row_bytes)])
         call = InferenceAPIsServiceStub(channel).Predictions.future(
             request, timeout=_PROBE_TIMEOUT_SECONDS, metadata=None if token_file is None else _token(token_file)
         )
-        if call.code() is not grpc.StatusCode.OK:
+        if call.code() is not grpc.StatusCode.OK and model_sets.wanted_in(call.details() or "") is None:
             raise NotReadyError(f"{call.code().name}: {call.details()}")
 
 

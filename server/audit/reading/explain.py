@@ -71,12 +71,15 @@ class Explainer:
 
     def _explained(self, packet: packet_pb2.DecisionPacket) -> pb.Explanation:
         version = packet.decision.model_version
-        row = np.frombuffer(packet.model_input, dtype="<f4")
+        scored = packet.scored_input or packet.model_input
+        row = np.frombuffer(scored, dtype="<f4")
+
+        set_id = packet.scored_feature_set or packet.feature_set_id
 
         def explain(model: RunningModel) -> tuple[tuple[str, ...], Attribution]:
             if len(row) != len(model.archive.feature_names):
-                raise NotReplayableError(f"the features are of the set {packet.feature_set_id!r}, not the model's")
-            return model.archive.feature_names, model.explain(packet.model_input)
+                raise NotReplayableError(f"the features are of the set {set_id!r}, not the model's")
+            return model.archive.feature_names, model.explain(scored)
 
         names, attribution = self._models.ask(version, explain)
         explanation = pb.Explanation(

@@ -32,7 +32,8 @@ from fallback.model_limits import NO_LIMITS, UNKNOWN, LimitGuards, ModelLimits
 from fallback.order import Answer, Case, Order, held_against
 from fallback.rules import RulesBaseline, RulesSettings
 from fallback.staleness import DEGRADATIONS, FeatureSettings, judge, problem_of
-from feature_cache import features
+from feature_cache import feature_sets, features
+from feature_cache.feature_set import FeatureSet, SetRow
 from feature_cache.store.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
@@ -41,7 +42,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
 from server.decision.record import hash_of
 from server.errors import InvalidOrderError, NotReplayableError
-from server.inference.wire import ROW_BYTES, ModelIdentity
+from server.inference.wire import ModelIdentity
 from server.models.archive import Archive, RunningModels
 from server.models.embedding import EmbeddedModels
 from server.models.registry import record_of
@@ -240,16 +241,15 @@ class Replayer:
         if attempt is None or f"{attempt.replica} {attempt.model_version}" != expected:
             answered = f"{attempt.replica} {attempt.model_version}" if attempt else "no attempt succeeded"
             return Difference("attempts", expected, answered)
-        if len(packet.model_input) != ROW_BYTES or packet.feature_set_id != features.FEATURE_SET_ID:
-            raise NotReplayableError(f"the features are of the set {packet.feature_set_id!r}")
+        row = _scored_row(packet)
         if not attempt.batch_index < attempt.batch_rows <= _MOST_BATCH_ROWS:
             raise NotReplayableError("the packet does not say in which batch the model scored")
         version = version if self._what_if.model is None else self._what_if.model.version
         if source == pb.SOURCE_EMBEDDED:
-            identity, score = self._embedded.score(version, packet.model_input, attempt.batch_rows, attempt.batch_index)
+            identity, score = self._embedded.score(version, row, attempt.batch_rows, attempt.batch_index)
         else:
             identity, score = self._models.ask(
-                version, lambda model: model.score(packet.model_input, attempt.batch_rows, attempt.batch_index)
+                version, lambda model: model.score(row, attempt.batch_rows, attempt.batch_index)
             )
         if self._what_if.model is None:
             # A version may be served under another name than it was made for: a canary is.
@@ -322,6 +322,7 @@ def _case(packet: packet_pb2.DecisionPacket, settings: FeatureSettings) -> Case:
     state, oldest = _BOOK_STATES.get(known.book_state), settings.max_age_seconds
     judge(case, problem_of(state, known.age_seconds, known.book_age_ms / 1e3, oldest), oldest)
     case.mid = packet.mid_price or math.nan
+    case.others = _others(packet)
     if case.features_problem is None:
         own = order.caller_features
         if own is None:
@@ -329,6 +330,27 @@ def _case(packet: packet_pb2.DecisionPacket, settings: FeatureSettings) -> Case:
         else:
             case.features = features.for_sell(own) if order.side == pb.SIDE_SELL else own
     return case
+
+
+def _scored_row(packet: packet_pb2.DecisionPacket) -> bytes:
+    """What the model scored.
+
+    Raises:
+        NotReplayableError: The packet does not hold it.
+    """
+    if packet.scored_feature_set:
+        return packet.scored_input
+    if len(packet.model_input) != features.MF1.row_bytes or packet.feature_set_id != features.MF1.id:
+        raise NotReplayableError(f"the features are of the set {packet.feature_set_id!r}")
+    return packet.model_input
+
+
+def _others(packet: packet_pb2.DecisionPacket) -> dict[FeatureSet, SetRow] | None:
+    """What a model of another set scored, if this process knows that set as it was."""
+    found = feature_sets.by_id(packet.scored_feature_set.partition("/")[0]) if packet.scored_feature_set else None
+    if found is None or found.version != packet.scored_feature_set or len(packet.scored_input) != found.row_bytes:
+        return None
+    return {found: SetRow.of(found, packet.scored_input)}
 
 
 def _order(message: pb.Order) -> Order:

@@ -16,6 +16,7 @@ from fallback.embedded import Embedded
 from fallback.joint_case import JointCase
 from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Answer, Case
 from feature_cache import features
+from feature_cache.feature_set import FeatureSet
 from pretrade.decision.v1 import decision_pb2 as pb
 
 
@@ -28,6 +29,7 @@ class Model:
     version: str = "aa" * 8
     threshold: float = 0.5
     expires_at: int = 1_900_000_000
+    feature_set: FeatureSet = features.MF1
     rows: list[bytes] = field(default_factory=list)
 
     def score(self, row: bytes) -> float:

@@ -279,6 +279,25 @@ def test_references_are_those_of_the_metadata() -> None:
     assert set(references_of(learnt(market(100, 1)))) == {*features.NAMES, "score"}
 
 
+def test_a_model_of_another_set_is_compared_by_what_it_scored() -> None:
+    names = ("spread_bps", "momentum")
+    learnt_from, scored = (np.random.default_rng(seed).normal(size=(n, 2)) for seed, n in ((14, 8_000), (15, 1_500)))
+    scored[:, 1] += 0.5
+    histograms = {
+        name: asdict(reference_histogram(learnt_from[:, i], sampled(learnt_from.astype(np.float32))))
+        for i, name in enumerate(names)
+    }
+    found = packets(market(1_500, 13) + 3, uniform(1_500))
+    for packet, row in zip(found, scored, strict=True):
+        packet.scored_input, packet.scored_feature_set = row.astype("<f4").tobytes(), "numbers/1f0c83aa"
+    told = summarise(found, known({"feature_names": list(names), "reference": histograms}))
+    assert (told.problem, [one.name for one in told.drifts]) == ("", list(names))
+    assert [one.name for one in told.drifted] == ["momentum"]
+    found[7].scored_input = bytes(4)
+    told = summarise(found, known({"feature_names": list(names), "reference": histograms}))
+    assert told.problem == "model v1 takes other features than its decisions say"
+
+
 def test_after_a_change_of_model_only_what_the_champion_scored_is_compared() -> None:
     before = packets(market(1_000, 10) + 3, uniform(1_000), version="v0")
     after = packets(market(900, 11), uniform(900))

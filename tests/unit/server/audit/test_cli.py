@@ -12,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
+from support.guest_sets import MIXED, REGISTERED, know
 from support.stack_files import stack_file
 from typer.testing import CliRunner, Result
 
 from feature_cache import features
-from pretrade.audit.v1 import packet_pb2
+from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.cli import screen
 from server.audit.commands import app
 from server.audit.store.store import Store
 from server.journal.journal_file import JournalFile, JournalReader
@@ -260,3 +263,17 @@ def test_a_malformed_database_url_is_refused_without_showing_its_password(audit:
     assert result.exit_code == 1
     assert "SQLite and PostgreSQL" in result.stderr
     assert "secret" not in result.stderr
+
+
+def test_what_a_model_of_another_set_saw_stands_beside_what_the_guards_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    packet = decision(RECENT).decision
+    packet.scored_input = np.array([1.5, np.nan, 0.25], dtype="<f4").tobytes()
+    packet.scored_feature_set = MIXED.version
+    console = Console(width=200, record=True)
+    for known, name in (((REGISTERED,), "urgency"), ((), "2")):
+        know(monkeypatch, *known)
+        console.print(screen(audit_pb2.AuditedDecision(packet=packet), []))
+        shown = console.export_text()
+        assert "features mf1, as rules and guards saw them" in shown
+        assert f"features {MIXED.version}, as the model saw them" in shown
+        assert re.search(rf"{name} +0.25", shown)

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.guest_sets import MIXED, REGISTERED, know
 
 from feature_cache import features
+from feature_cache.feature_set import CALLER, Feature, FeatureSet
+from feature_cache.feature_sets import Registered
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader, order_timeout_seconds
 from server.errors import InvalidOrderError
@@ -213,3 +216,36 @@ def test_whatever_an_order_holds_it_is_refused_or_keeps_every_rule(message: pb.O
     assert 1 <= len(read.strategy) <= 64
     assert read.caller_features is None or np.isfinite(read.caller_features).all()
     assert read.caller_features is None or (read.caller_features >= features.LOWEST).all()
+
+
+def test_a_vector_of_another_set_is_for_its_models_alone_and_may_leave_features_to_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    know(monkeypatch, REGISTERED)
+    message = order()
+    with_features([math.nan, math.nan, 0.5], "mixed")(message)
+    read = READER.read(message)
+    assert read.caller_features is None, "rules and guards keep the server's own"
+    assert read.brought is not None
+    assert read.brought.feature_set is MIXED
+    assert read.brought.values[2] == np.float32(0.5)
+    assert np.isnan(read.brought.values[:2]).all()
+    assert read.brings_features
+
+
+def test_what_a_set_does_not_let_a_caller_leave_out_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = FeatureSet("strict", (Feature("urgency", "", "Brought.", source=CALLER, may_be_undefined=False),))
+    know(monkeypatch, REGISTERED, Registered(strict, None, "the tests"))
+    for values, feature_set_id, reason, field in (
+        ([math.nan], "strict", "NON_FINITE_FEATURE", "features.values[0]"),
+        ([math.nan, math.inf, 0.5], "mixed", "NON_FINITE_FEATURE", "features.values[1]"),
+        ([math.nan, -1.0, 0.5], "mixed", "IMPOSSIBLE_FEATURE", "features.values[1]"),
+        ([0.0] * 4, "mixed", "WRONG_FEATURE_COUNT", "features.values"),
+        ([0.0], "other", "UNKNOWN_FEATURE_SET", "features.feature_set_id"),
+    ):
+        message = order()
+        with_features(values, feature_set_id)(message)
+        with pytest.raises(InvalidOrderError) as caught:
+            READER.read(message)
+        assert (caught.value.reason, caught.value.field) == (reason, field)
+    assert "must be 'mf1' or 'mixed' or 'strict', not 'other'" in str(caught.value)

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.cases import new_case
+from support.guest_sets import MIXED
 from support.twins import compiled_here
 
-from fallback.order import Answer, Attempt, CallContext, Case
+from fallback.order import MODEL_SOURCES, Answer, Attempt, CallContext, Case
 from feature_cache import features
+from feature_cache.feature_set import SetRow
 from feature_cache.store.codec import BookState, FeatureSnapshot
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -23,6 +25,7 @@ from server.control.state import ControlSettings, ControlState
 from server.decision.convert import order_timeout_seconds
 from server.decision.packets import PacketWriter, write_entry_plainly
 from server.decision.record import Decided, hash_of
+from server.inference import model_sets
 from server.journal.entries import decision_ids, entry_of, packet_of, packets, singly
 from server.journal.journal import Journal, JournalSettings
 from server.settings import Settings
@@ -53,6 +56,11 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> ControlState:
         lambda: 0,
         lambda: 0.0,
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def guests_model() -> None:
+    model_sets.learn(GUESTS, MIXED)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +108,8 @@ def by_itself(case: Case, answer: Answer, decided: Decided, control: ControlStat
         packet.model_input, packet.feature_set_id = case.row(), features.FEATURE_SET_ID
     if case.from_caller:
         packet.features.from_caller = True
+    if case.others and answer.source in MODEL_SOURCES and answer.model_version == GUESTS:
+        packet.scored_input, packet.scored_feature_set = case.others[MIXED], MIXED.version
     known = case.snapshot
     if known is not None:
         about = packet.features
@@ -121,6 +131,8 @@ def by_itself(case: Case, answer: Answer, decided: Decided, control: ControlStat
     return packet
 
 
+GUESTS = "c0" * 8
+"""Version of a model that takes another set."""
 SHORT = st.text(max_size=6)
 SECONDS = st.floats(0, 100)
 SNAPSHOTS = [snapshot(), snapshot(43, BookState.LOCKED), snapshot(44, BookState.UNKNOWN)]
@@ -166,6 +178,7 @@ def cases(draw: st.DrawFn) -> tuple[Case, Answer]:
     case.feature_age_seconds = draw(st.just(math.nan) | st.floats(-10, 1e6))
     case.snapshot = draw(st.none() | st.sampled_from(SNAPSHOTS))
     case.snapshot_age_seconds = draw(st.floats(-10, 1e6))
+    case.others = draw(st.sampled_from((None, {}, {MIXED: SetRow.of(MIXED, bytes(range(12)))})))
     case.mid = draw(st.just(math.nan) | st.floats(0.01, 1e9))
     case.stages = draw(st.sampled_from(((), ("rules",), ("model", "rules"))))
     case.degradations.extend(draw(st.lists(st.sampled_from(pb.Degradation.values()[1:]), max_size=3)))
@@ -195,7 +208,7 @@ def cases(draw: st.DrawFn) -> tuple[Case, Answer]:
         draw(st.floats(0, 1)) if scored else math.nan,
         draw(st.floats(0, 1)) if scored else math.nan,
         draw(SHORT),
-        draw(SHORT),
+        draw(SHORT | st.just(GUESTS)),
         draw(st.integers(0, 2**40)),
         draw(SHORT),
     )

@@ -48,7 +48,7 @@ async def by_row(rows: list[bytes]) -> ScoreBatch:
 class InProcess:
     """The model of `by_row` in this process."""
 
-    name, version, threshold, expires_at = "champion", "aa" * 8, 0.5, 0
+    name, version, threshold, expires_at, feature_set = "champion", "aa" * 8, 0.5, 0, features.MF1
 
     def scores(self, rows: bytes) -> NDArray[np.float32]:
         first = np.frombuffer(rows, dtype=features.ROW).reshape(-1, features.N_FEATURES)[:, 1]

@@ -40,6 +40,7 @@ from server.canary.burn import Objective, SloSettings
 from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.idempotency import IdempotencyWindow
+from server.decision.markets import Markets
 from server.decision.metrics import DecisionMetrics
 from server.decision.packets import PacketWriter
 from server.decision.plane import DataPlane, Observers
@@ -145,8 +146,7 @@ class Plane:
         self.dataplane = DataPlane(
             admission=self.admission,
             idempotency=self.idempotency,
-            feature_cache=self.feature_cache,
-            max_feature_age_seconds=1.0,
+            markets=Markets(self.feature_cache, 1.0, clock),
             chain=self.chain,
             cached_scores=cached_scores,
             guards=self.guards,

@@ -11,16 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cases import new_case
+from support.guest_sets import MIXED
 from support.scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 
 from fallback.budget import BudgetSettings
 from fallback.order import Case
+from feature_cache.feature_set import SetRow
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.inference import model_sets
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import Mode
 from server.inference.champion import Champion
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
+from server.inference.wire import ScoreBatch
 
 PLENTY = RetrySettings(share=1, per_second=1_000)
 HEDGING = PLENTY.model_copy(update={"hedge": True})
@@ -384,3 +388,39 @@ async def test_a_drained_replica_gets_no_orders_and_is_named() -> None:
         back = await s.champion.answer(s.case())
         assert back is not None
         assert back.source == pb.SOURCE_PRIMARY
+
+
+async def test_a_model_of_another_set_gets_that_sets_row_and_a_model_of_mf1_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[bytes]] = []
+
+    async def script(rows: list[bytes]) -> ScoreBatch:
+        asked.append(rows)
+        return await TRADES(rows)
+
+    monkeypatch.setattr(model_sets, "_known", {"primary": MIXED})
+    async with stage(script, TRADES) as s:
+        case = s.case()
+        case.others = {MIXED: SetRow.of(MIXED, b"row of mixed")}
+        answer = await s.champion.answer(case)
+        assert answer is not None
+        assert asked == [[b"row of mixed"]]
+        monkeypatch.setattr(model_sets, "_known", {})
+        await s.champion.answer(case)
+        assert asked[1:] == [[case.row()]]
+
+
+async def test_a_model_whose_sets_features_are_missing_is_not_asked_and_the_next_replica_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_sets, "_known", {"primary": MIXED})
+    for hedged in (False, True):
+        async with stage(TRADES, TRADES, HEDGING if hedged else PLENTY) as s:
+            case = s.case()
+            answer = await s.champion.answer(case)
+            assert answer is not None
+            assert (answer.source, s.primary.calls) == (pb.SOURCE_SECONDARY, 0)
+            assert case.degradations == [pb.DEGRADATION_FEATURES_OF_SET_MISSING]
+            ledger_stage, _, _, skipped = case.budget.uses[0]
+            assert (ledger_stage, skipped) == (pb.STAGE_PRIMARY, pb.DEGRADATION_FEATURES_OF_SET_MISSING)

@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from support.guest_sets import MIXED, REGISTERED, know
 
-from feature_cache import features
+from feature_cache import feature_sets, features
+from feature_cache.features import MF1
 from pretrade.wire.oip.inference_pb2 import ModelInferRequest, ModelInferResponse
 from server.inference.endpoints import ReplicaEndpoints
 from server.inference.oip import ModelDescription, OpenInference, OpenInferenceSettings
 from server.inference.outcome import BatchFailedError, Outcome
-from server.inference.wire import ROW_BYTES, ModelIdentity
-from server.settings import Settings
+from server.inference.wire import ModelIdentity
+from server.settings import Settings, load
 
 VERSION = "0123456789abcdef"
 DESCRIPTION = {"version": VERSION, "threshold": 0.75, "feature_set_fingerprint": features.FINGERPRINT, "expires_at": 9}
@@ -50,8 +52,8 @@ def answer(
 
 
 def test_a_request_is_one_tensor_of_the_rows() -> None:
-    rows = [bytes([number]) * ROW_BYTES for number in (1, 2)]
-    request = NAMED.request("champion", rows, "")
+    rows = [bytes([number]) * MF1.row_bytes for number in (1, 2)]
+    request = NAMED.request("champion", rows, "", MF1)
     (tensor,) = request.inputs
     assert (request.model_name, request.model_version) == ("champion", "")
     assert (tensor.name, tensor.datatype) == ("input__0", "FP32")
@@ -85,8 +87,10 @@ def test_the_output_that_was_named_is_taken_wherever_it_is() -> None:
 def test_a_server_may_have_its_own_name_for_the_version() -> None:
     described = ModelDescription.model_validate({**DESCRIPTION, "served_version": "1"})
     codec = OpenInference(OpenInferenceSettings(), described)
-    assert codec.request("champion", [bytes(ROW_BYTES)], VERSION).model_version == "1"
-    assert codec.request("champion", [bytes(ROW_BYTES)], "fedcba9876543210").model_version == "fedcba9876543210"
+    assert codec.request("champion", [bytes(MF1.row_bytes)], VERSION, MF1).model_version == "1"
+    assert (
+        codec.request("champion", [bytes(MF1.row_bytes)], "fedcba9876543210", MF1).model_version == "fedcba9876543210"
+    )
     assert codec.parse("champion", 3, answer(version="1")).model.version == VERSION
     with pytest.raises(BatchFailedError, match="model version"):
         codec.parse("champion", 3, answer(version=VERSION))
@@ -134,11 +138,11 @@ def test_a_changed_byte_gives_a_bad_answer_or_well_formed_scores(data: st.DataOb
 
 def test_the_wire_is_that_of_the_protocol() -> None:
     # Field numbers of the published protocol: what another implementation would send and read.
-    request = OIP.request("m", [bytes(ROW_BYTES)], "")
+    request = OIP.request("m", [bytes(MF1.row_bytes)], "", MF1)
     packed = request.SerializeToString()
     assert packed.startswith(b"\x0a\x01m")  # 1: model_name
     assert b"\x2a" + bytes([len(request.inputs[0].SerializeToString())]) in packed  # 5: inputs
-    assert packed.endswith(b"\x3a" + bytes([ROW_BYTES]) + bytes(ROW_BYTES))  # 7: raw_input_contents
+    assert packed.endswith(b"\x3a" + bytes([MF1.row_bytes]) + bytes(MF1.row_bytes))  # 7: raw_input_contents
     assert ModelInferRequest.FromString(packed) == request
     raw = b"\x12\x10" + VERSION.encode() + b"\x2a\x0d\x0a\x01s\x12\x04FP32\x1a\x02\x01\x01"
     response = ModelInferResponse.FromString(raw + b"\x32\x04" + struct.pack("<f", 0.5))
@@ -163,7 +167,6 @@ def test_a_description_is_read_at_the_start(tmp_path: Path) -> None:
     [
         {"version": "latest"},
         {"threshold": 1.5},
-        {"feature_set_fingerprint": features.FINGERPRINT ^ 1},
         {"feature_set_fingerprint": None},
         {"expires_at": 2**63},
     ],
@@ -173,6 +176,19 @@ def test_a_wrong_description_refuses_to_start(wrong: dict[str, Any], tmp_path: P
     path.write_text(json.dumps(DESCRIPTION | wrong))
     with pytest.raises(ValidationError, match=r"champion\.json"):
         settings_with(path)
+
+
+def test_a_model_of_a_set_that_is_not_known_refuses_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "champion.json"
+    path.write_text(json.dumps({**DESCRIPTION, "feature_set_fingerprint": MIXED.fingerprint}))
+    monkeypatch.setenv("PRETRADE_OIP__CHAMPION", str(path))
+    monkeypatch.setattr(feature_sets, "_loaded", {})
+    unknown = f"feature set {MIXED.fingerprint:08x} is not known here: {MF1.version}"
+    with pytest.raises(ValueError, match=rf"oip\.champion: .*champion\.json: {unknown}"):
+        load()
+    monkeypatch.setattr(feature_sets, "load", lambda file: know(monkeypatch, REGISTERED))
+    assert load().oip.champion == path
+    assert OpenInference(OpenInferenceSettings(), ModelDescription.read(path)).feature_set is MIXED
 
 
 def test_a_replica_that_speaks_it_needs_a_description() -> None:

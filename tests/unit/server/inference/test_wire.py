@@ -94,7 +94,7 @@ def test_a_wrong_answer_says_what_is_wrong(answer: bytes, what: str) -> None:
 
 
 def test_a_request_is_the_rows_one_after_the_other() -> None:
-    rows = [bytes([number]) * wire.ROW_BYTES for number in (1, 2, 3)]
+    rows = [bytes([number]) * features.MF1.row_bytes for number in (1, 2, 3)]
     message = wire.request("champion", rows)
     assert message.model_name == "champion"
     assert dict(message.input) == {"input": b"".join(rows), "feature_set": f"{features.FINGERPRINT:08x}".encode()}

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.guest_model import write_guest_model
+from support.guest_sets import MIXED, REGISTERED, know
 
-from feature_cache import features
+from feature_cache.features import MF1
 from local.demo.variants import inverted, late, recalibrated
 from local.stack.parts.torchserve import archive
 from server.errors import ModelUnknownError
@@ -39,8 +41,8 @@ def test_every_version_is_listed_with_what_it_says_of_itself(registry: Registry)
     assert set(records) == {trained(registry, "champion"), trained(registry, "challenger")}
     for name in ("champion", "challenger"):
         record = records[trained(registry, name)]
-        assert (record.name, record.problem, record.feature_set) == (name, "", features.VERSION)
-        assert record.canned_rows.shape == (16, features.N_FEATURES)
+        assert (record.name, record.problem, record.feature_set) == (name, "", MF1.version)
+        assert record.canned_rows.shape == (16, len(MF1))
         assert np.isnan(record.canned_rows[-1]).all()
         assert ((record.canned_scores >= 0) & (record.canned_scores <= 1)).all()
 
@@ -66,7 +68,7 @@ def test_who_asks_for_a_candidate_before_there_is_one_is_told_how_to_make_one(tm
 
 
 def test_an_alias_is_refused_to_what_is_unknown_damaged_or_of_another_feature_set(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = trained(registry, "champion")
     with pytest.raises(ValueError, match="one of"):
@@ -78,10 +80,23 @@ def test_an_alias_is_refused_to_what_is_unknown_damaged_or_of_another_feature_se
     assert {record.version for record in registry.records() if record.problem} == {"22" * 8}
     with pytest.raises(ModelUnusableError, match="unreadable"):
         registry.set_alias("champion", "22" * 8)
-    monkeypatch.setattr(features, "FINGERPRINT", features.FINGERPRINT ^ 1)
-    with pytest.raises(ModelUnusableError, match="it wants features mf1"):
-        registry.set_alias("champion", version)
+    guests = write_guest_model(MIXED, tmp_path / "guest.mar").version
+    shutil.copy(tmp_path / "guest.mar", registry.path(guests))
+    know(monkeypatch)
+    with pytest.raises(ModelUnusableError, match=f"it wants features {MIXED.version}, known here are {MF1.version}"):
+        registry.set_alias("champion", guests)
     assert registry.aliases() == {}
+
+
+def test_a_model_of_a_set_that_is_known_here_can_be_used(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know(monkeypatch, REGISTERED)
+    version = write_guest_model(MIXED, tmp_path / "guest.mar").version
+    shutil.copy(tmp_path / "guest.mar", registry.path(version))
+    record = registry.usable(version)
+    assert (record.features, record.feature_set) == (MIXED, MIXED.version)
+    assert record.canned_rows.shape == (len(record.canned_scores), len(MIXED))
 
 
 def test_an_archive_under_another_versions_name_is_not_that_version(registry: Registry) -> None:

@@ -339,6 +339,10 @@ class _DegradationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degradati
     """What the model says of its own limits was not known to the server: its archive is not there, or is being read. The guards
     UNCERTAIN and OUT_OF_DOMAIN did not look.
     """
+    DEGRADATION_FEATURES_OF_SET_MISSING: _Degradation.ValueType  # 30
+    """The model takes another feature set than `mf1`, and a part of its vector was missing or too old, or was for the caller to
+    bring: the model was not asked.
+    """
 
 class Degradation(_Degradation, metaclass=_DegradationEnumTypeWrapper):
     """What went wrong on the way to the answer."""
@@ -406,6 +410,10 @@ sign is turned.
 DEGRADATION_MODEL_LIMITS_UNKNOWN: Degradation.ValueType  # 29
 """What the model says of its own limits was not known to the server: its archive is not there, or is being read. The guards
 UNCERTAIN and OUT_OF_DOMAIN did not look.
+"""
+DEGRADATION_FEATURES_OF_SET_MISSING: Degradation.ValueType  # 30
+"""The model takes another feature set than `mf1`, and a part of its vector was missing or too old, or was for the caller to
+bring: the model was not asked.
 """
 Global___Degradation: _TypeAlias = Degradation  # noqa: Y015
 
@@ -919,12 +927,13 @@ class FeatureVector(_message.Message):
     FEATURE_SET_ID_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     feature_set_id: _builtins.str
-    """The feature set the values follow, for example `mf1`; must be the one the model was trained on."""
+    """The feature set the values follow: `mf1`, or another that the server knows (docs/feature-sets.md)."""
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """One finite value per feature of the set, in the set's order, each within what its definition leaves possible (an
-        imbalance in [-1, 1], a spread or an age >= 0). `feature_cache/engine/engine.py` has the formulas. The order
-        of `mf1`:
+        """One value per feature of the set, in the set's order, each within what its definition leaves possible (an imbalance in
+        [-1, 1], a spread or an age >= 0). Those of `mf1` must be finite; rules and guards then use them too. In a vector of another
+        set, NaN leaves a feature to the server, if the set allows that; such a vector is for models of that set alone.
+        `feature_cache/engine/engine.py` has the formulas of `mf1`. Its order:
 
         * 0 `spread_bps`, 1 `weighted_mid_bps`, 2 `imbalance_l1`, 3 `imbalance_l5`, 4 `imbalance_l10`
         * 5 `ofi_100ms`, 6 `ofi_1s`, 7 `ofi_5s`, 8 `trade_imbalance_1s`, 9 `trade_imbalance_5s`

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,21 @@ import numpy as np
 import psutil
 import pytest
 from support.desk import CALM, ROWS, SETTINGS_JSON, Desk, values
+from support.guest_model import rows_of, write_guest_model
+from support.guest_sets import MIXED, REGISTERED, know
 
 from fallback.model_limits import UNKNOWN
 from feature_cache import features
+from feature_cache.feature_set import SetRow
+from feature_cache.features import MF1
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.reading import ReplaySettings
 from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
 from server.decision.record import hash_of
 from server.errors import ModelFailedError, ModelUnknownError, NotReplayableError
+from server.inference import model_sets
 from server.inference.embedded import EmbeddedScorer
-from server.inference.wire import ROW_BYTES
 from server.models import archive as models
 from server.models.archive import Archive, ModelStore, RunningModel, RunningModels, read_archive
 from server.models.registry import record_of
@@ -368,7 +373,7 @@ def test_a_loaded_model_leaves_no_folder_behind_even_if_it_is_killed(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with RunningModel(read_archive(model_store / "champion.mar")) as model:
         assert list(tmp_path.iterdir())
-        model.score(bytes(ROW_BYTES), 1, 0)
+        model.score(bytes(MF1.row_bytes), 1, 0)
         assert not list(tmp_path.iterdir())
 
 
@@ -406,3 +411,34 @@ def test_of_many_models_only_the_two_used_last_keep_running(model_store: Path) -
             assert running() <= 2
         assert started == ["champion", "challenger", "champion'", "challenger"]
     assert not running()
+
+
+@pytest.mark.parametrize("in_process", [False, True], ids=["replica", "embedded"])
+async def test_a_decision_of_a_model_with_another_set_replays_bit_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: bool
+) -> None:
+    know(monkeypatch, REGISTERED)
+    archive = write_guest_model(MIXED, tmp_path / "guest.mar")
+    model_sets.learn(archive.version, MIXED)
+    with ExitStack() as stack:
+        replayer = stack.enter_context(new_replayer(tmp_path))
+        running = None if in_process else stack.enter_context(RunningModel(archive))
+        DESKS[:] = [desk := Desk(tmp_path, running)]
+        if in_process:
+            files = archive.files
+            desk.embedded.scorer = EmbeddedScorer(
+                archive.name, archive.version, files["metadata.json"], files["weights.bin"]
+            )
+        actions = set()
+        for number, row in enumerate(rows_of(MIXED, 20)):
+            desk.others = {MIXED: SetRow.of(MIXED, row.tobytes())}
+            packet = await desk.decide(values(number), side=pb.SIDE_SELL if number % 2 else pb.SIDE_BUY)
+            assert packet.decision.source == (pb.SOURCE_EMBEDDED if in_process else pb.SOURCE_PRIMARY)
+            assert (packet.scored_input, packet.scored_feature_set) == (row.tobytes(), MIXED.version)
+            assert len(packet.model_input) == MF1.row_bytes, "what rules and guards saw is there as well"
+            replay = await replayer.replay(packet)
+            assert replay.first_difference is None, packet
+            actions.add(packet.decision.action)
+        assert len(actions) > 1
+        packet.scored_input = bytes(MIXED.row_bytes)
+        assert field_of(await replayer.replay(packet)) == "score"

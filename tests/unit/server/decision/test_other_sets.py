@@ -1,0 +1,152 @@
+"""Rows of other sets are put together of what mf1, the worker and the caller say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from support.cases import Clock, new_case
+from support.guest_sets import MIXED, REGISTERED, know
+
+from fallback.order import Brought, Case
+from feature_cache.feature_set import CALLER, ROW, Feature, FeatureSet
+from feature_cache.feature_sets import Registered
+from feature_cache.features import MF1
+from feature_cache.store.codec import BookState, FeatureSnapshot
+from feature_cache.store.l1 import CachedFeatures, FeatureCache, FeatureCacheSettings
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.other_sets import OtherSets
+
+NAME = "BTCUSDT.BINANCE"
+AGED = FeatureSet(
+    "aged",
+    (
+        Feature("book_age_ms", "ms", "Copied.", lowest=0.0, is_age=True, source="mf1"),
+        Feature("trades", "", "Of another guest.", lowest=0.0, source="mixed"),
+        Feature("urgency", "", "Must be brought.", 0.0, 1.0, source=CALLER, may_be_undefined=False),
+    ),
+)
+
+
+class Desk:
+    """What the worker says, by set, and the sets that models take."""
+
+    def __init__(self, *in_use: FeatureSet) -> None:
+        self.clock = Clock()
+        self.in_use = list(in_use)
+        self.followed: list[str] = []
+        self.others = OtherSets(lambda: self.in_use, self._follow, max_age_seconds=1.0, clock=self.clock)
+        self.others.look()
+
+    def _follow(self, feature_set: FeatureSet) -> FeatureCache:
+        self.followed.append(feature_set.id)
+        settings = FeatureCacheSettings()
+        return FeatureCache("redis://unused", settings, [NAME], feature_set, monotonic=self.clock, wall_ns=lambda: 0)
+
+    def says(
+        self, values: Sequence[float], *, state: BookState = BookState.VALID, feature_set: FeatureSet = MIXED
+    ) -> None:
+        """The worker's newest vector of a set, of this moment."""
+        vector = np.array(values, dtype=np.float32)
+        snapshot = FeatureSnapshot(NAME, 1, 0, 0, 0, 0, 0, 99.0, 101.0, state, vector, feature_set)
+        entry = cast(CachedFeatures, SimpleNamespace(snapshot=snapshot, age_seconds=self._since(self.clock.now)))
+        cast(Any, self.others.caches[feature_set.id])._entries[NAME] = entry
+
+    @staticmethod
+    def _since(then: float) -> Any:
+        return lambda now: now - then
+
+    def row(self, case: Case, feature_set: FeatureSet = MIXED) -> list[float] | None:
+        self.others.fill_in([case], self.clock.now)
+        row = case.row_of(feature_set)
+        return None if row is None else np.frombuffer(row, ROW).tolist()
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    know(monkeypatch, REGISTERED, Registered(AGED, None, "the tests"))
+
+
+def case_of(*, side: pb.Side.ValueType = pb.SIDE_BUY, urgency: float | None = 0.5, of: FeatureSet = MIXED) -> Case:
+    case = new_case(side=side, sequence=1)
+    assert case.snapshot is not None
+    case.snapshot_age_seconds = 0.25
+    case.snapshot.values[MF1.index["weighted_mid_bps"]] = 3.0
+    case.snapshot.values[MF1.index["book_age_ms"]] = 10.0
+    if urgency is not None:
+        values = np.full(len(of), np.nan, dtype=np.float32)
+        values[of.index["urgency"]] = urgency
+        case.order.brought = Brought(of, values)
+    return case
+
+
+def test_a_row_has_a_part_of_mf1_one_of_the_worker_and_one_of_the_caller() -> None:
+    desk = Desk(MIXED)
+    desk.says([np.nan, 7.0, np.nan])
+    assert desk.row(case_of()) == [3.0, 7.0, 0.5]
+    assert desk.row(case_of(side=pb.SIDE_SELL)) == [-3.0, 7.0, 0.5]
+
+
+def test_what_the_caller_does_not_bring_is_undefined_where_the_set_allows_that() -> None:
+    desk = Desk(MIXED)
+    desk.says([np.nan, 7.0, np.nan])
+    row = desk.row(case_of(urgency=None))
+    assert row is not None
+    assert (row[:2], np.isnan(row[2])) == ([3.0, 7.0], True)
+
+
+def test_what_the_caller_brings_of_other_features_takes_the_place_of_the_servers() -> None:
+    desk = Desk(MIXED)
+    case = case_of()
+    case.order.brought = Brought(MIXED, np.array([np.nan, 9.0, 1.0], dtype=np.float32))
+    assert desk.row(case) == [3.0, 9.0, 1.0], "without a vector of the worker, which nobody needs then"
+
+
+def test_there_is_no_row_while_a_part_is_missing_stale_or_of_an_unknown_book() -> None:
+    desk = Desk(MIXED)
+    assert desk.row(case_of()) is None
+    desk.says([np.nan, 7.0, np.nan], state=BookState.UNKNOWN)
+    assert desk.row(case_of()) is None
+    desk.says([np.nan, 7.0, np.nan])
+    desk.clock.now += 1.0
+    assert desk.row(case_of()) is not None
+    desk.clock.now += 0.001
+    assert desk.row(case_of()) is None
+
+
+def test_without_features_of_mf1_that_may_decide_no_set_has_a_row() -> None:
+    desk = Desk(MIXED)
+    desk.says([np.nan, 7.0, np.nan])
+    case = case_of()
+    case.features = None
+    desk.others.fill_in([case], desk.clock.now)
+    assert case.others is None
+
+
+def test_ages_grow_and_a_set_may_copy_from_a_guest_and_want_the_caller_to_bring_his_part() -> None:
+    desk = Desk(AGED)
+    assert desk.followed == ["mixed"]
+    desk.says([np.nan, 7.0, np.nan])
+    assert desk.row(case_of(of=AGED), AGED) == [260.0, 7.0, 0.5]
+    assert desk.row(case_of(urgency=None), AGED) is None
+
+
+def test_only_sets_that_a_model_takes_now_cost_anything() -> None:
+    desk = Desk(MF1)
+    assert (desk.others.wanted, desk.followed) == (False, [])
+    desk.in_use.append(MIXED)
+    assert [cache.feature_set for cache in desk.others.look()] == [MIXED]
+    assert (desk.others.wanted, desk.others.look(), desk.followed) == (True, [], ["mixed"])
+    desk.in_use.remove(MIXED)
+    assert (desk.others.look(), desk.others.wanted) == ([], False)
+
+
+def test_a_callers_vector_of_another_set_is_no_part_of_this_one() -> None:
+    desk = Desk(MIXED)
+    desk.says([np.nan, 7.0, np.nan])
+    row = desk.row(case_of(of=AGED))
+    assert row is not None
+    assert np.isnan(row[2])
