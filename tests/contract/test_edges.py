@@ -291,6 +291,22 @@ def test_a_stream_answers_each_order_once(decisions: decision_pb2_grpc.DecisionS
     assert sorted(answered, key=int) == [f"{number}" for number in range(1_000)]
 
 
+def test_a_caller_may_say_after_each_result_that_it_has_read_it(group: Group) -> None:
+    with Caller(group.decision) as caller:
+        stream = caller.begin(STREAM)
+        for number in range(3):
+            asked = pb.DecideStreamRequest(order=order(f"{number}")).SerializeToString()
+            before = len(caller.replies[stream].body)
+            caller.send(stream, framed(asked))
+            assert caller.read(lambda before=before: len(caller.replies[stream].body) > before), "an answer"
+            for _ in range(60):  # what 64 results that came in one frame are worth
+                caller.http.increment_flow_control_window(1, stream)
+                caller.http.increment_flow_control_window(1)
+            caller.flush()
+        caller.wait_until_read()
+        assert not caller.closed
+
+
 def test_two_orders_of_a_stream_with_the_same_reference_are_two_decisions(
     decisions: decision_pb2_grpc.DecisionServiceStub,
 ) -> None:
