@@ -5,8 +5,9 @@ function gives for the whole history, recursive indicators such as RSI, EMA, ATR
 one of them, at every bar, against the function. A handle needs some bars to be opened on: until then its indicator is
 undefined.
 
-The history is that of a series of bars (see `bars/maker.py`), from its first trade on. A bar without a trade stands at
-the close before it, without volume. Prices are ticks and sizes lots, so that TA-Lib's sums of volumes are exact.
+The history is that of a series of bars (see `feature_cache/bars/maker.py`), from its first trade on. A bar without a
+trade stands at the close before it, without volume. Prices are ticks and sizes lots, so that TA-Lib's sums of volumes
+are exact.
 """
 
 from __future__ import annotations

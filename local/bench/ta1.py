@@ -1,4 +1,4 @@
-"""What `ta1` costs: `python -m local.bench.ta1`, which `make bench-ta1` runs.
+"""What `ta1` costs: `python -m local.bench.ta1`, which `make bench-indicators` runs.
 
 One core computes the set for many instruments, event by event in the order of time, as a worker's thread would. The
 events are those of two simulated instruments, dealt to as many as are asked for. Shown is the CPU time a second of
