@@ -294,11 +294,11 @@ def test_a_stream_answers_each_order_once(decisions: decision_pb2_grpc.DecisionS
 def test_a_caller_may_say_after_each_result_that_it_has_read_it(group: Group) -> None:
     with Caller(group.decision) as caller:
         stream = caller.begin(STREAM)
+        reply = caller.replies[stream]
         for number in range(3):
-            asked = pb.DecideStreamRequest(order=order(f"{number}")).SerializeToString()
-            before = len(caller.replies[stream].body)
-            caller.send(stream, framed(asked))
-            assert caller.read(lambda before=before: len(caller.replies[stream].body) > before), "an answer"
+            reply.body = b""
+            caller.send(stream, framed(pb.DecideStreamRequest(order=order(f"{number}")).SerializeToString()))
+            assert caller.read(lambda: bool(reply.body)), "an answer"
             for _ in range(60):  # what 64 results that came in one frame are worth
                 caller.http.increment_flow_control_window(1, stream)
                 caller.http.increment_flow_control_window(1)
