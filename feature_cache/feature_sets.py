@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from feature_cache.feature_set import CALLER, FeatureSet, FeatureSetError
@@ -36,7 +35,6 @@ FILE_VARIABLE: Final = "PRETRADE_FEATURES__FILE"
 LIST: Final = "FEATURE_SETS"
 """What a file calls the list of its sets."""
 _OURS: Final = "pretrade"
-_log = structlog.get_logger(__name__)
 
 
 class Computer(Protocol):
@@ -160,7 +158,9 @@ def of_packages() -> list[Registered]:
         try:
             found.append(_registered(entry.load(), origin))
         except Exception as error:  # guests' code: whatever it raises must not end a process that does not need it
-            _log.warning("feature_sets.left_out", origin=origin, error=repr(error))
+            import structlog  # noqa: PLC0415  the readiness check of a model server reads this file, in an image without it
+
+            structlog.get_logger(__name__).warning("feature_sets.left_out", origin=origin, error=repr(error))
     return found
 
 
