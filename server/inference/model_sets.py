@@ -11,16 +11,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from feature_cache import feature_sets
 from feature_cache.feature_set import FeatureSet, SetRow
 from feature_cache.features import MF1
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_log = structlog.get_logger(__name__)
 
 _MOST_KNOWN: Final = 1024
 """Versions of other sets than `mf1`; the oldest is forgotten first."""
@@ -41,7 +37,9 @@ def learn(version: str, feature_set: FeatureSet) -> None:
     _known[version] = feature_set
     if len(_known) > _MOST_KNOWN:
         del _known[next(iter(_known))]
-    _log.info("a model takes its own feature set", version=version, set=feature_set.version)
+    import structlog  # noqa: PLC0415  the readiness check of a model server reads this file, in an image without it
+
+    structlog.get_logger(__name__).info("a model takes its own feature set", version=version, set=feature_set.version)
 
 
 def learn_from_refusal(version: str, message: str) -> None:
