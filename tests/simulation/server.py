@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
+from unittest.mock import patch
 
 from server.composition.app import start
 from server.errors import AuditError
@@ -25,18 +27,27 @@ _CALM_SECONDS: Final = 0.2
 """After this a process has started everything."""
 Edge = Literal["grpcio", "envoy"]
 
-_BASE: Final = Settings(
-    instruments=(INSTRUMENT,),
-    redis_url="redis://redis:6379",  # type: ignore[arg-type]
-    database_url=URL,  # type: ignore[arg-type]
-    grpc={"port": DECISION_PORT, "drain_seconds": 0.05, "grace_seconds": 0.5},  # type: ignore[arg-type]
-    admin={"port": ADMIN_PORT},  # type: ignore[arg-type]
-    shipping={"drain_seconds": 0.5, "retained_rows": 0},  # type: ignore[arg-type]
-    drift={"interval_seconds": 0},  # type: ignore[arg-type]
-    replica={"warm_up_seconds": 0},  # type: ignore[arg-type]
-    shadow={"keep_pairs": False},  # type: ignore[arg-type]
-    startup_patience_seconds=0.5,
-)
+
+def _base_settings() -> Settings:
+    """Of all servers. What is set around this process decides no history, and a test's settings are set around it."""
+    with patch.dict(os.environ):
+        for name in [name for name in os.environ if name.upper().startswith("PRETRADE_")]:
+            del os.environ[name]
+        return Settings(
+            instruments=(INSTRUMENT,),
+            redis_url="redis://redis:6379",  # type: ignore[arg-type]
+            database_url=URL,  # type: ignore[arg-type]
+            grpc={"port": DECISION_PORT, "drain_seconds": 0.05, "grace_seconds": 0.5},  # type: ignore[arg-type]
+            admin={"port": ADMIN_PORT},  # type: ignore[arg-type]
+            shipping={"drain_seconds": 0.5, "retained_rows": 0},  # type: ignore[arg-type]
+            drift={"interval_seconds": 0},  # type: ignore[arg-type]
+            replica={"warm_up_seconds": 0},  # type: ignore[arg-type]
+            shadow={"keep_pairs": False},  # type: ignore[arg-type]
+            startup_patience_seconds=0.5,
+        )
+
+
+_BASE: Final = _base_settings()
 """What all servers have in common; reading the environment takes too long to do it for each."""
 
 
