@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import psutil
 import psycopg
 import pytest
 import sqlalchemy as sa
@@ -180,9 +181,12 @@ def killed(product: Product) -> Iterator[None]:
 
 @contextmanager
 def frozen(product: Product) -> Iterator[None]:
-    processes = product.stack["postgres"].tree()  # each leads a group of its own
-    for process in processes:
-        process.suspend()
+    processes: list[psutil.Process] = []
+    # Each leads a group of its own. Again until nothing new is found: the postmaster may have started one meanwhile.
+    while found := [process for process in product.stack["postgres"].tree() if process not in processes]:
+        for process in found:
+            process.suspend()
+        processes += found
     yield
     for process in processes:
         process.resume()
