@@ -36,7 +36,7 @@ class CachedScoreSettings(BaseModel):
     def _features_exist(cls, moves: dict[str, float]) -> dict[str, float]:
         for name, move in moves.items():
             if name not in features.INDEX:
-                raise ValueError(f"{name!r} is not a feature of {features.FEATURE_SET_ID}")
+                raise ValueError(f"{name!r} is not a feature of {features.MF1.id}")
             if not move >= 0:
                 raise ValueError(f"the move of {name!r} must be >= 0")
         return moves

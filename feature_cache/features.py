@@ -51,16 +51,8 @@ MF1: Final = FeatureSet(
     ),
 )
 
-FEATURE_SET_ID: Final = MF1.id
 NAMES: Final = MF1.names
 N_FEATURES: Final = len(MF1)
 INDEX: Final = MF1.index
-FINGERPRINT: Final = MF1.fingerprint
-RANGES: Final = {one.name: (one.lowest, one.highest) for one in MF1.features}
-LOWEST: Final = MF1.lowest
-HIGHEST: Final = MF1.highest
-VERSION: Final = MF1.version
-SIGNED: Final = MF1.signed
-for_sell = MF1.for_sell
 
-__all__ = ["MF1", "ROW"]
+__all__ = ["INDEX", "MF1", "NAMES", "N_FEATURES", "ROW"]

@@ -198,7 +198,7 @@ class _Grid:
         known = np.isfinite(later) & np.isfinite(mids[reached]) & np.isfinite(half_spread)
         usable = np.flatnonzero(known & (rows[:, _BOOK_AGE] <= MAX_BOOK_AGE_MS))
         rows, time = rows[usable], self.first + usable.astype(np.int64) * STEP_NS
-        for side, turned in ((1, rows), (-1, features.for_sell(rows))):
+        for side, turned in ((1, rows), (-1, features.MF1.for_sell(rows))):
             price = mids[reached] * (1 + side * half_spread)
             yield side < 0, turned, side * 1e4 * (later / price - 1)[usable], time
 

@@ -102,11 +102,11 @@ def _ranges(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, list
     """The lowest and the highest value of each feature, within what its definition leaves possible."""
     low, high = [], []
     for name, column in zip(names, values.T, strict=True):
-        least, most = features.RANGES[name]
+        feature = features.MF1.features[features.MF1.index[name]]
         defined = column[~np.isnan(column)]
         middle, first, last = np.quantile(defined, (0.5, *_ENDS)) if len(defined) else (0.0, 0.0, 0.0)
-        low.append(_rounded(max(least, float(middle - _FAR * (middle - first)))))
-        high.append(_rounded(min(most, float(middle + _FAR * (last - middle)))))
+        low.append(_rounded(max(feature.lowest, float(middle - _FAR * (middle - first)))))
+        high.append(_rounded(min(feature.highest, float(middle + _FAR * (last - middle)))))
     return {"low": low, "high": high}
 
 

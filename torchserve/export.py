@@ -56,8 +56,8 @@ def metadata_of(model: TrainedModel, samples: Samples, settings: TrainingSetting
     return {
         "name": model.name,
         "kind": model.kind,
-        "feature_set": features.FEATURE_SET_ID,
-        "feature_set_fingerprint": features.FINGERPRINT,
+        "feature_set": features.MF1.id,
+        "feature_set_fingerprint": features.MF1.fingerprint,
         "feature_names": list(features.NAMES),
         "label": samples.label.described,
         "threshold": model.threshold,

@@ -137,7 +137,7 @@ def with_features(orders: pa.Table, events: Iterable[pb.MarketEvent]) -> pa.Tabl
     rows = known_at(events, orders.column("instrument").to_pylist(), nanoseconds.cast(pa.int64()).to_numpy())
     if "side" in orders.column_names:
         sells = np.array([_SIDES[side] for side in orders.column("side").to_pylist()], np.bool_)
-        rows[sells] = features.for_sell(rows[sells])
+        rows[sells] = features.MF1.for_sell(rows[sells])
     for index, name in enumerate(features.NAMES):
         # NaN stays NaN and does not become null: a model is fed what it was trained on.
         orders = orders.append_column(name, pa.array(rows[:, index]))

@@ -124,8 +124,8 @@ def write_dataset(samples: Samples, path: Path) -> None:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     described = {
-        "feature_set": features.FEATURE_SET_ID,
-        "feature_set_fingerprint": features.FINGERPRINT,
+        "feature_set": features.MF1.id,
+        "feature_set_fingerprint": features.MF1.fingerprint,
         "label": samples.label.model_dump(),
         "step_ns": STEP_NS,
         "source": samples.source,
@@ -165,8 +165,8 @@ def read_dataset(path: Path) -> Samples:
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise SamplesError(f"{path} is not a dataset of pretrade: {error}") from error
     expected = {
-        "feature_set": features.FEATURE_SET_ID,
-        "feature_set_fingerprint": features.FINGERPRINT,
+        "feature_set": features.MF1.id,
+        "feature_set_fingerprint": features.MF1.fingerprint,
         "step_ns": STEP_NS,
     }
     for key, wanted in expected.items():

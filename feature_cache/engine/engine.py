@@ -5,7 +5,7 @@
         engine.on_event(event)
         if time_to_decide:
             snapshot = engine.snapshot()       # as of the newest event, which is what a server sees
-            row = snapshot.values              # float32[N_FEATURES], features.for_sell(row) for a sell
+            row = snapshot.values              # float32[N_FEATURES], features.MF1.for_sell(row) for a sell
 
 Feature set `mf1`. Best bid (Pb, qb) and best ask (Pa, qa) are those of the newest of book and quote by update id; the
 deeper levels come from the book as of its last delta. M = (Pa + Pb)/2, I = qb/(qb + qa), W = Pa·I + Pb·(1 − I)::

@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from feature_cache.features import NAMES, VERSION
+from feature_cache.features import MF1, NAMES
 from feature_cache.store.cluster import open_store
 from feature_cache.store.codec import BookState
 from feature_cache.store.l1 import CachedFeatures, FeatureCache, FeatureCacheSettings
@@ -104,7 +104,7 @@ def as_object(
         return found | {"features": None}
     snapshot = entry.snapshot
     return found | {
-        "vector_version": VERSION,
+        "vector_version": MF1.version,
         "sequence": snapshot.sequence,
         "event_time_ns": snapshot.event_time_ns,
         "age_seconds": round(entry.age_seconds(monotonic()), 6),
@@ -137,7 +137,8 @@ def view(
         table.add_row(name, "" if math.isnan(value) else f"{value:,.6g}")
     return Group(
         f"[bold]{instrument}[/]  bid {snapshot.bid:,.8g}  ask {snapshot.ask:,.8g}  book {book}",
-        f"age {1000 * entry.age_seconds(monotonic()):,.1f} ms  {VERSION}  sequence {snapshot.sequence}{lag}{worker}",
+        f"age {1000 * entry.age_seconds(monotonic()):,.1f} ms  {MF1.version}  "
+        f"sequence {snapshot.sequence}{lag}{worker}",
         table,
     )
 

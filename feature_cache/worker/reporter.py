@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from feature_cache.engine.book import CLOSED
 from feature_cache.engine.engine import FeatureEngine
-from feature_cache.features import VERSION
+from feature_cache.features import MF1
 from feature_cache.store.cluster import ClusterFeatureStore
 from feature_cache.store.report import InstrumentReport
 from feature_cache.store.vectors import FeatureStore
@@ -123,7 +123,7 @@ class Reporter:
             unknown_because=engine.unknown_because,
             event_age_seconds=engine.age_seconds(self._wall_ns()),
             lag_records=self._consumer.lag.get(partition),
-            vector_version=VERSION,
+            vector_version=MF1.version,
             events=engine.events,
             gaps=engine.book.gaps,
             crossings=engine.book.crossings,

@@ -426,7 +426,7 @@ def _section(title: str, lines: Iterator[tuple[str, str]] | list[tuple[str, str]
 
 def _features(packet: packet_pb2.DecisionPacket) -> Mapping[str, float]:
     values = np.frombuffer(packet.model_input, dtype="<f4")
-    if packet.feature_set_id == features.FEATURE_SET_ID and len(values) == features.N_FEATURES:
+    if packet.feature_set_id == features.MF1.id and len(values) == features.N_FEATURES:
         names = features.NAMES
     else:
         names = tuple(str(i) for i in range(len(values)))

@@ -11,7 +11,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from fallback.order import NO_CONTEXT
-from feature_cache.features import FEATURE_SET_ID
+from feature_cache.features import MF1
 from pretrade.audit.v1 import packet_pb2
 from server.decision.decision_wire import write_stages
 from server.journal.entries import NO_AGE
@@ -26,6 +26,7 @@ cdef enum:
 
 _BATCH = packet_pb2.DecisionBatch.DESCRIPTOR
 _NUMBER = {field.name: field.number for field in _BATCH.fields}
+_SET_ID = MF1.id
 assert max(_NUMBER.values()) < FIELDS, "a field beyond the table"
 
 cdef int ENTRY = packet_pb2.JournalEntry.DESCRIPTOR.fields_by_name["decisions"].number
@@ -293,7 +294,7 @@ def write_entry(bytes shared, list rows, parts):
         for place in range(len(rows)):
             add(columns, tables, place, rows[place])
         if tables.vectors:
-            put_text(columns, FEATURE_SET, FEATURE_SET_ID)
+            put_text(columns, FEATURE_SET, _SET_ID)
         if any([row[2].idempotency_key for row in rows]):
             for row in rows:
                 put_text(columns, IDEMPOTENCY_KEY, row[2].idempotency_key)

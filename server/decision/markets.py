@@ -34,7 +34,7 @@ class _Market:
         self.book_age_seconds = float(snapshot.values[_BOOK_AGE]) / 1e3
         self.mid = snapshot.mid
         self.for_buy = snapshot.values
-        self.for_sell = features.for_sell(snapshot.values)
+        self.for_sell = features.MF1.for_sell(snapshot.values)
         self._made_at = math.nan
         self._made_for: dict[pb.Side.ValueType, tuple[NDArray[np.float32], bytes]] = {}
 
@@ -127,7 +127,7 @@ class Markets:
                 if problem is None:
                     case.take_vector(*market.vector(order.side, age))
         if own is not None and case.features_problem is None:
-            case.features = features.for_sell(own) if order.side == pb.SIDE_SELL else own
+            case.features = features.MF1.for_sell(own) if order.side == pb.SIDE_SELL else own
 
     def _market(self, snapshot: FeatureSnapshot) -> _Market:
         market = self._markets.get(snapshot.instrument)

@@ -249,7 +249,7 @@ def _add_features(batch: packet_pb2.DecisionBatch, cases: Sequence[Case]) -> Non
     batch.model_input.extend([0 if row is None else vectors.setdefault(row, len(vectors) + 1) for row in rows])
     batch.model_inputs.extend(vectors)
     if vectors:
-        batch.feature_set_id = features.FEATURE_SET_ID
+        batch.feature_set_id = features.MF1.id
     snapshots = [case.snapshot for case in cases]
     known = {id(snapshot): snapshot for snapshot in snapshots if snapshot is not None}
     numbers = {one: number for number, one in enumerate(known, 1)}

@@ -164,7 +164,7 @@ def summarise(
     seen: set[tuple[str, int, int]] = set()
     for packet in found:
         instrument = packet.order.instrument
-        if packet.feature_set_id != features.FEATURE_SET_ID or len(packet.model_input) != 4 * features.N_FEATURES:
+        if packet.feature_set_id != features.MF1.id or len(packet.model_input) != 4 * features.N_FEATURES:
             missing.add_nothing(instrument)
             continue
         missing.add(instrument, packet.model_input)

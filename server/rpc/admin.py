@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 import grpc
 import grpc.aio
 
-from feature_cache.features import VERSION
+from feature_cache.features import MF1
 from feature_cache.store.codec import BookState
 from feature_cache.store.l1 import FeatureCache
 from feature_cache.store.report import InstrumentReport, ReportReader
@@ -266,7 +266,7 @@ class AdminServicer:
             return status
         # The vector's own state is newer than the report.
         status.book = _BOOKS[entry.snapshot.state]
-        status.vector_version = VERSION  # every vector of another version is refused
+        status.vector_version = MF1.version  # every vector of another version is refused
         status.sequence = entry.snapshot.sequence
         age = entry.age_seconds(self._clock())
         status.age.CopyFrom(duration(age))

@@ -219,7 +219,7 @@ def test_poison_orders_cost_only_themselves_their_score(peer: ScriptedPeer, open
         rig.server.wait_until_well("primary", "secondary")
         values = calm_values()
         values[features.INDEX["ofi_100ms"]] = values[features.INDEX["ofi_1s"]] = POISON  # without bounds, side by side
-        poisoned = pb.FeatureVector(feature_set_id=features.FEATURE_SET_ID, values=values.tolist())
+        poisoned = pb.FeatureVector(feature_set_id=features.MF1.id, values=values.tolist())
         with rig.load(RATE) as load:
             for number in range(10):
                 decision = rig.server.decide(order_ref=f"poison-{number}", features=poisoned)

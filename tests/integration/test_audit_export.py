@@ -53,7 +53,7 @@ def packet(i: int, random: np.random.Generator) -> packet_pb2.DecisionPacket:
     for stage in (pb.STAGE_FEATURES, pb.STAGE_PRIMARY, pb.STAGE_GUARDS):
         answer.budget.stages.add(stage=stage, allowed_us=20_000, used_us=int(random.integers(5_000)))
     whole.model_input = random.normal(size=features.N_FEATURES).astype("<f4").tobytes()
-    whole.feature_set_id = features.FEATURE_SET_ID
+    whole.feature_set_id = features.MF1.id
     whole.features.sequence, whole.features.event_time_ns = i, at_ns - int(random.integers(20_000_000))
     whole.features.age_us = int(random.integers(20_000))
     whole.attempts.add(

@@ -238,7 +238,7 @@ def test_models_are_listed_and_what_is_none_is_refused(
     listed = {one.model_version: one for one in admin.ListModels(admin_pb2.ListModelsRequest(), timeout=60.0).models}
     assert set(listed) == {record.version for record in registry.records()}
     assert set(listed[champion].loaded_on) == {"primary", "secondary"}
-    assert listed[champion].feature_set == features.VERSION
+    assert listed[champion].feature_set == features.MF1.version
     decides = product.status().champion.model_version
     assert [version for version, one in listed.items() if "champion" in one.aliases] == [decides]
     assert refusal(lambda: start(admin, "00" * 8))[0] is grpc.StatusCode.NOT_FOUND

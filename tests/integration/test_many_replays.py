@@ -69,7 +69,9 @@ async def decide_one(desk: Desk, random: np.random.Generator, row: int) -> packe
         own = random.normal(size=features.N_FEATURES).astype(np.float32)
         own[features.INDEX["book_age_ms"]] = 5.0
         order.features.CopyFrom(
-            pb.FeatureVector(feature_set_id="mf1", values=np.clip(own, features.LOWEST, features.HIGHEST).tolist())
+            pb.FeatureVector(
+                feature_set_id="mf1", values=np.clip(own, features.MF1.lowest, features.MF1.highest).tolist()
+            )
         )
     order.reduce_only = random.random() < 0.1
     age = 1.5 if random.random() < 0.03 else 0.1

@@ -267,7 +267,7 @@ def decided(server: DecisionServer, rows: NDArray[np.float32]) -> NDArray[np.flo
 
 
 def order(row: NDArray[np.float32]) -> pb.Order:
-    vector = pb.FeatureVector(feature_set_id=features.FEATURE_SET_ID, values=row.tolist())
+    vector = pb.FeatureVector(feature_set_id=features.MF1.id, values=row.tolist())
     return pb.Order(instrument=INSTRUMENTS[0], side=pb.SIDE_BUY, quantity=0.01, strategy="test", features=vector)
 
 
@@ -277,7 +277,7 @@ def check_a_decision_server(
     """Holds the scores that callers get through a whole server against the handler's."""
     random = np.random.default_rng(3)
     rows = random.normal(size=(ROWS, features.N_FEATURES)).astype(np.float32)
-    rows = np.clip(rows, features.LOWEST, features.HIGHEST)  # callers' own features are finite and possible
+    rows = np.clip(rows, features.MF1.lowest, features.MF1.highest)  # callers' own features are finite and possible
     settings = {**ROOMY, "REPLICAS__CHAMPION_MODEL": model, **settings}
     redis_url = str(stack.endpoints.redis_url)
     with DecisionServer(tmp_path / "server", redis_url, primary=primary, settings=settings) as server:

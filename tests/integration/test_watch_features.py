@@ -18,7 +18,7 @@ from redis import Redis
 from rich.console import Console
 from support.harness import INSTRUMENTS, Product, eventually
 
-from feature_cache.features import INDEX, N_FEATURES, VERSION
+from feature_cache.features import INDEX, MF1, N_FEATURES
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode
 from feature_cache.store.report import InstrumentReport
 from feature_cache.store.vectors import key_of as vector_key_of
@@ -50,7 +50,7 @@ def report(**changes: object) -> InstrumentReport:
         "unknown_because": "gap",
         "event_age_seconds": 0.1,
         "lag_records": 7,
-        "vector_version": VERSION,
+        "vector_version": MF1.version,
         "events": 10,
         "gaps": 2,
         "crossings": 1,
@@ -102,7 +102,7 @@ def test_features_are_shown_once_with_what_the_worker_reports(redis: Redis, redi
     shown = json.loads(ended.stdout)
     assert (shown["book"], shown["bid"], shown["ask"]) == ("valid", 99.5, None)
     assert (shown["features"]["spread_bps"], shown["features"]["ret_1s_bps"]) == (shown["sequence"], None)
-    assert (shown["lag_records"], shown["worker"], shown["vector_version"]) == (7, "w-1:42", VERSION)
+    assert (shown["lag_records"], shown["worker"], shown["vector_version"]) == (7, "w-1:42", MF1.version)
     assert 0 <= shown["age_seconds"] < 10
 
 
@@ -155,7 +155,7 @@ def test_the_status_of_the_server_tells_of_book_lag_and_vector(product: Product)
             assert (unknown.instrument, unknown.usable) == (first, False)
             assert (unknown.book, unknown.book_reason) == (admin_pb2.BOOK_STATE_UNKNOWN, "gap")
             assert (unknown.lag_records, unknown.worker, unknown.book_losses) == (7, "w-1:42", 3)
-            assert unknown.vector_version == VERSION
+            assert unknown.vector_version == MF1.version
             assert (other.HasField("lag_records"), other.worker, other.book) == (False, "", unknown.book)
             product.market.state = BookState.VALID
             known = eventually(lambda: product.status().features[0], lambda feature: feature.usable)

@@ -77,7 +77,7 @@ class ModelServer:
             first = self.calls  # with every call another one: many have one row
             scores = np.resize(np.roll(np.array(health.scores, dtype="<f4"), -first), len(rows))
         version = bytes.fromhex(health.version or self.version)
-        header = _HEADER.pack(b"PTS1", len(rows), version, THRESHOLD, features.FINGERPRINT, 0)
+        header = _HEADER.pack(b"PTS1", len(rows), version, THRESHOLD, features.MF1.fingerprint, 0)
         return inference_pb2.PredictionResponse(prediction=header + scores.tobytes())
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import grpc
 
-from feature_cache.features import FEATURE_SET_ID
+from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import AuditError
 from server.journal.journal_file import JournalReader
@@ -285,7 +285,7 @@ class _Runner:
         timeout: float | None,
         book_age_ms: float,
     ) -> None:
-        row = pb.FeatureVector(feature_set_id=FEATURE_SET_ID, values=caller_row(chance, book_age_ms))
+        row = pb.FeatureVector(feature_set_id=MF1.id, values=caller_row(chance, book_age_ms))
         order = self.scene.desk.new_order(chance, caller, features=row)
         self.scene.desk.decide(server, caller, order, timeout)
 

@@ -36,7 +36,7 @@ from support import control_files
 SETTINGS = Settings()
 SETTINGS_JSON = SETTINGS.model_dump_json()
 _ANY = np.random.default_rng(5).normal(size=(64, features.N_FEATURES)).astype(np.float32)
-ROWS = np.clip(_ANY, features.LOWEST, features.HIGHEST)
+ROWS = np.clip(_ANY, features.MF1.lowest, features.MF1.highest)
 
 
 class Held:
@@ -126,7 +126,7 @@ class Desk:
         given = case.order.caller_features
         if case.features_problem is None:
             used = values if given is None else given
-            case.features = features.for_sell(used) if case.order.side == pb.SIDE_SELL else used
+            case.features = features.MF1.for_sell(used) if case.order.side == pb.SIDE_SELL else used
         case.others = self.others
         answer = await self._chain.decide(case)
         action, reasons = self._guards.apply(case, answer)

@@ -56,7 +56,9 @@ def calm_values() -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def any_values(random: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Some possible market, with a book of this moment."""
-    values = np.clip(random.normal(size=features.N_FEATURES), features.LOWEST, features.HIGHEST).astype(np.float32)
+    values = np.clip(random.normal(size=features.N_FEATURES), features.MF1.lowest, features.MF1.highest).astype(
+        np.float32
+    )
     values[features.INDEX["book_age_ms"]] = 0.0
     return values
 

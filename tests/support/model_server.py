@@ -38,7 +38,7 @@ class Models(inference_pb2_grpc.InferenceAPIsServiceServicer):
         self.calls += 1
         self.callers.update(context.auth_context().get("x509_pem_cert", ()))
         rows = len(request.input["input"]) // features.MF1.row_bytes
-        header = struct.pack("<4sI8sfIQ", b"PTS1", rows, bytes.fromhex(VERSION), 0.5, features.FINGERPRINT, 0)
+        header = struct.pack("<4sI8sfIQ", b"PTS1", rows, bytes.fromhex(VERSION), 0.5, features.MF1.fingerprint, 0)
         return inference_pb2.PredictionResponse(prediction=header + np.full(rows, 0.75, "<f4").tobytes())
 
 

@@ -114,7 +114,7 @@ Script = Callable[[PeerCall], None]
 def scored(rows: int, scores: list[float] | float = 0.9, *, version: str = VERSION, threshold: float = 0.5) -> bytes:
     """A sound prediction: the header of our handler and one score a row."""
     values = np.full(rows, scores, dtype="<f4") if isinstance(scores, float) else np.array(scores, dtype="<f4")
-    header = _HEADER.pack(b"PTS1", rows, bytes.fromhex(version), threshold, features.FINGERPRINT, 0)
+    header = _HEADER.pack(b"PTS1", rows, bytes.fromhex(version), threshold, features.MF1.fingerprint, 0)
     return header + values.tobytes()
 
 

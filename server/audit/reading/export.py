@@ -71,7 +71,7 @@ SCHEMA: Final = pa.schema(
         ("mid_price", pa.float64()),
         ("packet", pa.binary()),
     ],
-    metadata={f"feature_names.{features.FEATURE_SET_ID}": ",".join(features.NAMES)},
+    metadata={f"feature_names.{features.MF1.id}": ",".join(features.NAMES)},
 )
 """Columns of a file; `instrument` and `day` are in its path. `packet` is a `pretrade.audit.v1.DecisionPacket`; from it
 come `feature_set_id`, `features` as the model saw them (their names are in the schema's metadata) and `mid_price`."""

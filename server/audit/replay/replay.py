@@ -328,7 +328,7 @@ def _case(packet: packet_pb2.DecisionPacket, settings: FeatureSettings) -> Case:
         if own is None:
             case.features = np.frombuffer(packet.model_input, dtype="<f4")
         else:
-            case.features = features.for_sell(own) if order.side == pb.SIDE_SELL else own
+            case.features = features.MF1.for_sell(own) if order.side == pb.SIDE_SELL else own
     return case
 
 

@@ -178,9 +178,7 @@ def packets(
 ) -> list[packet_pb2.DecisionPacket]:
     found = []
     for number, (row, score) in enumerate(zip(rows, scores, strict=True)):
-        packet = packet_pb2.DecisionPacket(
-            feature_set_id=features.FEATURE_SET_ID, model_input=row.astype("<f4").tobytes()
-        )
+        packet = packet_pb2.DecisionPacket(feature_set_id=features.MF1.id, model_input=row.astype("<f4").tobytes())
         packet.order.instrument, packet.order.side = instrument, pb.SIDE_BUY
         packet.features.sequence = number + 1
         packet.decision.decision_id = f"{instrument}-{number:06}"

@@ -118,7 +118,7 @@ def test_every_instant_of_the_grid_with_a_whole_horizon_gives_a_buy_and_a_sell(e
     assert (buys % STEP_NS == 0).all()
     last = events[-1].event_time_ns
     assert last - LABEL_HORIZON_NS - STEP_NS < buys[-1] <= last - LABEL_HORIZON_NS
-    np.testing.assert_array_equal(samples.rows[1::2], features.for_sell(samples.rows[0::2]))
+    np.testing.assert_array_equal(samples.rows[1::2], features.MF1.for_sell(samples.rows[0::2]))
 
 
 def test_a_sample_knows_nothing_of_the_future(events: list[pb.MarketEvent]) -> None:

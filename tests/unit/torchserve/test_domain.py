@@ -93,7 +93,7 @@ def test_a_turned_sign_is_refused_soon(domain: Domain, found: dict[tuple[str, st
         one = found[name, "sign turned"]
         assert one.seconds is not None, name
         assert one.seconds < 30, name
-        if name not in features.SIGNED:
+        if name not in features.MF1.signed:
             assert one.at_once == 1.0, "it cannot be negative"
 
 

@@ -86,7 +86,7 @@ def test_the_metadata_beside_an_archive_says_what_it_is(store: Path, samples: Sa
     assert described == {"version": manifest["model"]["modelVersion"], **inside}
     assert len(bytes.fromhex(described["version"])) == 8
     assert described["name"] == "champion"
-    assert described["feature_set_fingerprint"] == features.FINGERPRINT
+    assert described["feature_set_fingerprint"] == features.MF1.fingerprint
     assert described["label"] == samples.label.model_dump() | {"text": samples.label.text}
     assert described["data"] == {
         "source": "simulated for tests",

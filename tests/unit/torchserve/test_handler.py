@@ -43,7 +43,7 @@ def test_an_answer_names_its_model(name: str, store: Path, load: Load, samples: 
     assert (magic, rows, expires_at) == (b"PTS1", 3, 4_102_444_800)
     assert version.hex() == described["version"]
     assert threshold == described["threshold"]
-    assert fingerprint == features.FINGERPRINT
+    assert fingerprint == features.MF1.fingerprint
 
 
 def test_the_champion_scores_as_xgboost_does(
@@ -131,7 +131,7 @@ def test_rows_of_another_feature_set_are_refused(feature_set: bytes, store: Path
 
     handler = load(store / "champion.mar")
     rows = bytes(4 * features.N_FEATURES)
-    ours = f"{features.FINGERPRINT:08x}"
+    ours = f"{features.MF1.fingerprint:08x}"
     (answer,) = handler.handle([{"input": rows, "feature_set": bytearray(ours.encode())}], None)
     assert isinstance(answer, bytes)
     assert scores_in(answer).shape == (1,)

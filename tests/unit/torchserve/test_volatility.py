@@ -50,7 +50,7 @@ def test_the_coefficients_are_those_of_the_package_arch() -> None:
 def samples_of(rows: NDArray[np.float32], time_ns: NDArray[np.int64]) -> Samples:
     n = len(rows)
     return Samples(
-        rows=np.concatenate([rows, features.for_sell(rows)]),
+        rows=np.concatenate([rows, features.MF1.for_sell(rows)]),
         eligible=np.ones(2 * n, np.bool_),
         markout_bps=np.zeros(2 * n),
         time_ns=np.concatenate([time_ns, time_ns]),

@@ -9,7 +9,7 @@ import pytest
 
 from feature_cache.engine.book import OrderBook
 from feature_cache.engine.engine import FeatureEngine
-from feature_cache.features import HIGHEST, LOWEST, NAMES
+from feature_cache.features import MF1, NAMES
 from feature_cache.sources.market_facts import facts, tape
 from feature_cache.sources.simulated.scenarios import ScenarioName
 from feature_cache.sources.simulator import INSTRUMENTS, START_NS, on_both_venues, simulate
@@ -83,7 +83,7 @@ def test_every_feature_stays_within_its_bounds_in_every_scenario() -> None:
             engine.on_event(event)
             if number % 20 == 0:
                 values = engine.snapshot().values
-                possible = (values >= LOWEST) & (values <= HIGHEST) | np.isnan(values)
+                possible = (values >= MF1.lowest) & (values <= MF1.highest) | np.isnan(values)
                 assert possible.all(), (scenario, [NAMES[i] for i in np.flatnonzero(~possible)])
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.guest_sets import MIXED, REGISTERED, know
 
-from feature_cache.features import MF1, N_FEATURES, for_sell
+from feature_cache.features import MF1, N_FEATURES
 from feature_cache.store.codec import BookState, CodecError, FeatureSnapshot, Heads, decode, encode
 
 head_of = Heads(MF1).read
@@ -78,7 +78,7 @@ def test_the_message_says_what_is_wrong(at: int, what: str) -> None:
 def test_turning_for_a_sell_twice_gives_the_vector_back(
     values: np.ndarray[tuple[int, int], np.dtype[np.float32]],
 ) -> None:
-    np.testing.assert_array_equal(for_sell(for_sell(values)), values)
+    np.testing.assert_array_equal(MF1.for_sell(MF1.for_sell(values)), values)
 
 
 def of_a_guest() -> bytes:

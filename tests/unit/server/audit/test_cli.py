@@ -45,7 +45,7 @@ def decision(decision_id: str) -> packet_pb2.JournalEntry:
     answer.budget.stages.add(stage=pb.STAGE_CACHED_SCORE, skipped=pb.DEGRADATION_CACHED_SCORE_OFF)
     values = np.arange(features.N_FEATURES, dtype="<f4")
     values[features.INDEX["ret_30s_bps"]] = np.nan
-    packet.model_input, packet.feature_set_id = values.tobytes(), features.FEATURE_SET_ID
+    packet.model_input, packet.feature_set_id = values.tobytes(), features.MF1.id
     packet.features.sequence, packet.features.age_us = 4711, 15_321
     packet.attempts.add(replica="primary", outcome="timeout", used_us=1_500)
     packet.attempts.add(replica="secondary", outcome="success", used_us=700, model_version="0123456789abcdef")

@@ -82,7 +82,7 @@ class ScriptedRegistry(Registry):
     def usable(self, version: str) -> ModelRecord:
         nothing = np.empty((0, features.N_FEATURES), dtype=np.float32), np.empty(0, dtype=np.float32)
         label = self.labels.get(version, Markout())
-        return ModelRecord(version, "model", "xgboost", features.VERSION, 0.5, 0.0, 0, *nothing, markout=label)
+        return ModelRecord(version, "model", "xgboost", features.MF1.version, 0.5, 0.0, 0, *nothing, markout=label)
 
     def set_alias(self, alias: str, version: str) -> str | None:
         self.set[alias] = version

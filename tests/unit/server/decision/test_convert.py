@@ -122,8 +122,8 @@ def test_a_broken_rule_is_named_with_its_field(change: Callable[[pb.Order], None
 
 @pytest.mark.parametrize("index", range(features.N_FEATURES))
 def test_a_feature_outside_of_what_its_definition_leaves_possible_is_named(index: int) -> None:
-    name = features.NAMES[index]
-    for limit, beyond in zip(features.RANGES[name], (-math.inf, math.inf), strict=True):
+    feature = features.MF1.features[index]
+    for limit, beyond in ((feature.lowest, -math.inf), (feature.highest, math.inf)):
         message = order()
         if math.isinf(limit):
             with_features([*FINITE[:index], math.copysign(1e30, limit), *FINITE[index + 1 :]])(message)
@@ -135,15 +135,12 @@ def test_a_feature_outside_of_what_its_definition_leaves_possible_is_named(index
         with pytest.raises(InvalidOrderError) as caught:
             READER.read(message)
         assert (caught.value.reason, caught.value.field) == ("IMPOSSIBLE_FEATURE", f"features.values[{index}]")
-        assert f" {name} must be " in str(caught.value)
+        assert f" {feature.name} must be " in str(caught.value)
         assert f" {limit:g}" in str(caught.value)
 
 
-def test_every_feature_has_a_range_that_holds_for_both_sides() -> None:
-    assert tuple(features.RANGES) == features.NAMES
-    for name in features.SIGNED:
-        lowest, highest = features.RANGES[name]
-        assert lowest == -highest
+def test_the_range_of_a_feature_that_carries_a_direction_holds_for_both_sides() -> None:
+    assert all(one.lowest == -one.highest for one in features.MF1.features if one.signed)
 
 
 def test_names_of_64_characters_are_fine() -> None:
@@ -215,7 +212,7 @@ def test_whatever_an_order_holds_it_is_refused_or_keeps_every_rule(message: pb.O
     assert math.isnan(read.limit_price) or 0 < read.limit_price < math.inf
     assert 1 <= len(read.strategy) <= 64
     assert read.caller_features is None or np.isfinite(read.caller_features).all()
-    assert read.caller_features is None or (read.caller_features >= features.LOWEST).all()
+    assert read.caller_features is None or (read.caller_features >= features.MF1.lowest).all()
 
 
 def test_a_vector_of_another_set_is_for_its_models_alone_and_may_leave_features_to_the_server(

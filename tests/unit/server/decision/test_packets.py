@@ -105,7 +105,7 @@ def by_itself(case: Case, answer: Answer, decided: Decided, control: ControlStat
     )
     packet.decision.control_version = control.version
     if case.features is not None:
-        packet.model_input, packet.feature_set_id = case.row(), features.FEATURE_SET_ID
+        packet.model_input, packet.feature_set_id = case.row(), features.MF1.id
     if case.from_caller:
         packet.features.from_caller = True
     if case.others and answer.source in MODEL_SOURCES and answer.model_version == GUESTS:
@@ -155,7 +155,7 @@ def cases(draw: st.DrawFn) -> tuple[Case, Answer]:
         reduce_only=draw(st.booleans()),
     )
     if own is not None:
-        message.features.feature_set_id = features.FEATURE_SET_ID
+        message.features.feature_set_id = features.MF1.id
         message.features.values.extend(own.tolist())
     if draw(st.booleans()):
         message.timeout.FromNanoseconds(draw(st.integers(1, 10**12) | st.just(315_576_000_000_999_999_999)))

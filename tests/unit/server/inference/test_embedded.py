@@ -127,7 +127,7 @@ def test_what_cannot_be_scored_here_is_refused(model_store: Path, archive: Archi
     with pytest.raises(CannotScoreError, match="not scored in the server's process"):
         scorer_of(network)
     with pytest.raises(CannotScoreError, match="is not known here: mf1"):
-        scorer_of(archive, feature_set_fingerprint=features.FINGERPRINT ^ 1)
+        scorer_of(archive, feature_set_fingerprint=features.MF1.fingerprint ^ 1)
     with pytest.raises(CannotScoreError, match="incomplete"):
         scorer_of(archive, calibration={})
     with pytest.raises(CannotScoreError, match="no time"):

@@ -24,7 +24,12 @@ from server.inference.wire import ModelIdentity
 from server.settings import Settings, load
 
 VERSION = "0123456789abcdef"
-DESCRIPTION = {"version": VERSION, "threshold": 0.75, "feature_set_fingerprint": features.FINGERPRINT, "expires_at": 9}
+DESCRIPTION = {
+    "version": VERSION,
+    "threshold": 0.75,
+    "feature_set_fingerprint": features.MF1.fingerprint,
+    "expires_at": 9,
+}
 MODEL = ModelDescription.model_validate(DESCRIPTION)
 OIP = OpenInference(OpenInferenceSettings(), MODEL)
 NAMED = OpenInference(OpenInferenceSettings(input_name="input__0", output_name="score"), MODEL)

@@ -24,7 +24,7 @@ def packed(
     rows: int | None = None,
     version: bytes = bytes(8),
     threshold: float = 0.5,
-    fingerprint: int = features.FINGERPRINT,
+    fingerprint: int = features.MF1.fingerprint,
     expires_at: int = 0,
 ) -> bytes:
     header = HEADER.pack(magic, len(scores) if rows is None else rows, version, threshold, fingerprint, expires_at)
@@ -80,7 +80,7 @@ def test_a_changed_byte_gives_a_bad_answer_or_well_formed_scores(data: st.DataOb
         (packed([0.5]), "36 bytes"),
         (packed([0.5, 0.5], magic=b"PTS2"), "magic"),
         (packed([0.5, 0.5], rows=3), "3 rows"),
-        (packed([0.5, 0.5], fingerprint=features.FINGERPRINT ^ 1), "feature set"),
+        (packed([0.5, 0.5], fingerprint=features.MF1.fingerprint ^ 1), "feature set"),
         (packed([0.5, 0.5], threshold=float("nan")), "threshold nan"),
         (packed([0.5, 0.5], threshold=1.5), "threshold 1.5"),
         (packed([0.5, 0.5], threshold=-0.5), "threshold -0.5"),
@@ -97,4 +97,4 @@ def test_a_request_is_the_rows_one_after_the_other() -> None:
     rows = [bytes([number]) * features.MF1.row_bytes for number in (1, 2, 3)]
     message = wire.request("champion", rows)
     assert message.model_name == "champion"
-    assert dict(message.input) == {"input": b"".join(rows), "feature_set": f"{features.FINGERPRINT:08x}".encode()}
+    assert dict(message.input) == {"input": b"".join(rows), "feature_set": f"{features.MF1.fingerprint:08x}".encode()}
