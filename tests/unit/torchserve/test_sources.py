@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from feature_cache import features
+from feature_cache.feature_set import FeatureSet
 from feature_cache.sources.session import read_session, session_files
 from feature_cache.sources.simulator import simulate
 from pretrade.client.cli.main import app
@@ -57,7 +58,7 @@ def test_a_file_of_another_feature_set_or_content_is_refused(
     pq.write_table(swapped, tmp_path / "changed.parquet")
     with pytest.raises(SamplesError, match="not those that its metadata tells of"):
         read_dataset(tmp_path / "changed.parquet")
-    monkeypatch.setattr(features, "FINGERPRINT", 1)
+    monkeypatch.setattr(features, "MF1", FeatureSet("mf1", features.MF1.features[::-1]))
     with pytest.raises(SamplesError, match="feature_set_fingerprint"):
         read_dataset(path)
     (tmp_path / "text.parquet").write_text("text")
