@@ -75,7 +75,9 @@ def assemble(
     clock, wall_clock_ns = machine.clock, machine.wall_clock_ns
     primary, secondary, challenger = replicas.primary, replicas.secondary, replicas.challenger
     store = settings.replay.model_store
-    loader = ModelLoader(settings.replicas.managed(), settings.canary.archive_url, settings.canary.load_seconds)
+    loader = ModelLoader(
+        settings.replicas.managed(), settings.canary.archive_url, settings.canary.load_seconds, oip=settings.oip
+    )
     recorder = PairRecorder(journal, wall_clock_ns) if settings.shadow.keep_pairs else None
 
     def reserve_seconds() -> float:

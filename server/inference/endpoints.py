@@ -67,9 +67,10 @@ class ReplicaEndpoints(BaseModel):
     was promoted last, or else the one that the replicas serve."""
     management: Mapping[ReplicaName, Endpoints] = {}
     """`host:port` of each TorchServe's gRPC management service, as a JSON object by replica (`primary`, `secondary`,
-    `challenger`); of a replica with several endpoints as many, in the same order. The server loads versions there; if
-    the name has several addresses, at each of them. Set it for canaries and promotions. The server loads nothing into a
-    replica that is not named."""
+    `challenger`); of a replica with several endpoints as many, in the same order. Of a replica that speaks `oip` it is
+    its gRPC service again, which has the model repository API. The server loads versions there; if the name has several
+    addresses, at each of them. Set it for canaries and promotions. The server loads nothing into a replica that is not
+    named."""
     tls: Mapping[ReplicaName, ClientTlsSettings] = {}
     """TLS to inference and management service: a JSON object by replica, whose values are objects of `ca`,
     `certificate`, `key` (paths) and `server_name`. Set it for every replica outside this machine or pod. A replica that

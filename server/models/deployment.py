@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from server.errors import ChangeInDoubtError, ModelUnknownError
-from server.models.loading import LoadError, ModelLoader
+from server.models.loading import ModelLoader
+from server.models.management import LoadError
 from server.models.markout import Markout
 from server.models.registry import ModelUnusableError
 

@@ -26,7 +26,7 @@ from server.errors import (
 from server.inference.replicas import Replicas
 from server.models.deployment import Deployment, DeploymentError
 from server.models.expiry import ModelExpiry
-from server.models.loading import LoadError
+from server.models.management import LoadError
 from server.models.registry import (
     ALIASES,
     CANDIDATE,

@@ -16,7 +16,8 @@ from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 from server.inference.breaker import BreakerSettings
 from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
-from server.models.loading import LoadError, ModelLoader, addresses_of
+from server.models.loading import ModelLoader, addresses_of
+from server.models.management import LoadError
 from server.models.registry import ModelUnusableError, Registry
 
 pytestmark = [pytest.mark.stack, pytest.mark.long]

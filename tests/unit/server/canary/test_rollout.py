@@ -40,7 +40,8 @@ from server.inference.shadow import Shadow
 from server.inference.wire import ModelIdentity, ScoreBatch
 from server.journal.journal import Journal, JournalSettings
 from server.models.deployment import Deployment, DeploymentError
-from server.models.loading import LoadError, ModelLoader
+from server.models.loading import ModelLoader
+from server.models.management import LoadError
 from server.models.markout import Markout
 from server.models.registry import ModelRecord, Registry
 
