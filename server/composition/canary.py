@@ -76,13 +76,14 @@ def assemble(
     primary, secondary, challenger = replicas.primary, replicas.secondary, replicas.challenger
     store = settings.replay.model_store
     loader = ModelLoader(
-        settings.replicas.managed(), settings.canary.archive_url, settings.canary.load_seconds, oip=settings.oip
+        replicas.management, settings.canary.archive_url, settings.canary.load_seconds, oip=settings.oip
     )
     recorder = PairRecorder(journal, wall_clock_ns) if settings.shadow.keep_pairs else None
 
     def reserve_seconds() -> float:
-        replica = primary.pick() or (None if secondary is None else secondary.pick()) or primary.replicas[0]
-        return max(replica.batcher.expected_seconds, replica.latency.p95)
+        replica = primary.pick() or (None if secondary is None else secondary.pick())
+        replica = replica or next(iter(primary.replicas), None)
+        return 0.0 if replica is None else max(replica.batcher.expected_seconds, replica.latency.p95)
 
     objective = Objective(settings.slo, settings.budget.cap_seconds)
     routing = CanaryRouting(challenger, champion, reserve_seconds, settings.budget, objective.counts, clock)
@@ -119,7 +120,7 @@ def assemble(
         recorder=recorder,
         clock=clock,
     )
-    listen(rollout, markouts, routing, challenger, replicas.champions)
+    listen(rollout, deployment, markouts, routing, challenger, replicas.champions)
     shadow = Shadow(
         replicas.challengers,
         replicas.champions,
@@ -133,11 +134,18 @@ def assemble(
 
 
 def listen(
-    rollout: Rollout, markouts: Markouts, routing: CanaryRouting, challenger: Role, champions: Iterable[Role]
+    rollout: Rollout,
+    deployment: Deployment,
+    markouts: Markouts,
+    routing: CanaryRouting,
+    challenger: Role,
+    champions: Iterable[Role],
 ) -> None:
-    """Connects the rollout to outcomes, orders and batches."""
+    """Connects the rollout to outcomes, orders and batches, and to endpoints that come."""
     markouts.on_outcome(rollout.observe_outcome)
     routing.on_order(rollout.observe_order)
     challenger.on_batch(partial(rollout.observe_batch, Side.CANARY))
+    challenger.on_join(rollout.join)
     for role in champions:
         role.on_batch(partial(rollout.observe_batch, Side.CHAMPION))
+        role.on_join(partial(deployment.join, role))

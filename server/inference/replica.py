@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import grpc
@@ -123,6 +124,7 @@ class Replica:
         tls: Opens connections, where these are to be TLS.
         warm_up_turn: Held while it is warmed up: replicas that share a machine would make each other look slow.
         open_channel: Makes a channel to an endpoint, as `grpc.aio.insecure_channel` does.
+        host: The name that the endpoint was found by, which its certificate has; empty where the endpoint has it.
     """
 
     several: Final = False
@@ -145,6 +147,7 @@ class Replica:
         open_channel: Callable[..., grpc.aio.Channel] = grpc.aio.insecure_channel,
         tls: ClientTls | None = None,
         warm_up_turn: asyncio.Lock | None = None,
+        host: str = "",
     ) -> None:
         self.name = name
         self.endpoint = endpoint
@@ -157,7 +160,8 @@ class Replica:
         self._settings = limits.probes
         self._clock = clock
         self.codec: Final = codec
-        self._open_channel = open_channel if tls is None else tls.channel
+        self.host: Final = host
+        self._open_channel = open_channel if tls is None else partial(tls.channel, host=host)
         self._retired: set[asyncio.Task[None]] = set()
         self._asked: set[asyncio.Task[ScoreBatch]] = set()
         """Calls of the prober that are under way, those that it no longer waits for among them."""
@@ -178,6 +182,8 @@ class Replica:
         """Why it gets no orders although nobody drained it and its breaker is closed; empty when it may get some."""
         self.proven = asyncio.Event()
         """Set by the first sound answer."""
+        self.tried = asyncio.Event()
+        """Set when it has given a sound answer and is warm."""
         self.outcomes: Counter[Outcome] = Counter()
         """Batches and probes by outcome since start."""
         self.transitions: Counter[State] = Counter()
@@ -198,6 +204,9 @@ class Replica:
         It is not called for probes, nor for a batch that may have failed because of a row with a caller's own features.
         """
         self._batch_listeners.append(listener)
+
+    def on_join(self, listener: Callable[[Replica], None]) -> None:
+        """See `Pool.on_join`: no endpoint ever joins it."""
 
     async def __aenter__(self) -> Replica:
         self._channel = self._open_channel(self.endpoint, options=_CHANNEL_OPTIONS)
@@ -229,6 +238,16 @@ class Replica:
     def available(self) -> bool:
         """True when it is not drained or ejected and the breaker lets a live row pass."""
         return not self.drained and not self.ejected and self.breaker.passes
+
+    @property
+    def names(self) -> tuple[str]:
+        """Of the endpoints that it may have."""
+        return (self.name,)
+
+    @property
+    def candidates(self) -> tuple[Replica, ...]:
+        """Endpoints that are still to join it: none ever."""
+        return ()
 
     @property
     def replicas(self) -> tuple[Replica]:
@@ -356,6 +375,8 @@ class Replica:
             if self.healthy and not self.warm:
                 async with self._warm_up_turn:
                     await self._warm_up()
+            if self.healthy:
+                self.tried.set()
             probed_at = self._clock()
             while (wait := self._next_probe(probed_at) - self._clock()) > _CLOCK_RESOLUTION_SECONDS:
                 self._recheck.clear()

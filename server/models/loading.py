@@ -12,7 +12,6 @@ step is done at each of them, since the connection that decides orders may lead 
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import TYPE_CHECKING, Final
 
 import grpc.aio
@@ -21,6 +20,7 @@ import structlog
 
 from feature_cache.feature_set import ROW
 from server.inference import model_sets, wire
+from server.inference.addresses import addresses_of
 from server.inference.oip import OpenInferenceSettings
 from server.inference.outcome import BatchFailedError
 from server.inference.token import ManagementToken
@@ -40,7 +40,6 @@ _log = structlog.get_logger(__name__)
 _WARM_UP_ROWS: Final = (1, 16, 64, 256)
 _WARM_UP_ROUNDS: Final = 5
 _AGAIN_SECONDS: Final = 0.2
-_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 class ModelLoader:
@@ -151,7 +150,7 @@ class ModelLoader:
         if replica.tls is None:
             return grpc.aio.insecure_channel(address, interceptors=shown)
         # What was looked up is an address; the certificate has the name.
-        host = self._management[replica.name].rpartition(":")[0].strip("[]")
+        host = replica.host or self._management[replica.name].rpartition(":")[0].strip("[]")
         return replica.tls.channel(address, interceptors=shown, host=host)
 
     async def _register(self, replica: Replica, version: str) -> None:
@@ -188,19 +187,6 @@ class ModelLoader:
 def identity_of(record: ModelRecord, name: str) -> ModelIdentity:
     """What a version says of itself, as an answer of a model called `name` carries it."""
     return ModelIdentity(name, record.version, float(np.float32(record.threshold)), record.expires_at, record.features)
-
-
-async def addresses_of(target: str) -> list[str]:
-    """The addresses, `host:port`, that the system knows of a `host:port`; raises OSError without any.
-
-    Those of IPv4 where there are such: the others lead to the same servers, which need not listen on them.
-    """
-    host, _, port = target.rpartition(":")
-    found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    hosts = {family: dict.fromkeys(str(one[4][0]) for one in found if one[0] is family) for family in _FAMILIES}
-    return [f"{host}:{port}" for host in hosts[socket.AF_INET]] or [
-        f"[{host}]:{port}" for host in hosts[socket.AF_INET6]
-    ]
 
 
 def _compare(replica: str, record: ModelRecord, answer: wire.ScoreBatch, tolerance: float) -> None:

@@ -174,7 +174,7 @@ class Process:
             recorder=PairRecorder(journal, lambda: int(self.wall() * 1e9)),
             clock=self.clock,
         )
-        listen(self.rollout, markouts, self.routing, self.challenger, champions)
+        listen(self.rollout, self.deployment, markouts, self.routing, self.challenger, champions)
         self.shadow = Shadow(
             [self.challenger],
             (self.primary, self.secondary),
