@@ -234,6 +234,19 @@ def test_a_wrong_configuration_for_triton_refuses_to_start(content: str, names: 
         OpenInferenceSettings.model_validate(settings)
 
 
+def test_a_pinned_version_must_be_the_one_described(tmp_path: Path) -> None:
+    path = tmp_path / "champion.json"
+    path.write_text(json.dumps(DESCRIPTION))
+    oip = OpenInferenceSettings.model_validate({"champion": path})
+
+    def pinned(version: str) -> Settings:
+        return Settings(replicas=ReplicaEndpoints(primary_protocol="oip", champion_version=version), oip=oip)
+
+    assert pinned(VERSION).replicas.champion_version == VERSION
+    with pytest.raises(ValidationError, match=f"champion_version: {'f' * 16}, but oip.champion is {VERSION}"):
+        pinned("f" * 16)
+
+
 def test_a_replica_that_speaks_it_needs_a_description() -> None:
     with pytest.raises(ValidationError, match=r"oip\.champion"):
         Settings(replicas=ReplicaEndpoints(secondary_protocol="oip"))
