@@ -69,9 +69,8 @@ async def open_replicas(
             codec=codec,
             token=token,
             open_channel=machine.grpc_channel,
-            tls=None if tls is None else ClientTls(name, tls, machine.wall_clock),
+            tls=None if tls is None else ClientTls(name, tls, machine.wall_clock, host),
             warm_up_turn=warm_up_turn,
-            host=host,
         )
 
     async def opened(replica: Replica) -> Replica:

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final
 
 import grpc
@@ -124,7 +123,6 @@ class Replica:
         tls: Opens connections, where these are to be TLS.
         warm_up_turn: Held while it is warmed up: replicas that share a machine would make each other look slow.
         open_channel: Makes a channel to an endpoint, as `grpc.aio.insecure_channel` does.
-        host: The name that the endpoint was found by, which its certificate has; empty where the endpoint has it.
     """
 
     several: Final = False
@@ -147,7 +145,6 @@ class Replica:
         open_channel: Callable[..., grpc.aio.Channel] = grpc.aio.insecure_channel,
         tls: ClientTls | None = None,
         warm_up_turn: asyncio.Lock | None = None,
-        host: str = "",
     ) -> None:
         self.name = name
         self.endpoint = endpoint
@@ -160,8 +157,7 @@ class Replica:
         self._settings = limits.probes
         self._clock = clock
         self.codec: Final = codec
-        self.host: Final = host
-        self._open_channel = open_channel if tls is None else partial(tls.channel, host=host)
+        self._open_channel = open_channel if tls is None else tls.channel
         self._retired: set[asyncio.Task[None]] = set()
         self._asked: set[asyncio.Task[ScoreBatch]] = set()
         """Calls of the prober that are under way, those that it no longer waits for among them."""

@@ -150,7 +150,7 @@ class ModelLoader:
         if replica.tls is None:
             return grpc.aio.insecure_channel(address, interceptors=shown)
         # What was looked up is an address; the certificate has the name.
-        host = replica.host or self._management[replica.name].rpartition(":")[0].strip("[]")
+        host = self._management[replica.name].rpartition(":")[0].strip("[]")
         return replica.tls.channel(address, interceptors=shown, host=host)
 
     async def _register(self, replica: Replica, version: str) -> None:

@@ -93,8 +93,7 @@ async def test_every_address_of_a_name_is_asked_over_tls_with_the_names_certific
             limits,
             clock=loop.time,
             random=lambda: 0.5,
-            tls=ClientTls(name, tls, lambda: 0.0),
-            host=host,
+            tls=ClientTls(name, tls, lambda: 0.0, host),
         )
 
     pool = Pool("primary", (), lambda: 0.5, [f"primary-{number}" for number in range(1, 4)])

@@ -64,9 +64,9 @@ def test_half_of_the_primarys_servers_are_killed_and_no_call_fails(
                         eventually(lambda: server.replica(names[-1]).healthy, lambda healthy: not healthy)
                         load.wait_for_more(100)
                         stack[names[-1]].resume()
-                    for name in names[: replicas // 2]:
-                        stack.restart(name)
-                    server.wait_until_well(*names)
+                        for name in names[: replicas // 2]:
+                            stack.restart(name)
+                        server.wait_until_well(*names)
                 assert not load.errors
                 assert [one.source for one in load.decisions].count(pb.SOURCE_PRIMARY) > 0.8 * len(load.decisions)
         finally:
