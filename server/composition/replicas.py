@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from server.inference.codec import TORCHSERVE, Codec, ProtocolName
-from server.inference.endpoints import ReplicaName, qualified
+from server.inference.endpoints import ReplicaName
+from server.inference.model_map import qualified
 from server.inference.oip import ModelDescription, OpenInference
 from server.inference.pool import Pool, Role
 from server.inference.replica import Replica, ReplicaLimits

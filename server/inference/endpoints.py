@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.inference.codec import ProtocolName
-from server.inference.model_map import DEFAULT
 from server.security.settings import ClientTlsSettings
 
 _ENDPOINT = r"(dns://[^\s/@,]+/)?[^\s:/@,]+:\d{1,5}"
@@ -152,11 +151,6 @@ def _shared(by_replica: Mapping[Any, _T], own: Collection[str]) -> dict[Any, _T]
     """What is said of replicas whose roles are not among these."""
     kept: dict[Any, _T] = {name: one for name, one in by_replica.items() if name.partition("-")[0] not in own}
     return kept
-
-
-def qualified(model: str, replica: str) -> str:
-    """What a model's replica is called in a server with several models: `scalper/primary`."""
-    return replica if model == DEFAULT else f"{model}/{replica}"
 
 
 def role_of(replica: str) -> str:

@@ -34,6 +34,11 @@ _MOST_CHOSEN: Final = 10_000
 """Pairs of instrument and strategy whose model is remembered: callers may make up strategies."""
 
 
+def qualified(model: str, part: str) -> str:
+    """What a replica, alias or other part of a model is called: `scalper/primary`, or just `primary` of the default."""
+    return part if model == DEFAULT else f"{model}/{part}"
+
+
 class MapRule(BaseModel):
     """Names the model of the orders that it fits."""
 

@@ -31,7 +31,7 @@ from feature_cache import feature_sets
 from feature_cache.feature_set import ROW, FeatureSet
 from feature_cache.features import MF1
 from server.errors import ModelUnknownError
-from server.inference.model_map import DEFAULT
+from server.inference.model_map import DEFAULT, qualified
 from server.models.archive import Archive, read_archive
 from server.models.markout import Markout, markout_of
 
@@ -115,6 +115,16 @@ class Registry:
         """The version of every alias that is set."""
         versions = {alias: self._read_alias(alias) for alias in ALIASES}
         return {alias: version for alias, version in versions.items() if version is not None}
+
+    def aliases_of_all(self) -> Mapping[str, str]:
+        """The same of every model; those of others than the default one follow its name: `scalper/champion`."""
+        folder = self.root / _ALIASES
+        names = [DEFAULT, *sorted(path.name for path in folder.glob("*") if path.is_dir())]
+        return {
+            qualified(name, alias): version
+            for name in names
+            for alias, version in Registry(self.root, name).aliases().items()
+        }
 
     def resolve(self, version_or_alias: str) -> str:
         """The version that is meant.

@@ -17,11 +17,13 @@ from support.rig import ROOMY, OpenRig, Rig
 
 from feature_cache.feature_set import Feature, FeatureSet
 from feature_cache.feature_sets import Registered
+from local.demo.variants import recalibrated
 from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.replay.replay import Replayer
 from server.models.archive import ModelStore
+from server.models.registry import Registry
 
 pytestmark = pytest.mark.stack
 
@@ -112,6 +114,21 @@ async def test_two_models_with_different_sets_decide_different_orders_at_once_an
         ("empty", "", ""),
     ]
 
+    # A canary of its own, on one strategy; the default model can have another at the same time.
+    other = recalibrated(Registry(store), version, 1.5)
+    start = admin_pb2.StartCanaryRequest(
+        model="tide", model_version=other, strategy="sweep-1", steps=(1.0,), author="ann", reason="looks better"
+    )
+    canary = server.admin.StartCanary(start, timeout=120.0)
+    assert (canary.change.subject, canary.canary.model, canary.canary.strategy) == ("canary/tide", "tide", "sweep-1")
+    tried = server.decide_until(pb.SOURCE_CANARY, strategy="sweep-1")
+    assert (tried.model_name, tried.model_version) == ("tide", other)
+    assert server.decide(strategy="sweep-2").model_version == version
+    assert not server.admin.GetCanary(admin_pb2.GetCanaryRequest(), timeout=5.0).HasField("canary")
+    abort = admin_pb2.AbortCanaryRequest(model="tide", author="ann", reason="enough")
+    assert server.admin.AbortCanary(abort, timeout=30.0).change.subject == "canary/tide"
+    assert server.decide(strategy="sweep-1").model_version == version
+
     # Without its replicas its orders go down the chain; they do not go to the other model.
     server.force("tide/primary", admin_pb2.BREAKER_MODE_FORCED_OPEN)
     server.force("tide/secondary", admin_pb2.BREAKER_MODE_FORCED_OPEN)
@@ -126,7 +143,7 @@ async def test_two_models_with_different_sets_decide_different_orders_at_once_an
     packets = {packet.decision.decision_id: packet for packet, _ in server.audited()}
     settings = {packet.config_hash for packet in packets.values()}
     assert len(settings) == 1
-    assert {packets[one.decision_id].chosen_model for one in (*by_tide, without)} == {"tide"}
+    assert {packets[one.decision_id].chosen_model for one in (*by_tide, tried, without)} == {"tide"}
     assert {packets[one.decision_id].chosen_model for one in (by_default, before)} == {""}
     assert packets[nobody.decision_id].chosen_model == "empty"
     assert all(packets[one.decision_id].decision.control_version >= made.version for one in by_tide)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from server.inference.endpoints import NamedModel, OtherChallenger, ReplicaEndpoints, qualified, role_of
+from server.inference.endpoints import NamedModel, OtherChallenger, ReplicaEndpoints, role_of
 
 
 def test_one_endpoint_has_the_name_of_its_role() -> None:
@@ -89,8 +89,3 @@ def test_a_named_model_needs_endpoints_of_its_own_where_the_shared_ones_speak_an
 )
 def test_a_replicas_name_says_its_role(replica: str, role: str) -> None:
     assert role_of(replica) == role
-
-
-def test_a_models_replicas_bear_its_name_unless_it_is_the_default_one() -> None:
-    assert qualified("default", "primary-2") == "primary-2"
-    assert qualified("scalper", "primary-2") == "scalper/primary-2"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.cases import new_case
 
-from server.inference.model_map import DEFAULT, MapRule, ModelMap, fits, read_rules, write_rules
+from server.inference.model_map import DEFAULT, MapRule, ModelMap, fits, qualified, read_rules, write_rules
 
 
 def mapped(*rules: tuple[str, str, str]) -> ModelMap:
@@ -60,3 +60,8 @@ def test_rules_are_read_as_they_were_written() -> None:
 def test_what_is_no_map_is_refused_with_the_rule_that_it_breaks(text: str, rule: str) -> None:
     with pytest.raises(ValueError, match=rule.replace(".", r"\.")):
         read_rules(text)
+
+
+def test_a_models_replicas_bear_its_name_unless_it_is_the_default_one() -> None:
+    assert qualified("default", "primary-2") == "primary-2"
+    assert qualified("scalper", "primary-2") == "scalper/primary-2"
