@@ -191,6 +191,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         lambda feature_set: _cache_of(feature_set, process),
         settings.features.max_age_seconds,
         clock,
+        *(() if len(models) == 1 else (model_map.of,)),
     )
     await process.background(other_sets.run(), "other-sets")
     dataplane = DataPlane(
@@ -224,13 +225,13 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     )
 
 
-def _sets_of(models: Iterable[Model]) -> list[FeatureSet]:
-    """The feature sets that the models take which may decide now."""
-    sets = []
+def _sets_of(models: Iterable[Model]) -> dict[str, list[FeatureSet]]:
+    """The feature sets that each model takes, of the versions that may decide or be asked now."""
+    sets = {}
     for model in models:
-        sets += [replica.feature_set for replica in model.replicas.values()]
+        taken = sets[model.name] = [replica.feature_set for replica in model.replicas.values()]
         if (scorer := model.embedded.model.scorer) is not None:
-            sets.append(scorer.feature_set)
+            taken.append(scorer.feature_set)
     return sets
 
 

@@ -23,6 +23,7 @@ from feature_cache.feature_set import CALLER, ROW, FeatureSet, SetRow
 from feature_cache.features import MF1
 from feature_cache.store.codec import BookState
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.inference.model_map import DEFAULT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,24 +84,28 @@ class OtherSets:
     """Puts together the rows of the sets that models take now.
 
     Args:
-        in_use: The sets of the models that may decide now.
+        in_use: The sets of the versions that may decide or be asked now, by model.
         follow: Makes the server's copy of a computed set, still to be run.
         max_age_seconds: Older features are stale.
         clock: Monotonic seconds.
+        model_of: The model of an order, whose sets alone it needs rows of.
     """
 
     def __init__(
         self,
-        in_use: Callable[[], Iterable[FeatureSet]],
+        in_use: Callable[[], Mapping[str, Iterable[FeatureSet]]],
         follow: Callable[[FeatureSet], FeatureCache],
         max_age_seconds: float,
         clock: Callable[[], float],
+        model_of: Callable[[Case], str] = lambda case: DEFAULT,
     ) -> None:
+        self._model_of = model_of
         self._in_use = in_use
         self._follow = follow
         self._max_age_seconds = max_age_seconds
         self._clock = clock
-        self._plans: tuple[_Plan, ...] = ()
+        self._plans: dict[str, tuple[_Plan, ...]] = {}
+        """By model, of those that take other sets than `mf1`."""
         self._caches: dict[str, FeatureCache] = {}
 
     @property
@@ -123,14 +128,17 @@ class OtherSets:
 
     def look(self) -> list[FeatureCache]:
         """Sees which sets the models take; returns the copies that are new, for `run` to run."""
-        sets = {one.fingerprint: one for one in self._in_use() if one is not MF1}
-        if sets.keys() == {plan.feature_set.fingerprint for plan in self._plans}:
+        in_use = self._in_use().items()
+        sets = {model: dict.fromkeys(one for one in taken if one is not MF1) for model, taken in in_use}
+        sets = {model: taken for model, taken in sets.items() if taken}
+        if sets == {model: dict.fromkeys(plan.feature_set for plan in plans) for model, plans in self._plans.items()}:
             return []
-        known = {plan.feature_set.fingerprint: plan for plan in self._plans}
-        self._plans = tuple(known.get(number) or _Plan(one) for number, one in sets.items())
-        _log.info("feature sets of models", sets=[plan.feature_set.version for plan in self._plans])
+        plans = {plan.feature_set: plan for of_model in self._plans.values() for plan in of_model}
+        plans = {one: plans.get(one) or _Plan(one) for of_model in sets.values() for one in of_model}
+        self._plans = {model: tuple(plans[one] for one in of_model) for model, of_model in sets.items()}
+        _log.info("feature sets of models", sets=[one.version for one in plans])
         new = []
-        for set_id in {one for plan in self._plans for one in plan.computed} - self._caches.keys():
+        for set_id in {one for plan in plans.values() for one in plan.computed} - self._caches.keys():
             computed = feature_sets.by_id(set_id)
             assert computed is not None
             self._caches[set_id] = self._follow(computed)
@@ -138,10 +146,11 @@ class OtherSets:
         return new
 
     def fill_in(self, cases: Sequence[Case], now: float) -> None:
-        """Gives each case that has features of `mf1` a row of every set, as far as its parts are there."""
+        """Gives each case with features of `mf1` a row of each set that its model takes, if its parts are there."""
         for case in cases:
-            if case.features is not None:
-                rows = {plan.feature_set: self._row(plan, case, now) for plan in self._plans}
+            plans = self._plans.get(self._model_of(case))
+            if plans is not None and case.features is not None:
+                rows = {plan.feature_set: self._row(plan, case, now) for plan in plans}
                 case.others = {feature_set: row for feature_set, row in rows.items() if row is not None}
 
     def _row(self, plan: _Plan, case: Case, now: float) -> SetRow | None:
