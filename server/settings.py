@@ -199,8 +199,14 @@ class Settings(BaseSettings):
         if self.budget.reply_reserve_seconds >= self.budget.audit_reserve_seconds:
             raise ValueError("budget: reply_reserve_seconds must be less than audit_reserve_seconds")
         spoken = self.replicas
-        if self.oip.champion is None and {spoken.primary_protocol, spoken.secondary_protocol} != {"torchserve"}:
-            raise ValueError("oip.champion: needed by replicas that speak the Open Inference Protocol")
+        if {spoken.primary_protocol, spoken.secondary_protocol} != {"torchserve"}:
+            if self.oip.champion is None:
+                raise ValueError("oip.champion: needed by replicas that speak the Open Inference Protocol")
+            described = ModelDescription.read(self.oip.champion).version
+            if spoken.champion_version not in (None, described):
+                raise ValueError(
+                    f"replicas.champion_version: {spoken.champion_version}, but oip.champion is {described}"
+                )
         if self.oip.challenger is None and spoken.challenger_protocol != "torchserve":
             raise ValueError("oip.challenger: needed by a challenger that speaks the Open Inference Protocol")
         for name in self.models:

@@ -29,6 +29,10 @@ def up(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Decision server processes; `kill -HUP` of the server replaces them.")
     ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, max=8, help="TorchServes that serve the primary: a pool, primary-1, primary-2 and so on."),
+    ] = None,
     replica_tokens: Annotated[
         bool,
         typer.Option(
@@ -45,7 +49,15 @@ def up(
     from local.stack.up import run_up  # noqa: PLC0415
 
     market = False if no_market else None
-    chosen = given(dir=directory, data=data, speed=speed, scenario=scenario, market=market, processes=processes)
+    chosen = given(
+        dir=directory,
+        data=data,
+        speed=speed,
+        scenario=scenario,
+        market=market,
+        processes=processes,
+        replicas=replicas,
+    )
     raise typer.Exit(run_up(chosen | {"replica_tokens": replica_tokens}, part or ()))
 
 
