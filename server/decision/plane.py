@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from server.decision.pending import Pending
 from server.decision.promise import Promise, Promises
 from server.decision.record import Decided
 from server.decision.recorder import Recorder, Recording, fail
-from server.errors import DeadlineError, JournalError, OverloadedError
+from server.errors import DeadlineError, JournalError, OverloadedError, PretradeError
 from server.journal.reply_status import unconfirmed
 from server.timing.deadlines import Deadlines
 
@@ -42,6 +43,8 @@ Deciding = asyncio.Future[Decided] | Promise[Pending]
 """A decision to come."""
 _NOT_AGAIN = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_OUT_OF_DOMAIN))
 """Scores that are not used for a later order: those that the audit does not hold, and of features no model has seen."""
+_WAITING_SHARE = 0.5
+"""Of the time that a batch has left, for waiting for places. What remains is to suffice for some of its orders."""
 _OUT_OF_TIME = frozenset(
     (
         pb.DEGRADATION_NO_TIME_FOR_MODEL,
@@ -142,6 +145,18 @@ class DataPlane:
     def has_places(self, orders: int) -> bool:
         """Whether so many orders may begin before others of their call have ended."""
         return self._admission.has_places(orders)
+
+    async def places(self, orders: int, deadline: float | None, *, has_begun: bool) -> int:
+        """Waits until some orders of a batch may begin, and for half of the time until its deadline at most; how many.
+
+        None where there was no place for them. `has_begun` says that others of the batch have begun.
+        """
+        left = math.inf if deadline is None else deadline - self._clock()
+        return await self._admission.places(orders, _WAITING_SHARE * left, has_begun=has_begun)
+
+    def refused(self, orders: int) -> PretradeError:
+        """Why so many orders are not admitted, which are counted as shed."""
+        return self._admission.refused(orders)
 
     async def decide(self, order: Order, arrived: float, deadline: float | None) -> Decided:
         """Decides one order; the decision is durable when this returns.
