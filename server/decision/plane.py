@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, TypeVar
 
 from fallback.budget import Budget, BudgetSettings
 from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Case, Order
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from server.journal.reply_status import Cause
     from server.timing.loop_lag import LoopLag
 
+T = TypeVar("T")
 Deciding = asyncio.Future[Decided] | Promise[Pending]
 """A decision to come."""
 _NOT_AGAIN = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_OUT_OF_DOMAIN))
@@ -465,21 +467,7 @@ class DataPlane:
         Returns:
             The cases that a bug was met with.
         """
-        try:
-            self._follow_up(cases, now)
-        except Exception:  # a bug that one order meets is none of the others' business
-            return {case: error for case in cases if (error := self._follow_up_alone(case, now)) is not None}
-        return {}
-
-    def _follow_up_alone(self, case: Pending, now: float) -> Exception | None:
-        """Does for one case what met a bug when it was done for all: what was counted before that is counted twice."""
-        try:
-            self._follow_up((case,), now)
-        except Exception as error:
-            return error
-        return None
-
-    def _follow_up(self, cases: Sequence[Pending], now: float) -> None:
+        failed = dict[Pending, Exception]()
         is_mirrored, mirrored = self._control.shadow, []
         in_time: list[tuple[float, float]] = []
         for case in cases:
@@ -487,24 +475,54 @@ class DataPlane:
             assert answer is not None
             assert decided is not None
             source = answer.source
-            if source in CHAMPION_SOURCES and _NOT_AGAIN.isdisjoint(decided.reasons):
-                # A score that is used again must be found in the audit, where a replay of its second use looks for it.
-                # That of a model on trial is not: its flows are its own.
-                self._cached_scores.remember(case, answer, decided.decision_id)
+            by_model, allowed = source in MODEL_SOURCES, budget.deadline - budget.arrived
+            try:
+                if source in CHAMPION_SOURCES and _NOT_AGAIN.isdisjoint(decided.reasons):
+                    # A score that is used again must be found in the audit, where a replay of its second use looks for
+                    # it. That of a model on trial is not: its flows are its own.
+                    self._cached_scores.remember(case, answer, decided.decision_id)
+                if source == pb.SOURCE_EMBEDDED:
+                    self._embedded_check.sample(case, answer, decided.decision_id)
+                self._objective.note(case, by_model)
+            except Exception as error:  # a bug that one order meets is none of the others' business
+                failed[case] = error
+                continue
             if case.features is not None and (is_mirrored or source == pb.SOURCE_CANARY):
                 mirrored.append((case, answer, decided.decision_id))
-            if source == pb.SOURCE_EMBEDDED:
-                self._embedded_check.sample(case, answer, decided.decision_id)
-            by_model, allowed = source in MODEL_SOURCES, budget.deadline - budget.arrived
-            self._objective.note(case, by_model)
             if by_model or _OUT_OF_TIME.isdisjoint(case.degradations):
                 in_time.append((now - budget.arrived, allowed))
             else:
                 self._admission.dropped(allowed)
         self._admission.answered(in_time)
-        self._shadow.mirror(mirrored)
-        self._reports.decided(cases, now)
-        self._metrics.observe(cases, now)
+        sound = [case for case in cases if case not in failed] if failed else cases
+        _all_or_each(self._shadow.mirror, mirrored, itemgetter(0), failed)
+        _all_or_each(lambda some: self._reports.decided(some, now), sound, _itself, failed)
+        _all_or_each(lambda some: self._metrics.observe(some, now), sound, _itself, failed)
+        return failed
+
+
+def _all_or_each(
+    step: Callable[[Sequence[T]], None],
+    items: Sequence[T],
+    case_of: Callable[[T], Pending],
+    failed: dict[Pending, Exception],
+) -> None:
+    """Does something for all, or, where a bug is met, for each by itself, and notes the cases that meet it then.
+
+    The step must meet a bug before it counts anything, or what it has counted counts twice.
+    """
+    try:
+        step(items)
+    except Exception:
+        for item in items:
+            try:
+                step((item,))
+            except Exception as error:
+                failed[case_of(item)] = error
+
+
+def _itself(case: Pending) -> Pending:
+    return case
 
 
 @contextmanager
