@@ -44,9 +44,11 @@ _SLACK_SECONDS: Final = 0.005
 _LISTENING_SECONDS: Final = 0.01
 """What the load generator takes to read a burst of replies; one that came after the deadline would be an error."""
 _CROSSING_SHARE: Final = 0.1
-"""Of the deadline: what may lie between a decision and its caller's giving up when the reply was sent all the same. In
-that time it is made durable, handed to the transport, and not yet read by a caller that gives up at that moment; or a
-caller that left is not yet known to have left."""
+"""Of the deadline: what may lie between a durable decision and its caller's giving up when the reply was sent all the
+same. In that time it is handed to the transport, and not yet read by a caller that gives up at that moment; or a caller
+that left is not yet known to have left."""
+_NEAR_SECONDS: Final = 0.25
+"""Calls that end so close to each other meet the same disk: what is made durable for one is for the other."""
 _UNCONFIRMED: Final = unconfirmed_status("")
 _KILLED: Final = unconfirmed_status("killed")
 _SCORED_SOURCES: Final = (*MODEL_SOURCES, pb.SOURCE_CACHED_SCORE)
@@ -122,8 +124,9 @@ class Evidence:
         for row in self.rows:
             by_order[row[0].order.order_ref].append(row)
         found: list[str] = []
+        audits = Audits(self.calls)
         for call in self.calls:
-            found += _of_call(call, by_order.get(call.order_ref, []))
+            found += _of_call(call, by_order.get(call.order_ref, []), audits)
         for packet, status in self.rows:
             found += _of_packet(packet, status, self.max_feature_age_seconds)
         return found + _of_breakers(self.log) + self._of_trading_states(by_order)
@@ -226,7 +229,7 @@ def stalls(calls: Sequence[Call]) -> dict[str, float]:
     return found
 
 
-def _of_call(call: Call, rows: Sequence[Row]) -> list[str]:
+def _of_call(call: Call, rows: Sequence[Row], audits: Audits) -> list[str]:
     """I1 to I4 of one order."""
     ref, found = call.order_ref, []
     if len(rows) > 1:
@@ -237,7 +240,7 @@ def _of_call(call: Call, rows: Sequence[Row]) -> list[str]:
         found.append(f"I1: {ref} was refused with {call.status} and has a row")
     reply = call.decision
     if reply is None:
-        return found + _of_unheard(call, rows)
+        return found + _of_unheard(call, rows, audits)
     if reply.order_ref != ref:
         found.append(f"I2: {ref} heard the decision of {reply.order_ref}")
     if reply.budget.used_us > reply.budget.allowed_us:
@@ -272,16 +275,40 @@ def _differences(reply: pb.Decision, decided: pb.Decision) -> list[str]:
     ]
 
 
-def _of_unheard(call: Call, rows: Iterable[Row]) -> list[str]:
+class Audits:
+    """How long the audit of decisions took that were heard, by their replies.
+
+    Args:
+        calls: The load's.
+    """
+
+    def __init__(self, calls: Iterable[Call]) -> None:
+        heard = sorted((call.ended, _audit_seconds(call.decision)) for call in calls if call.decision is not None)
+        self._ended = [ended for ended, _ in heard]
+        self._seconds = [seconds for _, seconds in heard]
+
+    def longest_about(self, instant: float) -> float:
+        """The longest of those that were heard about then."""
+        first = bisect_left(self._ended, instant - _NEAR_SECONDS)
+        return max(self._seconds[first : bisect_right(self._ended, instant + _NEAR_SECONDS)], default=0.0)
+
+
+def _audit_seconds(decision: pb.Decision) -> float:
+    return sum(use.used_us for use in decision.budget.stages if use.stage == pb.STAGE_AUDIT) / 1e6
+
+
+def _of_unheard(call: Call, rows: Iterable[Row], audits: Audits) -> list[str]:
     """I1 of an order whose caller heard no decision.
 
     Nobody can rule out that a reply which left in time crossed its caller's giving up. A caller that did not give up
-    has heard what the server said, and there is no such excuse.
+    has heard what the server said, and there is no such excuse. The row says when the order was decided, not when that
+    was durable: that took as long as it took for others at that time.
     """
     found = []
     for packet, status in rows:
         before = call.ended - packet.decided_monotonic_ns / 1e9
-        crossed = call.given_up and abs(before) <= _CROSSING_SHARE * call.deadline_seconds
+        crossing = _CROSSING_SHARE * call.deadline_seconds
+        crossed = call.given_up and -crossing <= before <= crossing + audits.longest_about(call.ended)
         if not status.startswith(_UNCONFIRMED) and not crossed:
             found.append(
                 f"I1: {call.order_ref} heard {call.status or 'nothing'}; its row, decided {1e3 * before:.0f} ms "
