@@ -117,6 +117,12 @@ MUTATIONS: Final = (
         "            for result in results:\n                self.sent(result)\n            for one in begun",
         "its row says it was replied",
         "audit",
+        (
+            (
+                "                self._give_up(one)\n            raise\n",
+                "                self.sent(self._result_in_batch(one, call))\n            raise\n",
+            ),
+        ),
     ),
     Mutation(
         "what a stream that ends has not sent counts as heard",
