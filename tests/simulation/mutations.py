@@ -116,7 +116,7 @@ MUTATIONS: Final = (
         "            for result in results:\n                self.not_sent(result)\n            for one in begun",
         "            for result in results:\n                self.sent(result)\n            for one in begun",
         "its row says it was replied",
-        "audit",
+        "batches",
         (
             (
                 "                self._give_up(one)\n            raise\n",
