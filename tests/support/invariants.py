@@ -124,9 +124,9 @@ class Evidence:
         for row in self.rows:
             by_order[row[0].order.order_ref].append(row)
         found: list[str] = []
-        audits = Audits(self.calls)
+        waits = Waits(self.calls)
         for call in self.calls:
-            found += _of_call(call, by_order.get(call.order_ref, []), audits)
+            found += _of_call(call, by_order.get(call.order_ref, []), waits)
         for packet, status in self.rows:
             found += _of_packet(packet, status, self.max_feature_age_seconds)
         return found + _of_breakers(self.log) + self._of_trading_states(by_order)
@@ -229,7 +229,7 @@ def stalls(calls: Sequence[Call]) -> dict[str, float]:
     return found
 
 
-def _of_call(call: Call, rows: Sequence[Row], audits: Audits) -> list[str]:
+def _of_call(call: Call, rows: Sequence[Row], waits: Waits) -> list[str]:
     """I1 to I4 of one order."""
     ref, found = call.order_ref, []
     if len(rows) > 1:
@@ -240,7 +240,7 @@ def _of_call(call: Call, rows: Sequence[Row], audits: Audits) -> list[str]:
         found.append(f"I1: {ref} was refused with {call.status} and has a row")
     reply = call.decision
     if reply is None:
-        return found + _of_unheard(call, rows, audits)
+        return found + _of_unheard(call, rows, waits)
     if reply.order_ref != ref:
         found.append(f"I2: {ref} heard the decision of {reply.order_ref}")
     if reply.budget.used_us > reply.budget.allowed_us:
@@ -275,40 +275,45 @@ def _differences(reply: pb.Decision, decided: pb.Decision) -> list[str]:
     ]
 
 
-class Audits:
-    """How long the audit of decisions took that were heard, by their replies.
+class Waits:
+    """What may lie between a decision and its caller's giving up but the way: the disk, or a caller without a core.
+
+    How long the audit took is known of the replies that were heard. A caller was without a core if it gave up later
+    than it meant to, or if orders left late that were due at that time: a reply may have lain there unread.
 
     Args:
         calls: The load's.
     """
 
-    def __init__(self, calls: Iterable[Call]) -> None:
+    def __init__(self, calls: Sequence[Call]) -> None:
         heard = sorted((call.ended, _audit_seconds(call.decision)) for call in calls if call.decision is not None)
         self._ended = [ended for ended, _ in heard]
         self._seconds = [seconds for _, seconds in heard]
+        self._stalled = stalls(sorted(calls, key=lambda call: call.due))
 
-    def longest_about(self, instant: float) -> float:
-        """The longest of those that were heard about then."""
-        first = bisect_left(self._ended, instant - _NEAR_SECONDS)
-        return max(self._seconds[first : bisect_right(self._ended, instant + _NEAR_SECONDS)], default=0.0)
+    def of(self, call: Call) -> float:
+        """Seconds."""
+        first = bisect_left(self._ended, call.ended - _NEAR_SECONDS)
+        audit = max(self._seconds[first : bisect_right(self._ended, call.ended + _NEAR_SECONDS)], default=0.0)
+        late = call.ended - call.sent - call.deadline_seconds if call.own_timer else 0.0
+        return audit + max(late, self._stalled[call.order_ref], 0.0)
 
 
 def _audit_seconds(decision: pb.Decision) -> float:
     return sum(use.used_us for use in decision.budget.stages if use.stage == pb.STAGE_AUDIT) / 1e6
 
 
-def _of_unheard(call: Call, rows: Iterable[Row], audits: Audits) -> list[str]:
+def _of_unheard(call: Call, rows: Iterable[Row], waits: Waits) -> list[str]:
     """I1 of an order whose caller heard no decision.
 
     Nobody can rule out that a reply which left in time crossed its caller's giving up. A caller that did not give up
-    has heard what the server said, and there is no such excuse. The row says when the order was decided, not when that
-    was durable: that took as long as it took for others at that time.
+    has heard what the server said, and there is no such excuse.
     """
     found = []
     for packet, status in rows:
         before = call.ended - packet.decided_monotonic_ns / 1e9
         crossing = _CROSSING_SHARE * call.deadline_seconds
-        crossed = call.given_up and -crossing <= before <= crossing + audits.longest_about(call.ended)
+        crossed = call.given_up and -crossing <= before <= crossing + waits.of(call)
         if not status.startswith(_UNCONFIRMED) and not crossed:
             found.append(
                 f"I1: {call.order_ref} heard {call.status or 'nothing'}; its row, decided {1e3 * before:.0f} ms "

@@ -135,11 +135,23 @@ def test_a_reply_may_have_waited_for_the_disk_as_long_as_others_did_before_it_cr
     row = packet(decided_monotonic_ns=round(1e9 * (SENT + DEADLINE - before_seconds)))
     calls = (
         unheard("DEADLINE_EXCEEDED", own_timer=True),
-        heard(other, order_ref="other", sent=SENT + 0.05, ended=SENT + 0.06),
+        heard(other, order_ref="other", due=SENT + 0.05, sent=SENT + 0.05, ended=SENT + 0.06),
     )
     others_row = packet(other)
     others_row.order.order_ref = "other"
     assert bool(found(*calls, rows=[(row, REPLIED), (others_row, REPLIED)])) is is_found
+
+
+@pytest.mark.parametrize(("before_seconds", "is_found"), [(0.029, False), (0.031, True)])
+def test_a_reply_may_have_lain_unread_while_its_caller_had_no_core(before_seconds: float, is_found: bool) -> None:
+    late = 0.02
+    row = packet(decided_monotonic_ns=round(1e9 * (SENT + DEADLINE + late - before_seconds)))
+    gave_up_late = unheard("DEADLINE_EXCEEDED", own_timer=True, ended=SENT + DEADLINE + late)
+    assert bool(found(gave_up_late, rows=[(row, REPLIED)])) is is_found
+    left_late = heard(None, order_ref="other", due=SENT + 0.05, sent=SENT + 0.05 + late, ended=SENT + 0.08)
+    row = packet(decided_monotonic_ns=round(1e9 * (SENT + DEADLINE - before_seconds)))
+    calls = unheard("DEADLINE_EXCEEDED", own_timer=True), dataclasses.replace(left_late, decision=None, status="LEFT")
+    assert bool(found(*calls, rows=[(row, REPLIED)])) is is_found
 
 
 @pytest.mark.parametrize("status", ["DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED"])
