@@ -143,6 +143,14 @@ def test_a_reply_may_have_waited_for_the_disk_as_long_as_others_did_before_it_cr
 
 
 @pytest.mark.parametrize(("before_seconds", "is_found"), [(0.029, False), (0.031, True)])
+def test_on_a_machine_with_other_work_a_reply_may_wait_for_a_core(before_seconds: float, is_found: bool) -> None:
+    row = packet(decided_monotonic_ns=round(1e9 * (SENT + DEADLINE - before_seconds)))
+    call = unheard("DEADLINE_EXCEEDED", own_timer=True)
+    assert found(call, rows=[(row, REPLIED)])
+    assert bool(found(call, rows=[(row, REPLIED)], timed=False)) is is_found
+
+
+@pytest.mark.parametrize(("before_seconds", "is_found"), [(0.029, False), (0.031, True)])
 def test_a_reply_may_have_lain_unread_while_its_caller_had_no_core(before_seconds: float, is_found: bool) -> None:
     late = 0.02
     row = packet(decided_monotonic_ns=round(1e9 * (SENT + DEADLINE + late - before_seconds)))
