@@ -243,6 +243,12 @@ def by_fingerprint(fingerprint: int) -> FeatureSet | None:
     return None if found is None else found.feature_set
 
 
+def by_version(version: str) -> FeatureSet | None:
+    """The set that `FeatureSet.version` names so; None if this process knows another one or none. Raises as `known`."""
+    found = by_id(version.partition("/")[0]) if version else None
+    return found if found is not None and found.version == version else None
+
+
 def names() -> str:
     """What this process knows, for messages: `mf1/5c6f81d2, numbers/1f0c83aa`."""
     return ", ".join(one.feature_set.version for one in known())

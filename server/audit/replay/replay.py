@@ -347,8 +347,8 @@ def _scored_row(packet: packet_pb2.DecisionPacket) -> bytes:
 
 def _others(packet: packet_pb2.DecisionPacket) -> dict[FeatureSet, SetRow] | None:
     """What a model of another set scored, if this process knows that set as it was."""
-    found = feature_sets.by_id(packet.scored_feature_set.partition("/")[0]) if packet.scored_feature_set else None
-    if found is None or found.version != packet.scored_feature_set or len(packet.scored_input) != found.row_bytes:
+    found = feature_sets.by_version(packet.scored_feature_set)
+    if found is None or len(packet.scored_input) != found.row_bytes:
         return None
     return {found: SetRow.of(found, packet.scored_input)}
 
