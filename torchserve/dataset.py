@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from feature_cache import features
 from feature_cache.engine.book import EventError
 from feature_cache.engine.engine import FeatureEngine
+from feature_cache.feature_set import FeatureSet
 from feature_cache.store.codec import FeatureSnapshot
 from pretrade.market.v1 import market_pb2 as pb
 from torchserve.label import TICK_NS, Label
@@ -75,6 +76,8 @@ class Samples:
     """Hash of what they came from: of a recording's files, or of a simulation's arguments and code."""
     label: Label = field(default_factory=Label)
     """What `eligible` and `markout_bps` are."""
+    feature_set: FeatureSet = features.MF1
+    """Of the rows."""
 
     @property
     def is_simulated(self) -> bool:

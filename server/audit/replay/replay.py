@@ -346,10 +346,19 @@ def _scored_row(packet: packet_pb2.DecisionPacket) -> bytes:
 
 
 def _others(packet: packet_pb2.DecisionPacket) -> dict[FeatureSet, SetRow] | None:
-    """What a model of another set scored, if this process knows that set as it was."""
+    """What a model of another set scored.
+
+    Raises:
+        NotReplayableError: This process does not know the set as it was.
+    """
+    if not packet.scored_feature_set:
+        return None
     found = feature_sets.by_version(packet.scored_feature_set)
     if found is None or len(packet.scored_input) != found.row_bytes:
-        return None
+        raise NotReplayableError(
+            f"the model took features of the set {packet.scored_feature_set}; known here are {feature_sets.names()}:"
+            f" name the file of yours in {feature_sets.FILE_VARIABLE}"
+        )
     return {found: SetRow.of(found, packet.scored_input)}
 
 

@@ -442,3 +442,6 @@ async def test_a_decision_of_a_model_with_another_set_replays_bit_equal(
         assert len(actions) > 1
         packet.scored_input = bytes(MIXED.row_bytes)
         assert field_of(await replayer.replay(packet)) == "score"
+        know(monkeypatch)
+        with pytest.raises(NotReplayableError, match=f"took features of the set {MIXED.version}; known here are mf1/"):
+            await replayer.replay(packet)
