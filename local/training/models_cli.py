@@ -13,9 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from feature_cache import feature_sets
-from feature_cache.feature_set import FeatureSet, FeatureSetError
-from local.training.cli import Delay, Horizon, Price, label_of, store_of
+from local.training.cli import Delay, Horizon, Price, feature_set_of, label_of, store_of
 from pretrade.client.cli.options import AdminTarget, AsJson, Directory, Yes
 from pretrade.client.stack_file import DEFAULT_DIRECTORY, NoStackError, stack_endpoint
 from server.errors import ModelUnknownError
@@ -103,7 +101,7 @@ def add(
         raise typer.BadParameter(
             "reading a pickle runs whatever code is in it: say --trusted if you know who made it", param_hint="--kind"
         )
-    feature_set = _feature_set(features)
+    feature_set = feature_set_of(features)
     label = label_of(horizon, delay, price)
     settings = TrainingSettings(target_precision=target_precision, valid_days=valid_days or None)
     settings = settings if label is None else settings.model_copy(update={"label": label})
@@ -155,7 +153,7 @@ def combine(
     root = store or store_of(directory, None)
     try:
         combined = [_part(Registry(root), one) for one in parts]
-        feature_set = _feature_set(str(combined[0].metadata["feature_set"]))
+        feature_set = feature_set_of(str(combined[0].metadata["feature_set"]))
         data = None if calibrate is None else read_data(calibrate, feature_set, label_column, label)
         adding = brought_adding.Adding(feature_set, _named(name), threshold, training=settings)
         added = combining.combine("mean" if mean else "stack", combined, data, adding)
@@ -321,19 +319,6 @@ def _publish(added: Added, source: str, store: Path, as_json: bool) -> None:
     for lack in added.lacks:
         console.print(f"[yellow]not available[/]: {escape(lack)}")
     console.print(f"next: pretrade canary start {version}")
-
-
-def _feature_set(named: str) -> FeatureSet:
-    try:
-        found = feature_sets.by_id(named)
-    except FeatureSetError as error:
-        raise _refused(str(error)) from error
-    if found is None:
-        raise typer.BadParameter(
-            f"no set {named!r}; known are {feature_sets.names()}, and PRETRADE_FEATURES__FILE names a file with others",
-            param_hint="--features",
-        )
-    return found
 
 
 def _named(name: str) -> str:
