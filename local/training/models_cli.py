@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -20,7 +21,7 @@ from server.errors import ModelUnknownError
 from server.models.archive import read_archive
 from server.models.registry import ALIASES, CANDIDATE, CARDS, EVALUATION_FILE, VERSIONS, ModelUnusableError, Registry
 from torchserve.brought.errors import BroughtError
-from torchserve.validity import MOST_DAYS, VALID_DAYS
+from torchserve.validity import MOST_DAYS, VALID_DAYS, expiry_text
 
 if TYPE_CHECKING:
     from torchserve.brought.adding import Added
@@ -190,6 +191,7 @@ def show(
         "label": about.get("label", {}).get("text", "not said"),
         "threshold": f"{about['threshold']:.4f}",
         "calibration": "slope {slope:.4f}, intercept {intercept:.4f}".format(**about["calibration"]),
+        "expiry": expiry_text(about.get("expires_at", 0), time.time()),
         "standing": standing.text,
         "card": str(standing.card or "none"),
         "problem": record.problem or "none",
@@ -314,6 +316,10 @@ def _publish(added: Added, source: str, store: Path, as_json: bool) -> None:
         console.print(f"on its last part: {precision} at coverage {test.coverage:.3f}, AUC {test.auc:.3f}")
     if added.difference:
         console.print(f"its scores are within {added.difference:.1g} of those of {added.metadata['kind']}")
+    expires_at = added.metadata["expires_at"]
+    if expires_at:
+        style = "yellow" if expires_at <= time.time() else "default"
+        console.print(f"it {expiry_text(expires_at, time.time())}", style=style)
     for note in added.notes:
         console.print(f"[dim]{escape(note)}[/]")
     for lack in added.lacks:
