@@ -94,6 +94,35 @@ def load_market(
     return Market.joined(_simulated(seed, simulated_seconds, report), source, origin)
 
 
+def load_events(
+    data: list[Path],
+    only: set[str],
+    *,
+    seed: int = 1,
+    simulated_seconds: float = SIMULATED_SECONDS,
+    report: Report = lambda _: None,
+) -> Iterator[pb.MarketEvent]:
+    """Events of some instruments from recordings, or from the simulated session that `load_market` takes instead.
+
+    Args:
+        data: See `load_market`.
+        only: The instruments.
+        seed: Of the simulation.
+        simulated_seconds: Its length.
+        report: Called with what is being done.
+
+    Raises:
+        feature_cache.sources.session.SessionError: A recording cannot be read.
+        SamplesError: The simulator knows no such instrument.
+    """
+    if data:
+        return counted(read_session(session_files(data), only), report)
+    try:
+        return counted(simulator.simulate(seed, sorted(only), duration_seconds=simulated_seconds), report)
+    except ValueError as error:
+        raise SamplesError(f"without recordings the market is simulated: {error}") from error
+
+
 def _simulated(seed: int, seconds: float, report: Report) -> list[Market]:
     """Simulated sessions of one instrument each: none depends on another, so each may have a process of its own."""
     processes = min(len(simulator.INSTRUMENTS), os.cpu_count() or 1)

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from feature_cache import feature_sets
+from feature_cache.feature_set import FeatureSetError
 from feature_cache.sources.session import SessionError
 from pretrade.client.cli.options import Directory
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
@@ -24,13 +26,15 @@ from server.audit.reading.places import model_store
 from torchserve.config import store_directory
 from torchserve.dataset import SamplesError
 from torchserve.label import Label
-from torchserve.sources import SIMULATED_SECONDS, SUFFIX, is_dataset, load_samples, write_dataset
+from torchserve.sources import SIMULATED_SECONDS, SUFFIX, is_dataset, load_events, load_samples, write_dataset
 from torchserve.validity import MOST_DAYS, VALID_DAYS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from feature_cache.feature_set import FeatureSet
     from local.training.training import Made, Outcome
+    from pretrade.market.v1 import market_pb2 as pb
     from torchserve.dataset import Samples
     from torchserve.training import Kind
     from torchserve.walk_forward import WalkForward
@@ -99,12 +103,21 @@ def join_features(
     orders: Annotated[
         Path, typer.Argument(help="CSV or Parquet with the columns instrument, time (UTC), and perhaps side.")
     ],
-    recordings: Annotated[list[Path], typer.Argument(help="Recordings or folders of them, as for `pretrade replay`.")],
     out: Annotated[Path, typer.Option(help="The file to write, NAME.parquet.")],
+    recordings: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Recordings or folders of them, as for `pretrade replay`. Default: the simulator."),
+    ] = None,
+    features: Annotated[
+        str, typer.Option("--features", help="Whose features: the id of a set (`pretrade features list`).")
+    ] = "mf1",
+    seed: Seed = 1,
+    seconds: Seconds = SIMULATED_SECONDS,
 ) -> None:
     """Add to each of your own orders the features as they were known at its time, from recordings.
 
-    With a column `side` (buy or sell) they are turned for it, as models see them. All other columns are kept.
+    With a column `side` (buy or sell) they are turned for it, as models see them. What callers bring of a set is a
+    column of the orders, as it would be sent: not turned. All other columns are kept.
 
     Example: `pretrade dataset features orders.csv recordings/ --out features.parquet`
     """
@@ -112,8 +125,16 @@ def join_features(
 
     if out.suffix != SUFFIX:
         raise typer.BadParameter(f"must end in {SUFFIX}", param_hint="--out")
+    feature_set = feature_set_of(features)
     console = Console()
-    number, known = _shown(console, lambda report: join(orders, recordings, out, report))
+
+    def joined(report: Callable[[str], None]) -> tuple[int, int]:
+        def events(only: set[str]) -> Iterable[pb.MarketEvent]:
+            return load_events(recordings or [], only, seed=seed, simulated_seconds=seconds, report=report)
+
+        return join(orders, events, out, feature_set)
+
+    number, known = _shown(console, joined)
     console.print(f"{out}: {number:,} orders, {known:,} with a known book", highlight=False)
 
 
@@ -272,6 +293,21 @@ def store_of(directory: Path, data: list[Path] | None) -> Path:
     if running != directory / "models":
         return running
     return store_directory(directory, data[0] if data and not is_dataset(data) else None)
+
+
+def feature_set_of(named: str) -> FeatureSet:
+    """The set of an option `--features`."""
+    try:
+        found = feature_sets.by_id(named)
+    except FeatureSetError as error:
+        raise typer.BadParameter(str(error), param_hint="--features") from error
+    if found is None:
+        raise typer.BadParameter(
+            f"no set {named!r}; known are {feature_sets.names()}, and {feature_sets.FILE_VARIABLE} names a file with"
+            " others",
+            param_hint="--features",
+        )
+    return found
 
 
 def _shown(console: Console, work: Callable[[Callable[[str], None]], T]) -> T:

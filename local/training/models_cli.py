@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -13,16 +14,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from feature_cache import feature_sets
-from feature_cache.feature_set import FeatureSet, FeatureSetError
-from local.training.cli import Delay, Horizon, Price, label_of, store_of
+from local.training.cli import Delay, Horizon, Price, feature_set_of, label_of, store_of
 from pretrade.client.cli.options import AdminTarget, AsJson, Directory, Yes
 from pretrade.client.stack_file import DEFAULT_DIRECTORY, NoStackError, stack_endpoint
 from server.errors import ModelUnknownError
 from server.models.archive import read_archive
 from server.models.registry import ALIASES, CANDIDATE, CARDS, EVALUATION_FILE, VERSIONS, ModelUnusableError, Registry
 from torchserve.brought.errors import BroughtError
-from torchserve.validity import MOST_DAYS, VALID_DAYS
+from torchserve.validity import MOST_DAYS, VALID_DAYS, expiry_text
 
 if TYPE_CHECKING:
     from torchserve.brought.adding import Added
@@ -103,7 +102,7 @@ def add(
         raise typer.BadParameter(
             "reading a pickle runs whatever code is in it: say --trusted if you know who made it", param_hint="--kind"
         )
-    feature_set = _feature_set(features)
+    feature_set = feature_set_of(features)
     label = label_of(horizon, delay, price)
     settings = TrainingSettings(target_precision=target_precision, valid_days=valid_days or None)
     settings = settings if label is None else settings.model_copy(update={"label": label})
@@ -155,7 +154,7 @@ def combine(
     root = store or store_of(directory, None)
     try:
         combined = [_part(Registry(root), one) for one in parts]
-        feature_set = _feature_set(str(combined[0].metadata["feature_set"]))
+        feature_set = feature_set_of(str(combined[0].metadata["feature_set"]))
         data = None if calibrate is None else read_data(calibrate, feature_set, label_column, label)
         adding = brought_adding.Adding(feature_set, _named(name), threshold, training=settings)
         added = combining.combine("mean" if mean else "stack", combined, data, adding)
@@ -192,6 +191,7 @@ def show(
         "label": about.get("label", {}).get("text", "not said"),
         "threshold": f"{about['threshold']:.4f}",
         "calibration": "slope {slope:.4f}, intercept {intercept:.4f}".format(**about["calibration"]),
+        "expiry": expiry_text(about.get("expires_at", 0), time.time()),
         "standing": standing.text,
         "card": str(standing.card or "none"),
         "problem": record.problem or "none",
@@ -316,24 +316,15 @@ def _publish(added: Added, source: str, store: Path, as_json: bool) -> None:
         console.print(f"on its last part: {precision} at coverage {test.coverage:.3f}, AUC {test.auc:.3f}")
     if added.difference:
         console.print(f"its scores are within {added.difference:.1g} of those of {added.metadata['kind']}")
+    expires_at = added.metadata["expires_at"]
+    if expires_at:
+        style = "yellow" if expires_at <= time.time() else "default"
+        console.print(f"it {expiry_text(expires_at, time.time())}", style=style)
     for note in added.notes:
         console.print(f"[dim]{escape(note)}[/]")
     for lack in added.lacks:
         console.print(f"[yellow]not available[/]: {escape(lack)}")
     console.print(f"next: pretrade canary start {version}")
-
-
-def _feature_set(named: str) -> FeatureSet:
-    try:
-        found = feature_sets.by_id(named)
-    except FeatureSetError as error:
-        raise _refused(str(error)) from error
-    if found is None:
-        raise typer.BadParameter(
-            f"no set {named!r}; known are {feature_sets.names()}, and PRETRADE_FEATURES__FILE names a file with others",
-            param_hint="--features",
-        )
-    return found
 
 
 def _named(name: str) -> str:

@@ -366,7 +366,8 @@ def _order(message: pb.Order) -> Order:
     try:
         return OrderReader((message.instrument,)).read(message)
     except InvalidOrderError as error:
-        raise NotReplayableError(f"the order is none that this version accepts: {error}") from error
+        hint = f"; {feature_sets.FILE_VARIABLE} names a file with others" if message.HasField("features") else ""
+        raise NotReplayableError(f"the order is none that this version accepts: {error}{hint}") from error
 
 
 def _facts(packet: packet_pb2.DecisionPacket) -> tuple[str, ...]:

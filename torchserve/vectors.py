@@ -1,0 +1,79 @@
+"""What was known of an instrument at an instant, as a vector of any feature set.
+
+A vector is put together as a decision server does it: features of `mf1` from the engine, computed ones from their
+computers, which see the events that the engine has taken in. What callers bring is NaN here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_cache import feature_sets
+from feature_cache.engine.engine import FeatureEngine
+from feature_cache.feature_set import FeatureSet
+from feature_cache.feature_sets import ImpossibleValuesError
+from feature_cache.features import MF1
+from feature_cache.store.codec import BookState
+from pretrade.market.v1 import market_pb2 as pb
+from torchserve.dataset import SamplesError
+
+if TYPE_CHECKING:
+    from feature_cache.feature_sets import Computer, Registered
+    from feature_cache.store.codec import FeatureSnapshot
+
+
+class Known:
+    """What is known of one instrument while its events pass.
+
+    Args:
+        instrument: Its name.
+        feature_set: That the vectors are of; this process knows it.
+    """
+
+    def __init__(self, instrument: str, feature_set: FeatureSet) -> None:
+        self.engine: Final = FeatureEngine(instrument)
+        self._set = feature_set
+        self._parts = feature_sets.parts_of(feature_set)
+        self._computers: dict[str, tuple[Registered, Computer]] = {}
+        for part in self._parts:
+            found = feature_sets.known().by_id(part.source)
+            if found is not None and found.make is not None:
+                self._computers[part.source] = found, found.make(instrument)
+
+    def on_event(self, event: pb.MarketEvent) -> None:
+        """Takes an event in.
+
+        Raises:
+            feature_cache.engine.book.EventError: It is no sound event; nothing changed.
+        """
+        if self.engine.on_event(event):
+            for _, computer in self._computers.values():
+                computer.on_event(event)
+
+    def vector(self) -> FeatureSnapshot:
+        """As of the newest event, in market orientation.
+
+        Raises:
+            SamplesError: A computer gave what its set's definition excludes.
+        """
+        known = self.engine.snapshot()
+        if self._set == MF1:
+            return known
+        values = np.full(len(self._set), np.nan, dtype=np.float32)
+        if known.state is not BookState.UNKNOWN:
+            for part in self._parts:
+                values[part.places] = self._of_source(part.source, known.values)[part.in_source]
+        return replace(known, values=values, feature_set=self._set)
+
+    def _of_source(self, source: str, of_mf1: NDArray[np.float32]) -> NDArray[np.float32]:
+        if source == MF1.id:
+            return of_mf1
+        registered, computer = self._computers[source]
+        try:
+            return registered.row(computer.values())
+        except ImpossibleValuesError as error:
+            raise SamplesError(f"{registered.feature_set.id} of {registered.origin}: {error}") from error
