@@ -51,7 +51,7 @@ def known_at(
         the caller brings it.
 
     Raises:
-        SamplesError: A computed set gave what its definition excludes.
+        FeatureSetError: A computer of the set failed, or gave what its definition excludes.
     """
     rows = np.full((len(times_ns), len(feature_set)), np.nan, np.float32)
     orders: dict[str, list[int]] = defaultdict(list)
@@ -59,7 +59,10 @@ def known_at(
         orders[instruments[order]].append(order)
     asked = {name: _Asked(Known(name, feature_set), numbers, times_ns, rows) for name, numbers in orders.items()}
     for event in events:
-        if (one := asked.get(event.instrument)) is not None:
+        one = asked.get(event.instrument)
+        if one is None and feature_set != MF1:  # computers of others may look at this instrument
+            one = asked[event.instrument] = _Asked(Known(event.instrument, feature_set), [], times_ns, rows)
+        if one is not None:
             one.on_event(event)
     for one in asked.values():
         one.end()
@@ -147,7 +150,8 @@ def with_features(orders: pa.Table, events: Iterable[pb.MarketEvent], feature_se
     """Orders of `read_orders` with a column for each feature, turned for the order's side where there is one.
 
     Raises:
-        SamplesError: A computed set gave what its definition excludes, or an order brings what it must not.
+        SamplesError: An order brings what it must not.
+        FeatureSetError: See `known_at`.
     """
     import pyarrow as pa  # noqa: PLC0415 - as above
 

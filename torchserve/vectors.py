@@ -6,6 +6,8 @@ computers, which see the events that the engine has taken in. What callers bring
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -14,12 +16,11 @@ from numpy.typing import NDArray
 
 from feature_cache import feature_sets
 from feature_cache.engine.engine import FeatureEngine
-from feature_cache.feature_set import FeatureSet
+from feature_cache.feature_set import FeatureSet, FeatureSetError
 from feature_cache.feature_sets import ImpossibleValuesError
 from feature_cache.features import MF1
 from feature_cache.store.codec import BookState
 from pretrade.market.v1 import market_pb2 as pb
-from torchserve.dataset import SamplesError
 
 if TYPE_CHECKING:
     from feature_cache.feature_sets import Computer, Registered
@@ -32,6 +33,9 @@ class Known:
     Args:
         instrument: Its name.
         feature_set: That the vectors are of; this process knows it.
+
+    Raises:
+        FeatureSetError: A computer cannot be made.
     """
 
     def __init__(self, instrument: str, feature_set: FeatureSet) -> None:
@@ -42,38 +46,53 @@ class Known:
         for part in self._parts:
             found = feature_sets.known().by_id(part.source)
             if found is not None and found.make is not None:
-                self._computers[part.source] = found, found.make(instrument)
+                with _told(found):
+                    self._computers[part.source] = found, found.make(instrument)
 
     def on_event(self, event: pb.MarketEvent) -> None:
         """Takes an event in.
 
         Raises:
             feature_cache.engine.book.EventError: It is no sound event; nothing changed.
+            FeatureSetError: A computer failed.
         """
         if self.engine.on_event(event):
-            for _, computer in self._computers.values():
-                computer.on_event(event)
+            for registered, computer in self._computers.values():
+                with _told(registered):
+                    computer.on_event(event)
 
     def vector(self) -> FeatureSnapshot:
-        """As of the newest event, in market orientation.
+        """As of the newest event, in market orientation; raises as `beside`."""
+        return self.beside()[1]
+
+    def beside(self) -> tuple[FeatureSnapshot, FeatureSnapshot]:
+        """The vector of `mf1` as of the newest event, and that of the set, both in market orientation.
 
         Raises:
-            SamplesError: A computer gave what its set's definition excludes.
+            FeatureSetError: A computer failed, or gave what its set's definition excludes.
         """
         known = self.engine.snapshot()
         if self._set == MF1:
-            return known
+            return known, known
         values = np.full(len(self._set), np.nan, dtype=np.float32)
         if known.state is not BookState.UNKNOWN:
             for part in self._parts:
                 values[part.places] = self._of_source(part.source, known.values)[part.in_source]
-        return replace(known, values=values, feature_set=self._set)
+        return known, replace(known, values=values, feature_set=self._set)
 
     def _of_source(self, source: str, of_mf1: NDArray[np.float32]) -> NDArray[np.float32]:
         if source == MF1.id:
             return of_mf1
         registered, computer = self._computers[source]
-        try:
+        with _told(registered):
             return registered.row(computer.values())
-        except ImpossibleValuesError as error:
-            raise SamplesError(f"{registered.feature_set.id} of {registered.origin}: {error}") from error
+
+
+@contextmanager
+def _told(registered: Registered) -> Iterator[None]:
+    """Says whose set it is that failed."""
+    try:
+        yield
+    except Exception as error:  # guests' code: whatever it raises
+        told = str(error) if isinstance(error, ImpossibleValuesError) else repr(error)
+        raise FeatureSetError(f"{registered.feature_set.id} of {registered.origin}: {told}") from error

@@ -30,7 +30,7 @@ def later(samples: Samples, settings: TrainingSettings) -> Samples:
 
 @pytest.fixture(scope="module")
 def found(domain: Domain, later: Samples) -> dict[tuple[str, str], Caught]:
-    return {(one.feature, one.corruption): one for one in caught(domain, later)}
+    return {(one.feature, one.corruption): one for one in caught(domain, later, domain.names)}
 
 
 def fitted(model: TrainedModel) -> Fitted:

@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
-from support.guest_sets import know
+from support.guest_sets import ALL, RECORDED, know
 from typer.testing import CliRunner
 
 from feature_cache import features
-from feature_cache.feature_set import CALLER, Feature, FeatureSet
+from feature_cache.feature_set import CALLER, Feature, FeatureSet, FeatureSetError
 from feature_cache.feature_sets import Registered
 from feature_cache.sources.simulator import simulate
 from pretrade.client.cli.main import app
 from pretrade.market.v1 import market_pb2 as pb
-from torchserve.dataset import SamplesError, collect
+from torchserve.dataset import Samples, SamplesError, collect
 from torchserve.point_in_time import MAX_AGE_NS, known_at, read_orders, with_features
 
 BTC = "BTCUSDT.SIM"
@@ -60,16 +60,37 @@ def test_orders_at_the_instants_of_a_dataset_have_its_rows_to_the_bit() -> None:
     samples = collect(EVENTS, "")
     shuffled = np.random.default_rng(1).permutation(len(samples.rows))
     samples = samples.take(shuffled)
-    orders = pa.table(
+    joined = with_features(orders_at(samples), EVENTS)
+    assert len(joined) > 100
+    for index, name in enumerate(features.NAMES):
+        np.testing.assert_array_equal(joined.column(name).to_numpy(), samples.rows[:, index])
+
+
+def orders_at(samples: Samples) -> pa.Table:
+    return pa.table(
         {
             "instrument": [samples.instruments[number] for number in samples.instrument],
             "time": pa.array(samples.time_ns, pa.timestamp("ns", tz="UTC")),
             "side": ["sell" if sell else "buy" for sell in samples.sell],
         }
     )
-    joined = with_features(orders, EVENTS)
-    assert len(joined) > 100
-    for index, name in enumerate(features.NAMES):
+
+
+def test_of_another_set_too_the_rows_are_those_of_a_dataset_beside_those_of_mf1(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    know(monkeypatch, *ALL)
+    samples, of_mf1 = collect(EVENTS, "", feature_set=RECORDED), collect(EVENTS, "")
+    assert samples.beside is not None
+    np.testing.assert_array_equal(samples.beside, of_mf1.rows)
+    assert samples.of_mf1.sha256() == of_mf1.sha256() != samples.sha256()
+    for name in ("imbalance_l1", "weighted_mid_bps", "book_age_ms"):
+        np.testing.assert_array_equal(
+            samples.rows[:, RECORDED.index[name]], of_mf1.rows[:, features.INDEX[name]], err_msg=name
+        )
+    assert len(np.unique(samples.rows[:, RECORDED.index["bought"]])) > 20
+    joined = with_features(orders_at(samples), EVENTS, RECORDED)
+    for index, name in enumerate(RECORDED.names):
         np.testing.assert_array_equal(joined.column(name).to_numpy(), samples.rows[:, index])
 
 
@@ -123,7 +144,7 @@ def test_while_the_book_is_unknown_nothing_of_a_mixed_set_is_known(desk: Feature
 def test_what_a_computer_must_not_give_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = FeatureSet("narrow", (Feature("last_ticks", "", "Ours.", 0.0, 1.0),))
     know(monkeypatch, Registered(narrow, LastPrice, "sets.py"))
-    with pytest.raises(SamplesError, match=r"narrow of sets\.py: last_ticks is .* from 0 to 1"):
+    with pytest.raises(FeatureSetError, match=r"narrow of sets\.py: last_ticks is .* from 0 to 1"):
         known_at(EVENTS, [BTC], np.array([LAST]), narrow)
 
 
