@@ -22,12 +22,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 from redis.exceptions import RedisError
 
 from feature_cache.backoff import Backoff
+from feature_cache.feature_sets import ImpossibleValuesError
 from feature_cache.store.codec import FeatureSnapshot
 
 if TYPE_CHECKING:
@@ -58,10 +57,6 @@ _Ready = tuple["FeatureEngine", FeatureSnapshot]
 """A vector, and the engine that it stands beside."""
 
 
-class ImpossibleValuesError(ValueError):
-    """A computer gave what its set's definition excludes; the message names feature and rule."""
-
-
 class _Task(NamedTuple):
     """One event for a guest."""
 
@@ -90,10 +85,8 @@ class Guest:
     ) -> None:
         assert registered.make is not None
         self.feature_set: Final = registered.feature_set
+        self._registered = registered
         self._make = registered.make
-        self._own = list(registered.own)
-        self._lowest = registered.feature_set.lowest[self._own]
-        self._highest = registered.feature_set.highest[self._own]
         self._clock = clock
         self._cpu = cpu
         self._queue: deque[_Task] = deque()
@@ -234,7 +227,7 @@ class Guest:
             if task.outline is None:
                 continue
             self._busy_since = self._clock()
-            row = self._row(computers[name][1].values())
+            row = self._registered.row(computers[name][1].values())
             self._busy_since = None
             if run != self._run:
                 break
@@ -242,26 +235,6 @@ class Guest:
             self.vectors += 1
             time.sleep(0)
         return self._cpu() - started
-
-    def _row(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A whole row with a computer's values in their places, and NaN where a feature comes from elsewhere.
-
-        Raises:
-            ImpossibleValuesError: They are another number of values, infinite, or outside of their ranges.
-        """
-        own = np.asarray(values, dtype=np.float32)
-        if own.shape != (len(self._own),):
-            raise ImpossibleValuesError(f"values() has the shape {own.shape}, not ({len(self._own)},)")
-        wrong = np.isinf(own) | (own < self._lowest) | (own > self._highest)
-        if wrong.any():
-            place = int(np.argmax(wrong))
-            feature = self.feature_set.features[self._own[place]]
-            raise ImpossibleValuesError(
-                f"{feature.name} is {own[place]:g}, not finite and from {feature.lowest:g} to {feature.highest:g}"
-            )
-        row = np.full(len(self.feature_set), np.nan, dtype=np.float32)
-        row[self._own] = own
-        return row
 
 
 class Guests:
