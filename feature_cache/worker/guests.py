@@ -93,7 +93,7 @@ class Guest:
     ) -> None:
         assert registered.make is not None
         self.feature_set: Final = registered.feature_set
-        self._make = registered.make
+        self._make = registered.resume or registered.make
         self._own = list(registered.own)
         self._lowest = registered.feature_set.lowest[self._own]
         self._highest = registered.feature_set.highest[self._own]
