@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from local.stack.errors import DirectoryInUseError, PartFailedError, StackError, StartCancelledError
 from local.stack.guard import Guard
-from local.stack.parts import broker, market, postgres, server, torchserve, valkey, worker
+from local.stack.parts import bars, broker, market, postgres, server, torchserve, valkey, worker
 from local.stack.ports import LOOPBACK, default_port, free_ports, is_free
 from local.stack.process import Process
 from local.stack.settings import LocalSettings
@@ -42,6 +42,7 @@ _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
     "secondary": ("models",),
     "challenger": ("models",),
     "worker": ("valkey", "broker"),
+    "bars": ("broker", "postgres"),
     "market": ("worker",),
     "server": ("valkey", "postgres", "primary", "secondary", "challenger", "market"),
 }
@@ -50,7 +51,14 @@ _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
 PARTS: Final = tuple(step for step in _STEPS if step != "models")
 """The parts that a stack can run."""
 
-_REQUIRED: Final = (("worker", "valkey"), ("worker", "broker"), ("server", "valkey"), ("market", "broker"))
+_REQUIRED: Final = (
+    ("worker", "valkey"),
+    ("worker", "broker"),
+    ("server", "valkey"),
+    ("market", "broker"),
+    ("bars", "broker"),
+    ("bars", "postgres"),
+)
 """A part and another, ours or external, without which it is of no use."""
 
 _MODELS: Final[Mapping[str, str]] = {"primary": "champion", "secondary": "champion", "challenger": "challenger"}
@@ -58,7 +66,7 @@ _MODELS: Final[Mapping[str, str]] = {"primary": "champion", "secondary": "champi
 
 _STOP_ORDER: Final = (
     ("market",),
-    ("server", "worker"),
+    ("server", "worker", "bars"),
     ("valkey", "broker", "postgres", "primary", "secondary", "challenger"),
 )
 
@@ -107,7 +115,8 @@ class Stack:
         if unknown := set(parts) - set(PARTS):
             raise ValueError(f"no such part: {', '.join(sorted(unknown))}")
         self._external = _external_parts(settings)
-        self._parts = set(parts) - self._external - (set() if settings.market else {"market"})
+        off = {part for part, wanted in (("market", settings.market), ("bars", settings.bars)) if not wanted}
+        self._parts = set(parts) - self._external - off
         for part, required in _REQUIRED:
             if part in self._parts and required not in self._parts | self._external:
                 raise ValueError(f"{part} needs {required}")
@@ -314,6 +323,7 @@ class Stack:
             "postgres": self._start_postgres,
             **{name: partial(self._start_replica, name) for name in _MODELS},
             "worker": self._start_worker,
+            "bars": self._start_bars,
             "server": self._start_server,
             "market": self._start_market,
         }
@@ -376,8 +386,15 @@ class Stack:
 
     def _start_worker(self) -> str:
         port = self._ports["worker"]
-        env = worker.env(self.endpoints, port)
+        bars_url = bars.database_url(self.endpoints) if "bars" in self._parts else None
+        env = worker.env(self.endpoints, port, bars_url)
         self._run(self._process("worker", worker.argv(), env=env, ready=partial(worker.ready, port)))
+        return worker.url(port)
+
+    def _start_bars(self) -> str:
+        port = self._ports["bars"]
+        env = bars.env(self.endpoints, port)
+        self._run(self._process("bars", bars.argv(), env=env, ready=partial(worker.ready, port)))
         return worker.url(port)
 
     def _start_server(self) -> str:
@@ -476,5 +493,5 @@ def _choose_ports(settings: LocalSettings, claims: ExitStack) -> dict[str, int]:
         "metrics": settings.metrics_port or default_port(7003, claims),
     }
     management = (f"{name}_management" for name in _MODELS)
-    ours = ("valkey", "broker", "postgres", *_MODELS, *management, "worker", *wanted)
+    ours = ("valkey", "broker", "postgres", *_MODELS, *management, "worker", "bars", *wanted)
     return {name: wanted.get(name) or free for name, free in zip(ours, free_ports(len(ours)), strict=True)}
