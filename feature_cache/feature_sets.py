@@ -63,6 +63,10 @@ class ComputedSet:
 
     feature_set: FeatureSet
     make: Make
+    """Makes a computer that knows nothing but the events that it is shown."""
+    resume: Make | None = None
+    """The same in a worker that takes an instrument over: it may look up what was stored of the instrument's past, so
+    that its values are those of a worker that was never away. None: `make`."""
 
 
 class ImpossibleValuesError(ValueError):
@@ -91,6 +95,8 @@ class Registered:
     """None for `mf1`, which the engine computes, and for a set whose features all come from elsewhere."""
     origin: str
     """Where it was found, for people."""
+    resume: Make | None = None
+    """See `ComputedSet`."""
     own: tuple[int, ...] = field(init=False)
     """Places of the features that it computes itself."""
     _places: NDArray[np.intp] = field(init=False, compare=False, repr=False)
@@ -235,12 +241,13 @@ def of_file(path: Path) -> list[Registered]:
 
 def _registered(found: Any, origin: str) -> Registered:
     feature_set = found if isinstance(found, FeatureSet) else getattr(found, "feature_set", None)
-    make = getattr(found, "make", None)
-    if not isinstance(feature_set, FeatureSet) or (make is not None and not callable(make)):
+    make, resume = getattr(found, "make", None), getattr(found, "resume", None)
+    is_sound = all(one is None or callable(one) for one in (make, resume))
+    if not isinstance(feature_set, FeatureSet) or not is_sound:
         raise FeatureSetError(
             f"{origin}: is {found!r:.80}, not a FeatureSet or an object with `feature_set` and `make`"
         )
-    return Registered(feature_set, make, origin)
+    return Registered(feature_set, make, origin, resume)
 
 
 _loaded: dict[Path | None, FeatureSets] = {}

@@ -67,6 +67,8 @@ CONFIG_FILE = "PRETRADE_CONFIG_FILE"
 _OTHERS = (
     CONFIG_FILE,
     "PRETRADE_WORKER_",
+    "PRETRADE_TA1_",
+    "PRETRADE_BARS_",
     "PRETRADE_KAFKA_",
     "PRETRADE_LOCAL_",
     "PRETRADE_SECRETS_DIR",
@@ -75,8 +77,8 @@ _OTHERS = (
     "PRETRADE_ADMIN_TARGET",
     SWITCH,
 )
-"""Variables that belong to the feature worker, the embedded stack and the `pretrade` command, and what has all of it
-interpreted."""
+"""Variables that belong to the feature worker, its feature set `ta1`, the keeper of bars, the embedded stack and the
+`pretrade` command, and what has all of it interpreted."""
 
 
 Instrument = Annotated[str, Field(pattern=r"^[A-Z0-9-]+\.[A-Z0-9-]+$", max_length=64)]

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -53,6 +54,8 @@ _PAUSE_SECONDS: Final = (1.0, 300.0)
 """Of a suspension: the first, and the longest."""
 _SOUND_SECONDS: Final = 600.0
 """After so long without a suspension the next one is short again."""
+_TRIAL: Final = "TRIAL.TRIAL"
+"""The instrument of a computer that is made when the worker starts, and sees nothing."""
 _Ready = tuple["FeatureEngine", FeatureSnapshot]
 """A vector, and the engine that it stands beside."""
 
@@ -86,7 +89,7 @@ class Guest:
         assert registered.make is not None
         self.feature_set: Final = registered.feature_set
         self._registered = registered
-        self._make = registered.make
+        self._make = registered.resume or registered.make
         self._clock = clock
         self._cpu = cpu
         self._queue: deque[_Task] = deque()
@@ -116,6 +119,13 @@ class Guest:
     def suspended(self) -> bool:
         """True while it gets no events."""
         return self._resume_at > 0.0
+
+    def start(self) -> None:
+        """Starts its thread, which makes a computer at once: the first one may import libraries, which takes seconds.
+
+        Nobody waits for it. Events that come meanwhile wait for it, and it is not taken for stuck.
+        """
+        self._begin()
 
     def offer(self, task: _Task) -> None:
         """Gives it an event. Called by the event loop, takes microseconds and never raises."""
@@ -185,6 +195,8 @@ class Guest:
     def _keep_computing(self, run: int, queue: deque[_Task], ready: deque[_Ready]) -> None:
         """The thread."""
         computers: dict[str, tuple[FeatureEngine, Computer]] = {}
+        with suppress(Exception):  # what is wrong with it will be seen with the first event
+            self._make(_TRIAL)
         try:
             while run == self._run:
                 self._wake.wait()
@@ -250,6 +262,11 @@ class Guests:
         """Vectors written."""
         self.failures = 0
         """Writes that failed; their vectors are dropped, since newer ones follow."""
+
+    def start(self) -> None:
+        """Starts them, before there are events."""
+        for guest in self.all:
+            guest.start()
 
     def take(self, engine: FeatureEngine, event: pb.MarketEvent | None, *, live: bool) -> None:
         """Shows an event to all sets.
