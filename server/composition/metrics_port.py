@@ -73,7 +73,8 @@ def _components(
     process: Process, base: Foundation, path: RequestPath, audit: AuditParts
 ) -> tuple[Callable[[], Iterator[Metric]], ...]:
     """What yields the metrics of each component."""
-    canary, restarts = path.canary, 0 if process.slot is None else process.slot.restarts
+    default, restarts = path.models[0], 0 if process.slot is None else process.slot.restarts
+    canary = default.canary
     return (
         partial(decisions.of_decisions, process.metrics),
         partial(decisions.of_chain, path.chain),
@@ -82,9 +83,9 @@ def _components(
         partial(decisions.of_replies, base.replies, base.journal),
         partial(decisions.of_reports, path.reports),
         partial(models.of_replicas, path.replicas.values()),
-        partial(models.of_attempts, path.champion),
-        partial(models.of_shadow, canary.shadow),
-        partial(embedded.of_embedded, path.embedded.model, path.embedded.stage, path.embedded.check),
+        partial(models.of_attempts, [model.champion for model in path.models]),
+        partial(models.of_shadow, [model.canary.shadow for model in path.models]),
+        partial(embedded.of_embedded, default.embedded.model, default.embedded.stage, default.embedded.check),
         partial(embedded.of_expiry, path.replicas.values(), path.expiry),
         partial(canaries.of_pairs, canary.recorder),
         partial(canaries.of_canary, canary.routing, canary.rollout, canary.objective),

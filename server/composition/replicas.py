@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from server.inference.codec import TORCHSERVE, Codec, ProtocolName
 from server.inference.endpoints import ReplicaName
+from server.inference.model_map import qualified
 from server.inference.oip import ModelDescription, OpenInference
 from server.inference.pool import Pool, Role
 from server.inference.replica import Replica, ReplicaLimits
@@ -23,14 +24,20 @@ if TYPE_CHECKING:
 
 
 async def open_replicas(
-    process: Process, stalled_seconds: Callable[[float], float], under_way: Callable[[], int]
+    process: Process,
+    of_model: str,
+    stalled_seconds: Callable[[float], float],
+    under_way: Callable[[], int],
+    warm_up_turn: asyncio.Lock,
 ) -> Replicas:
     """Primary, secondary and challenger, and the other challengers.
 
     Args:
-        process: What they are built with.
+        process: What they are built with; its settings are those of the model.
+        of_model: The model that they serve.
         stalled_seconds: How long the event loop has stood still since an instant.
         under_way: Orders that the server is deciding now.
+        warm_up_turn: Held while one is warmed up.
 
     Raises:
         OSError, ValueError: A model that is served by the Open Inference Protocol is not described, or certificates are
@@ -38,8 +45,7 @@ async def open_replicas(
     """
     settings, machine = process.settings, process.machine
     endpoints = settings.replicas
-    warm_up_turn = asyncio.Lock()
-    token_files = {str(name): path for name, path in endpoints.token_files.items()}
+    token_files = {qualified(of_model, name): path for name, path in endpoints.token_files.items()}
 
     async def opened(
         name: str, endpoint: str, model: str, version: str | None, codec: Codec, tls: ClientTlsSettings | None
@@ -67,9 +73,10 @@ async def open_replicas(
     async def role(name: ReplicaName, model: str, version: str | None) -> Role:
         codec, tls = _codec(settings, name), endpoints.tls.get(name)
         replicas = [
-            await opened(one, endpoint, model, version, codec, tls) for one, endpoint in endpoints.named(name).items()
+            await opened(qualified(of_model, one), endpoint, model, version, codec, tls)
+            for one, endpoint in endpoints.named(name).items()
         ]
-        return replicas[0] if len(replicas) == 1 else Pool(name, replicas, machine.uniform)
+        return replicas[0] if len(replicas) == 1 else Pool(qualified(of_model, name), replicas, machine.uniform)
 
     return Replicas(
         await role("primary", endpoints.champion_model, endpoints.champion_version),
@@ -84,10 +91,17 @@ async def open_replicas(
     )
 
 
-def component_of(role: Role) -> Component:
-    """A replica, or several that serve one role, as health sees them."""
+def component_of(role: Role, *, may_rest: bool = False) -> Component:
+    """A replica, or several that serve one role, as health sees them.
+
+    Args:
+        role: Who serves it.
+        may_rest: True for one that need not serve anything before a canary comes.
+    """
 
     def problem() -> str:
+        if may_rest and role.model is None and all(one.wanted_version is None for one in role.replicas):
+            return ""
         problems = [f"{one.name}: {what}" for one in role.replicas if (what := _problem(one))]
         if not role.several:
             return problems[0].partition(": ")[2] if problems else ""

@@ -22,10 +22,9 @@ from server.journal.reply_status import unconfirmed
 from server.timing.deadlines import Deadlines
 
 if TYPE_CHECKING:
-    from fallback.cached_score import CachedScores
     from fallback.chain import Chain
     from fallback.guards import Guards
-    from server.canary.burn import Objective
+    from server.canary.burn import Notes
     from server.control.state import ControlState
     from server.decision.admission import Admission
     from server.decision.idempotency import IdempotencyWindow
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
     from server.decision.metrics import DecisionMetrics
     from server.decision.reports import DecisionReports
     from server.decision.shared_keys import KeyedOrder, Remembered
-    from server.inference.embedded_check import EmbeddedCheck
-    from server.inference.shadow import Shadow
+    from server.inference.routed import Check, Mirror, Scores
     from server.journal.reply_status import Cause
     from server.timing.loop_lag import LoopLag
 
@@ -59,11 +57,11 @@ class Observers:
     """What counts decisions and tells of them."""
 
     metrics: DecisionMetrics
-    objective: Objective
+    objective: Notes
     reports: DecisionReports
     loop_lag: LoopLag
     """How late the event loop is."""
-    embedded_check: EmbeddedCheck
+    embedded_check: Check
     """Has the primary score a sample of what the embedded model decided."""
 
 
@@ -84,10 +82,10 @@ class DataPlane:
         idempotency: IdempotencyWindow,
         markets: Markets,
         chain: Chain,
-        cached_scores: CachedScores,
+        cached_scores: Scores,
         guards: Guards,
         recording: Recording,
-        shadow: Shadow,
+        shadow: Mirror,
         control: ControlState,
         observers: Observers,
         budget_settings: BudgetSettings,

@@ -16,12 +16,16 @@ class Replicas(Mapping[str, "Replica"]):
     Args:
         primary, secondary: Who serves the champion; no secondary where the primary's endpoints are all there is.
         challengers: The challenger where a canary is served, and any others.
+        beside: Those of other models, for who looks at all replicas of a server.
     """
 
-    def __init__(self, primary: Role, secondary: Role | None, challengers: tuple[Role, ...]) -> None:
+    def __init__(
+        self, primary: Role, secondary: Role | None, challengers: tuple[Role, ...], beside: tuple[Role, ...] = ()
+    ) -> None:
         self.primary = primary
         self.secondary = secondary
         self.challengers = challengers
+        self._beside = beside
 
     @property
     def challenger(self) -> Role:
@@ -36,7 +40,7 @@ class Replicas(Mapping[str, "Replica"]):
     @property
     def roles(self) -> tuple[Role, ...]:
         """Everyone, primary first."""
-        return (*self.champions, *self.challengers)
+        return (*self.champions, *self.challengers, *self._beside)
 
     def find(self, name: str) -> Role:
         """The endpoint with this name, or all that serve the role with this name.

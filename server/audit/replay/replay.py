@@ -42,6 +42,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
 from server.decision.record import hash_of
 from server.errors import InvalidOrderError, NotReplayableError
+from server.inference.endpoints import role_of
 from server.inference.wire import ModelIdentity
 from server.models.archive import Archive, RunningModels
 from server.models.embedding import EmbeddedModels
@@ -238,7 +239,7 @@ class Replayer:
         source, version = packet.decision.source, packet.decision.model_version
         attempt = next((one for one in packet.attempts if one.outcome == "success"), None)
         expected = f"{_REPLICAS[source]} {version}"
-        if attempt is None or f"{attempt.replica} {attempt.model_version}" != expected:
+        if attempt is None or f"{role_of(attempt.replica)} {attempt.model_version}" != expected:
             answered = f"{attempt.replica} {attempt.model_version}" if attempt else "no attempt succeeded"
             return Difference("attempts", expected, answered)
         row = _scored_row(packet)

@@ -127,6 +127,23 @@ def test_a_version_is_exported_whole(registry: Registry, tmp_path: Path) -> None
     assert booster.num_features() == len(MF1)
 
 
+def test_a_version_for_another_model_of_the_server_is_the_candidate_of_that_one(
+    registry: Registry, files: Path
+) -> None:
+    before = registry.aliases().get("candidate")
+    adding = ["add", files / "trees.txt", "--kind", "lightgbm", "--threshold", "0.3", "--store", registry.root]
+    said = run(*adding, "--model", "scalper")
+    scalper = Registry(registry.root, "scalper")
+    version = scalper.resolve("candidate")
+    assert registry.aliases().get("candidate") == before
+    assert f"next: pretrade models alias champion {version} --model scalper" in said
+    scalper.set_alias("champion", version)
+    said = run(*adding, "--model", "scalper")
+    assert f"next: pretrade canary start {scalper.resolve('candidate')} --model scalper" in said
+    alone = ["--store", registry.root, "--dir", registry.root / "no-stack"]
+    assert f"{version} is the scalper/champion" in run("remove", version, "--yes", *alone, code=1)
+
+
 def test_only_a_version_that_nothing_needs_is_removed(registry: Registry, files: Path) -> None:
     run("add", files / "trees.txt", "--kind", "lightgbm", "--threshold", "0.25", "--store", registry.root)
     version = registry.resolve("candidate")

@@ -212,6 +212,17 @@ async def test_a_decision_of_the_embedded_model_that_it_would_not_have_made_is_f
     assert field_of(await replayer.replay(packet)) == "attempts"
 
 
+async def test_an_answer_of_one_of_several_endpoints_or_of_a_named_models_replica_replays(
+    desk: Desk, replayer: Replayer
+) -> None:
+    packet = await desk.decide(values(3))
+    for replica in ("primary-2", "scalper/primary", "scalper/primary-11"):
+        packet.attempts[0].replica = replica
+        assert (await replayer.replay(packet)).first_difference is None
+    packet.attempts[0].replica = "scalper/secondary"
+    assert field_of(await replayer.replay(packet)) == "attempts"
+
+
 async def test_a_canarys_decision_replays_though_it_is_served_under_another_name(
     desk: Desk, replayer: Replayer
 ) -> None:
