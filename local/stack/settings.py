@@ -40,6 +40,8 @@ class LocalSettings(BaseSettings):
     """What kind of market the simulator makes: normal, calm, news-jump, flash-crash, one-sided-flow or venue-outage."""
     market: bool = True
     """Whether market data is fed at all."""
+    bars: bool = False
+    """Whether bars are kept, in the stack's database; docs/bars.md."""
     instruments: tuple[str, ...] | None = None
     """Instruments to decide on, as a JSON list; none for those of the market data."""
     model_store: Path | None = None

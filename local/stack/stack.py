@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from local.stack.errors import DirectoryInUseError, PartFailedError, StackError, StartCancelledError
 from local.stack.guard import Guard
-from local.stack.parts import broker, market, postgres, server, torchserve, valkey, worker
+from local.stack.parts import bars, broker, market, postgres, server, torchserve, valkey, worker
 from local.stack.ports import LOOPBACK, default_port, free_ports, is_free
 from local.stack.process import Process
 from local.stack.settings import LocalSettings
@@ -42,6 +42,7 @@ _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
     "secondary": ("models",),
     "challenger": ("models",),
     "worker": ("valkey", "broker"),
+    "bars": ("broker", "postgres"),
     "market": ("worker",),
     "server": ("valkey", "postgres", "primary", "secondary", "challenger", "market"),
 }
@@ -50,13 +51,20 @@ _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
 PARTS: Final = tuple(step for step in _STEPS if step != "models")
 """The parts that a stack can run."""
 
-_REQUIRED: Final = (("worker", "valkey"), ("worker", "broker"), ("server", "valkey"), ("market", "broker"))
+_REQUIRED: Final = (
+    ("worker", "valkey"),
+    ("worker", "broker"),
+    ("server", "valkey"),
+    ("market", "broker"),
+    ("bars", "broker"),
+    ("bars", "postgres"),
+)
 """A part and another, ours or external, without which it is of no use."""
 
 _MODELS: Final[Mapping[str, str]] = {"primary": "champion", "secondary": "champion", "challenger": "challenger"}
 """The roles that TorchServe processes have, and the model that each serves."""
 
-_STOPPED_FIRST: Final = (("market",), ("server", "worker"))
+_STOPPED_FIRST: Final = (("market",), ("server", "worker", "bars"))
 """Parts that use others; all others are stopped after them."""
 
 _TOKEN_MINUTES: Final = 365 * 24 * 60
@@ -104,7 +112,8 @@ class Stack:
         if unknown := set(parts) - set(PARTS):
             raise ValueError(f"no such part: {', '.join(sorted(unknown))}")
         self._external = _external_parts(settings)
-        self._parts = set(parts) - self._external - (set() if settings.market else {"market"})
+        off = {part for part, wanted in (("market", settings.market), ("bars", settings.bars)) if not wanted}
+        self._parts = set(parts) - self._external - off
         for part, required in _REQUIRED:
             if part in self._parts and required not in self._parts | self._external:
                 raise ValueError(f"{part} needs {required}")
@@ -325,6 +334,7 @@ class Stack:
             "postgres": self._start_postgres,
             **{name: partial(self._start_replica, name) for name in self._replicas},
             "worker": self._start_worker,
+            "bars": self._start_bars,
             "server": self._start_server,
             "market": self._start_market,
         }
@@ -387,8 +397,15 @@ class Stack:
 
     def _start_worker(self) -> str:
         port = self._ports["worker"]
-        env = worker.env(self.endpoints, port)
+        bars_url = bars.database_url(self.endpoints) if "bars" in self._parts else None
+        env = worker.env(self.endpoints, port, bars_url)
         self._run(self._process("worker", worker.argv(), env=env, ready=partial(worker.ready, port)))
+        return worker.url(port)
+
+    def _start_bars(self) -> str:
+        port = self._ports["bars"]
+        env = bars.env(self.endpoints, port)
+        self._run(self._process("bars", bars.argv(), env=env, ready=partial(worker.ready, port)))
         return worker.url(port)
 
     def _start_server(self) -> str:
@@ -494,5 +511,5 @@ def _choose_ports(settings: LocalSettings, replicas: Collection[str], claims: Ex
         "metrics": settings.metrics_port or default_port(7003, claims),
     }
     management = (f"{name}_management" for name in replicas)
-    ours = ("valkey", "broker", "postgres", *replicas, *management, "worker", *wanted)
+    ours = ("valkey", "broker", "postgres", *replicas, *management, "worker", "bars", *wanted)
     return {name: wanted.get(name) or free for name, free in zip(ours, free_ports(len(ours)), strict=True)}

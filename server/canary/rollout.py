@@ -288,7 +288,7 @@ class Rollout:
             await self.end(canary, "rolled_back", SERVER, self.evidence.reason)
         elif burning:
             await self.end(canary, "rolled_back", SERVER, f"the error budget burns: {', '.join(map(str, burning))}")
-        elif canary.held or self._promotion is not None:
+        elif canary.held or canary.awaits_operator or self._promotion is not None:
             return
         elif verdict is Verdict.BETTER_OR_EQUAL and now - canary.step_started_at >= self._settings.dwell_seconds:
             if self._clock() < self._next_attempt:

@@ -15,8 +15,9 @@ from server.canary.markouts import Markouts
 from server.canary.pairs import PairRecorder
 from server.canary.rollout import Rollout
 from server.canary.routing import CanaryRouting
-from server.canary.subjects import CANARY, CHAMPION
+from server.canary.subjects import canary_subject, champion_subject
 from server.control.state import Wanted
+from server.inference.model_map import DEFAULT
 from server.inference.shadow import Shadow
 from server.models.deployment import Deployment
 from server.models.loading import ModelLoader
@@ -50,6 +51,7 @@ class CanaryParts:
 
 def assemble(
     settings: Settings,
+    model: str,
     replicas: Replicas,
     champion: Champion,
     feature_cache: FeatureCache,
@@ -62,7 +64,8 @@ def assemble(
     """Makes the parts.
 
     Args:
-        settings: Of the server.
+        settings: Of the server, as the model has them.
+        model: Its name.
         replicas: Who serves the models.
         champion: The model stage without a canary.
         feature_cache: Where the market's outcomes are read.
@@ -90,20 +93,25 @@ def assemble(
 
     def set_canary(canary: Canary, author: str, reason: str, unchanged: bool) -> Awaitable[admin_pb2.Change]:
         value, expected = canary.model_dump_json(), control.version if unchanged else None
-        return control.change(Wanted(CANARY, value, author, reason, expected_version=expected, needs_all=unchanged))
+        return control.change(
+            Wanted(canary_subject(model), value, author, reason, expected_version=expected, needs_all=unchanged)
+        )
 
     def set_champion(version: str, author: str, reason: str, unchanged: bool) -> Awaitable[admin_pb2.Change]:
         expected = control.version if unchanged else None
-        return control.change(Wanted(CHAMPION, version, author, reason, expected_version=expected, needs_all=unchanged))
+        return control.change(
+            Wanted(champion_subject(model), version, author, reason, expected_version=expected, needs_all=unchanged)
+        )
 
     deployment = Deployment(
-        Registry(store) if store is not None else None,
+        Registry(store, model) if store is not None else None,
         loader,
         replicas.champions,
         settings.replicas.champion_version,
         set_champion,
         settings.canary.keep_previous_seconds,
         clock,
+        may_be_first=model != DEFAULT,
     )
     markouts = Markouts(feature_cache, clock)
     rollout = Rollout(
@@ -127,6 +135,7 @@ def assemble(
         settings.shadow.sample_share,
         machine.uniform,
         lambda role: role is challenger and routing.canary is not None,
+        routing.tells,
         rollout.observe_pair,
         rollout.observe_decision,
     )

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Final, get_args
 
 from fallback.chain import StageName
 from server.inference.breaker import Mode
+from server.inference.model_map import read_rules
 
 if TYPE_CHECKING:
     from fallback.chain import Chain
+    from server.inference.model_map import ModelMap
     from server.inference.pool import Role
     from server.inference.replica import Replica
 
 CHAIN: Final = "chain"
+MODEL_MAP: Final = "model_map"
+"""Its value is a JSON list of rules; empty for none."""
 ON, OFF = "on", "off"
 STAGES: Final[tuple[StageName, ...]] = get_args(StageName)
 
@@ -152,3 +156,22 @@ def chain_subjects(chain: Chain, default: tuple[StageName, ...]) -> dict[str, Su
         chain.ask_in_order(tuple(sorted((stage for stage in STAGES if stage in names), key=names.index)))
 
     return {CHAIN: Subject(",".join(default), check, apply)}
+
+
+def model_map_subjects(model_map: ModelMap) -> dict[str, Subject]:
+    """Which named model decides which orders.
+
+    A model that this server does not have is no mistake here: other servers may have it, and the map is one for all.
+    """
+
+    def check(value: str) -> str:
+        try:
+            read_rules(value)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def in_words(value: str) -> str:
+        return "; ".join(map(str, read_rules(value))) or "the default model for every order"
+
+    return {MODEL_MAP: Subject("", check, lambda value, _seconds: model_map.set(read_rules(value)), in_words)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -25,6 +25,7 @@ ReplicaName = Literal["primary", "secondary", "challenger"]
 EndpointName = Annotated[str, Field(pattern=r"^(primary|secondary|challenger)(-\d{1,2})?$")]
 """A role, or one of its endpoints: `primary-2`."""
 _ROLES: tuple[ReplicaName, ...] = get_args(ReplicaName)
+_T = TypeVar("_T")
 
 
 class OtherChallenger(BaseModel):
@@ -117,6 +118,65 @@ class ReplicaEndpoints(BaseModel):
         """The management services by the names of the endpoints; none of those that have to be looked up."""
         listed = {role: all_ for role, all_ in self.management.items() if not self.each(role)}
         return {name: one for role, all_ in listed.items() for name, one in _named(role, all_).items()}
+
+
+class NamedModel(BaseModel):
+    """A model besides the default one, which the model map gives orders to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    primary: Endpoints | None = None
+    """`host:port` of its primary's gRPC inference service, or several. Unset: the primary of the section `replicas`,
+    whose model servers then host both models."""
+    secondary: Annotated[str, Field(pattern=rf"^({_ENDPOINT}(,{_ENDPOINT})*)?$")] | None = None
+    """The same for its secondary."""
+    challenger: Endpoints | None = None
+    """The same for its challenger, where its canaries are served."""
+    served_as: str | None = Field(default=None, pattern="^[!-~]{1,64}$")
+    """Its name on its model servers, which decisions bear; unset: its name in these settings."""
+    champion_version: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
+    """As `replicas.champion_version`."""
+    management: Mapping[ReplicaName, Endpoints] = {}
+    """As `replicas.management`, which holds for the replicas that it shares."""
+    tls: Mapping[ReplicaName, ClientTlsSettings] = {}
+    """As `replicas.tls`, likewise."""
+    token_files: Mapping[EndpointName, Path] = {}
+    """As `replicas.token_files`, likewise."""
+
+    def endpoints(self, name: str, shared: ReplicaEndpoints) -> ReplicaEndpoints:
+        """Where it is served: at endpoints of its own, or at those that the default model has.
+
+        Raises:
+            ValueError: That does not fit together, or a shared replica does not speak TorchServe's protocol.
+        """
+        own = {role for role in _ROLES if getattr(self, role) is not None}
+        for role in _ROLES:
+            if role not in own and getattr(shared, f"{role}_protocol") != "torchserve":
+                raise ValueError(f"{role}: needs an endpoint of its own: that of replicas speaks another protocol")
+        served_as = self.served_as or name
+        fields: dict[str, Any] = {role: getattr(self if role in own else shared, role) for role in _ROLES}
+        fields |= {
+            "champion_model": served_as,
+            "challenger_model": served_as,
+            "champion_version": self.champion_version,
+            "management": _shared(shared.management, own) | dict(self.management),
+            "tls": _shared(shared.tls, own) | dict(self.tls),
+            "token_files": _shared(shared.token_files, own) | dict(self.token_files),
+        }
+        return ReplicaEndpoints.model_validate(fields)
+
+
+def _shared(by_replica: Mapping[Any, _T], own: Collection[str]) -> dict[Any, _T]:
+    """What is said of replicas whose roles are not among these."""
+    kept: dict[Any, _T] = {name: one for name, one in by_replica.items() if name.partition("-")[0] not in own}
+    return kept
+
+
+def role_of(replica: str) -> str:
+    """The role of a replica by its name: `primary` for `primary-2` and for `scalper/primary`."""
+    name = replica.rpartition("/")[2]
+    role, _, number = name.rpartition("-")
+    return role if number.isdecimal() else name
 
 
 def _named(role: str, endpoints: str) -> dict[str, str]:

@@ -55,6 +55,7 @@ class Deployment:
         set_champion: Changes the control state.
         keep_previous_seconds: How long the champion's predecessor stays loaded.
         clock: Monotonic seconds.
+        may_be_first: Whether a version may become the champion where there is none: its replicas then host others.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Deployment:
         set_champion: SetChampion,
         keep_previous_seconds: float,
         clock: Callable[[], float],
+        may_be_first: bool = False,
     ) -> None:
+        self._may_be_first = may_be_first
         self.loader: Final = loader
         self.champions: Final = champions
         self._registry = registry
@@ -174,7 +177,7 @@ class Deployment:
                 it is seen that it does.
         """
         previous = self.champion_version
-        if not previous:
+        if not previous and not self._may_be_first:
             raise DeploymentError("no champion has answered yet")
         await self.load(version, reversed(self.champions))
         if wanted is not None and not wanted():
@@ -250,7 +253,7 @@ class Deployment:
         for replica in self._replicas:
             with contextlib.suppress(LoadError):
                 await self.loader.make_default(replica, version)
-            if previous != version:
+            if previous not in ("", version):
                 self.spawn(self._unload_later(replica, previous))
 
     async def _switch(self, role: Role, replica: Replica, version: str) -> None:
@@ -271,7 +274,7 @@ class Deployment:
     def _move_aliases(self, champion: str, previous: str) -> None:
         try:
             self.registry.set_alias("champion", champion)
-            if previous != champion:
+            if previous not in ("", champion):
                 self.registry.set_alias("previous", previous)
         except (OSError, ModelUnknownError, ModelUnusableError) as error:
             _log.error("model aliases not moved: a replica that starts will have the old one", error=str(error))

@@ -57,8 +57,13 @@ def health_of(primary: SimpleNamespace, explaining: SimpleNamespace, clock: Cloc
     )
     path: Any = SimpleNamespace(
         control=SimpleNamespace(problem=""),
-        embedded=SimpleNamespace(model=SimpleNamespace(fault="")),
-        replicas=SimpleNamespace(roles=(primary,)),
+        models=[
+            SimpleNamespace(
+                name="default",
+                embedded=SimpleNamespace(model=SimpleNamespace(fault="")),
+                replicas=SimpleNamespace(roles=(primary,)),
+            )
+        ],
         tracing=None,
     )
     process: Any = SimpleNamespace(settings=Settings(), clock=clock)

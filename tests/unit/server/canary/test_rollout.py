@@ -25,6 +25,7 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.burn import Objective, SloSettings
 from server.canary.events import EventLog
+from server.canary.evidence import Verdict
 from server.canary.markouts import Markouts
 from server.canary.pairs import PairRecorder
 from server.canary.plan import Canary
@@ -318,6 +319,20 @@ async def test_a_good_canary_becomes_the_champion_step_by_step() -> None:
         assert w.one.loader.versions["primary"] == {OLD, NEW}, "the old one stays for a while"
         assert w.one.challenger.wanted_version is None
         await until(lambda: w.one.loader.versions == {"primary": {NEW}, "secondary": {NEW}, "challenger": {NEW}})
+
+
+async def test_a_canary_of_one_strategy_takes_its_steps_there_and_waits_for_an_operator_at_the_last() -> None:
+    async with world() as w:
+        held = Canary.start("canary-1", NEW, OLD, (0.5, 1.0), "ann", "better", w.one.wall(), strategy="s[0-4]*")
+        await w.one.rollout.start(held)
+        await until(lambda: w.control.canary is not None and w.control.canary.at_last_step)
+        await asyncio.sleep(2 * SETTINGS.patience_seconds)
+        assert (w.state(), w.control.champion) == ("running", "")
+        assert w.one.rollout.evidence.verdict is Verdict.BETTER_OR_EQUAL
+        assert {pb.SOURCE_PRIMARY, pb.SOURCE_CANARY} == set(w.one.sources[-1_000:])
+        assert w.control.canary is not None
+        await w.one.rollout.promote(w.control.canary, "ann", "it has shown enough")
+        assert (w.state(), w.control.champion) == ("promoted", NEW)
 
 
 async def test_what_the_challenger_served_before_its_canary_it_serves_afterwards() -> None:
