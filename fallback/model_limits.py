@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from feature_cache.domain import Domain, Watch
 from feature_cache.feature_set import ROW, FeatureSet
 from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
+
+if TYPE_CHECKING:
+    from feature_cache.store.codec import FeatureSnapshot
 
 Reasons = tuple[pb.ReasonCode.ValueType, ...]
 
@@ -139,16 +142,21 @@ class LimitGuards:
         snapshot = case.snapshot
         if snapshot is None or _brings_watched(case.order, domain):
             return False
+        if not self._is_stuck_or_turned(snapshot, domain, watches, case):
+            return False
+        case.degradations.append(pb.DEGRADATION_FEATURE_IMPLAUSIBLE)
+        return True
+
+    @staticmethod
+    def _is_stuck_or_turned(snapshot: FeatureSnapshot, domain: Domain, watches: dict[str, Watch], case: Case) -> bool:
+        """Whether a feature of an instrument is so, as far as is known with this vector."""
         watch = watches.get(snapshot.instrument)
         if watch is None:
             watch = watches[snapshot.instrument] = Watch(domain)
         time_ns = snapshot.event_time_ns
         if watch.is_due(time_ns):
             watch.see(snapshot.values if domain.feature_set is MF1 else _in_market(case, domain), time_ns)
-        if not watch.is_implausible:
-            return False
-        case.degradations.append(pb.DEGRADATION_FEATURE_IMPLAUSIBLE)
-        return True
+        return watch.is_implausible
 
 
 def _brings_watched(order: Order, domain: Domain) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pretrade.client.cli.main import app
 from pretrade.market.v1 import market_pb2 as pb
 from torchserve.dataset import Samples, SamplesError, collect
 from torchserve.point_in_time import MAX_AGE_NS, known_at, read_orders, with_features
+from torchserve.sources import load_events
 
 BTC = "BTCUSDT.SIM"
 EVENTS = list(simulate(11, duration_seconds=24))
@@ -92,6 +94,26 @@ def test_of_another_set_too_the_rows_are_those_of_a_dataset_beside_those_of_mf1(
     joined = with_features(orders_at(samples), EVENTS, RECORDED)
     for index, name in enumerate(RECORDED.names):
         np.testing.assert_array_equal(joined.column(name).to_numpy(), samples.rows[:, index])
+
+
+def test_computers_of_another_set_see_instruments_that_no_order_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Counter[str] = Counter()
+
+    class Elsewhere:
+        def __init__(self, instrument: str) -> None:
+            self.instrument = instrument
+
+        def on_event(self, event: pb.MarketEvent) -> None:
+            seen[self.instrument] += 1
+
+        def values(self) -> NDArray[np.float32]:
+            return np.array([seen.total() - seen[self.instrument]], dtype=np.float32)
+
+    lead = FeatureSet("lead", (Feature("elsewhere", "", "Events of other instruments."),))
+    know(monkeypatch, Registered(lead, Elsewhere, "the tests"))
+    rows = known_at(load_events([], {BTC}, lead, seed=11, simulated_seconds=24), [BTC], np.array([LAST]), lead)
+    assert rows[0, 0] > 1_000
+    assert {event.instrument for event in load_events([], {BTC}, seed=11, simulated_seconds=5)} == {BTC}
 
 
 def test_nothing_that_is_received_later_changes_what_is_known() -> None:

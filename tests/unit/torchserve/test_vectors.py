@@ -21,6 +21,7 @@ from feature_cache.worker.engines import Engines
 from feature_cache.worker.guests import Guest, Guests
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.other_sets import OtherSets
+from server.inference.model_map import DEFAULT
 from torchserve.point_in_time import known_at
 
 NAME = "A.SIM"
@@ -67,7 +68,7 @@ async def test_training_has_the_vector_that_worker_and_server_make_to_the_bit(si
         return cache
 
     clock = Clock()
-    others = OtherSets(lambda: [RECORDED], follow, max_age_seconds=1.0, clock=clock)
+    others = OtherSets(lambda: {DEFAULT: [RECORDED]}, follow, max_age_seconds=1.0, clock=clock)
     others.look()
     case = new_case(side=side, sequence=1)
     case.snapshot, case.snapshot_age_seconds = of_mf1, AGE_SECONDS

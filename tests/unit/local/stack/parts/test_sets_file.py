@@ -38,17 +38,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_worker_and_server_get_the_file_though_they_run_elsewhere(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SERVER, "sets.py")
-    assert worker.env(ENDPOINTS, 4)[WORKER] == str(here / "sets.py")
+    assert worker.env(ENDPOINTS, 4, None)[WORKER] == str(here / "sets.py")
     assert server.env(ENDPOINTS, PORTS)[SERVER] == str(here / "sets.py")
 
 
 def test_the_workers_own_variable_comes_first(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SERVER, "/sets/all.py")
     monkeypatch.setenv(WORKER, "computed.py")
-    assert worker.env(ENDPOINTS, 4)[WORKER] == str(here / "computed.py")
+    assert worker.env(ENDPOINTS, 4, None)[WORKER] == str(here / "computed.py")
     assert server.env(ENDPOINTS, PORTS)[SERVER] == "/sets/all.py"
 
 
 def test_without_a_file_none_is_named() -> None:
-    assert WORKER not in worker.env(ENDPOINTS, 4)
+    assert WORKER not in worker.env(ENDPOINTS, 4, None)
     assert SERVER not in server.env(ENDPOINTS, PORTS)
