@@ -67,6 +67,8 @@ CONFIG_FILE = "PRETRADE_CONFIG_FILE"
 _OTHERS = (
     CONFIG_FILE,
     "PRETRADE_WORKER_",
+    "PRETRADE_TA1_",
+    "PRETRADE_BARS_",
     "PRETRADE_KAFKA_",
     "PRETRADE_LOCAL_",
     "PRETRADE_SECRETS_DIR",
@@ -75,8 +77,8 @@ _OTHERS = (
     "PRETRADE_ADMIN_TARGET",
     SWITCH,
 )
-"""Variables that belong to the feature worker, the embedded stack and the `pretrade` command, and what has all of it
-interpreted."""
+"""Variables that belong to the feature worker, its feature set `ta1`, the keeper of bars, the embedded stack and the
+`pretrade` command, and what has all of it interpreted."""
 
 
 Instrument = Annotated[str, Field(pattern=r"^[A-Z0-9-]+\.[A-Z0-9-]+$", max_length=64)]
@@ -199,8 +201,14 @@ class Settings(BaseSettings):
         if self.budget.reply_reserve_seconds >= self.budget.audit_reserve_seconds:
             raise ValueError("budget: reply_reserve_seconds must be less than audit_reserve_seconds")
         spoken = self.replicas
-        if self.oip.champion is None and {spoken.primary_protocol, spoken.secondary_protocol} != {"torchserve"}:
-            raise ValueError("oip.champion: needed by replicas that speak the Open Inference Protocol")
+        if {spoken.primary_protocol, spoken.secondary_protocol} != {"torchserve"}:
+            if self.oip.champion is None:
+                raise ValueError("oip.champion: needed by replicas that speak the Open Inference Protocol")
+            described = ModelDescription.read(self.oip.champion).version
+            if spoken.champion_version not in (None, described):
+                raise ValueError(
+                    f"replicas.champion_version: {spoken.champion_version}, but oip.champion is {described}"
+                )
         if self.oip.challenger is None and spoken.challenger_protocol != "torchserve":
             raise ValueError("oip.challenger: needed by a challenger that speaks the Open Inference Protocol")
         for name in self.models:

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -13,9 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from feature_cache import feature_sets
-from feature_cache.feature_set import FeatureSet, FeatureSetError
-from local.training.cli import Delay, Horizon, Price, label_of, store_of
+from local.training.cli import Delay, Horizon, Price, feature_set_of, label_of, store_of
 from pretrade.client.cli.options import AdminTarget, AsJson, Directory, Yes
 from pretrade.client.stack_file import DEFAULT_DIRECTORY, NoStackError, stack_endpoint
 from server.errors import ModelUnknownError
@@ -23,7 +22,7 @@ from server.inference.model_map import DEFAULT
 from server.models.archive import read_archive
 from server.models.registry import ALIASES, CANDIDATE, CARDS, EVALUATION_FILE, VERSIONS, ModelUnusableError, Registry
 from torchserve.brought.errors import BroughtError
-from torchserve.validity import MOST_DAYS, VALID_DAYS
+from torchserve.validity import MOST_DAYS, VALID_DAYS, expiry_text
 
 if TYPE_CHECKING:
     from torchserve.brought.adding import Added
@@ -106,7 +105,7 @@ def add(
         raise typer.BadParameter(
             "reading a pickle runs whatever code is in it: say --trusted if you know who made it", param_hint="--kind"
         )
-    feature_set = _feature_set(features)
+    feature_set = feature_set_of(features)
     label = label_of(horizon, delay, price)
     settings = TrainingSettings(target_precision=target_precision, valid_days=valid_days or None)
     settings = settings if label is None else settings.model_copy(update={"label": label})
@@ -159,7 +158,7 @@ def combine(
     root = store or store_of(directory, None)
     try:
         combined = [_part(Registry(root), one) for one in parts]
-        feature_set = _feature_set(str(combined[0].metadata["feature_set"]))
+        feature_set = feature_set_of(str(combined[0].metadata["feature_set"]))
         data = None if calibrate is None else read_data(calibrate, feature_set, label_column, label)
         adding = brought_adding.Adding(feature_set, _named(name), threshold, training=settings)
         added = combining.combine("mean" if mean else "stack", combined, data, adding)
@@ -196,6 +195,7 @@ def show(
         "label": about.get("label", {}).get("text", "not said"),
         "threshold": f"{about['threshold']:.4f}",
         "calibration": "slope {slope:.4f}, intercept {intercept:.4f}".format(**about["calibration"]),
+        "expiry": expiry_text(about.get("expires_at", 0), time.time()),
         "standing": standing.text,
         "card": str(standing.card or "none"),
         "problem": record.problem or "none",
@@ -320,6 +320,10 @@ def _publish(added: Added, source: str, store: Path, model: str, as_json: bool) 
         console.print(f"on its last part: {precision} at coverage {test.coverage:.3f}, AUC {test.auc:.3f}")
     if added.difference:
         console.print(f"its scores are within {added.difference:.1g} of those of {added.metadata['kind']}")
+    expires_at = added.metadata["expires_at"]
+    if expires_at:
+        style = "yellow" if expires_at <= time.time() else "default"
+        console.print(f"it {expiry_text(expires_at, time.time())}", style=style)
     for note in added.notes:
         console.print(f"[dim]{escape(note)}[/]")
     for lack in added.lacks:
@@ -333,19 +337,6 @@ def _next(registry: Registry, version: str, model: str) -> str:
         return f"pretrade canary start {version}"
     has_champion = "champion" in registry.aliases()
     return f"pretrade {'canary start' if has_champion else 'models alias champion'} {version} --model {model}"
-
-
-def _feature_set(named: str) -> FeatureSet:
-    try:
-        found = feature_sets.by_id(named)
-    except FeatureSetError as error:
-        raise _refused(str(error)) from error
-    if found is None:
-        raise typer.BadParameter(
-            f"no set {named!r}; known are {feature_sets.names()}, and PRETRADE_FEATURES__FILE names a file with others",
-            param_hint="--features",
-        )
-    return found
 
 
 def _named(name: str) -> str:

@@ -386,6 +386,13 @@ class Rollout:
         if self.canary is not None and self.canary.running:
             raise CanaryError(f"canary {self.canary.canary_id} is under way; abort it first")
 
+    def join(self, replica: Replica) -> None:
+        """Has an endpoint that is new to the challenger serve the canary too, before it gets orders."""
+        if self.canary is not None and self.canary.running:
+            replica.wanted_version = self.canary.model_version
+            replica.ejected = f"does not serve canary {self.canary.model_version} yet"
+            self._deployment.spawn(self._follow(replica, self.canary))
+
     async def _follow(self, replica: Replica, canary: Canary) -> None:
         """Has one of several endpoints join the others, as soon as it serves the canary too."""
         while self._runs(canary.canary_id):

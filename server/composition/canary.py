@@ -17,7 +17,7 @@ from server.canary.rollout import Rollout
 from server.canary.routing import CanaryRouting
 from server.canary.subjects import canary_subject, champion_subject
 from server.control.state import Wanted
-from server.inference.model_map import DEFAULT, qualified
+from server.inference.model_map import DEFAULT
 from server.inference.shadow import Shadow
 from server.models.deployment import Deployment
 from server.models.loading import ModelLoader
@@ -78,13 +78,15 @@ def assemble(
     clock, wall_clock_ns = machine.clock, machine.wall_clock_ns
     primary, secondary, challenger = replicas.primary, replicas.secondary, replicas.challenger
     store = settings.replay.model_store
-    managed = {qualified(model, name): one for name, one in settings.replicas.managed().items()}
-    loader = ModelLoader(managed, settings.canary.archive_url, settings.canary.load_seconds)
+    loader = ModelLoader(
+        replicas.management, settings.canary.archive_url, settings.canary.load_seconds, oip=settings.oip
+    )
     recorder = PairRecorder(journal, wall_clock_ns) if settings.shadow.keep_pairs else None
 
     def reserve_seconds() -> float:
-        replica = primary.pick() or (None if secondary is None else secondary.pick()) or primary.replicas[0]
-        return max(replica.batcher.expected_seconds, replica.latency.p95)
+        replica = primary.pick() or (None if secondary is None else secondary.pick())
+        replica = replica or next(iter(primary.replicas), None)
+        return 0.0 if replica is None else max(replica.batcher.expected_seconds, replica.latency.p95)
 
     objective = Objective(settings.slo, settings.budget.cap_seconds)
     routing = CanaryRouting(challenger, champion, reserve_seconds, settings.budget, objective.counts, clock)
@@ -126,7 +128,7 @@ def assemble(
         recorder=recorder,
         clock=clock,
     )
-    listen(rollout, markouts, routing, challenger, replicas.champions)
+    listen(rollout, deployment, markouts, routing, challenger, replicas.champions)
     shadow = Shadow(
         replicas.challengers,
         replicas.champions,
@@ -141,11 +143,18 @@ def assemble(
 
 
 def listen(
-    rollout: Rollout, markouts: Markouts, routing: CanaryRouting, challenger: Role, champions: Iterable[Role]
+    rollout: Rollout,
+    deployment: Deployment,
+    markouts: Markouts,
+    routing: CanaryRouting,
+    challenger: Role,
+    champions: Iterable[Role],
 ) -> None:
-    """Connects the rollout to outcomes, orders and batches."""
+    """Connects the rollout to outcomes, orders and batches, and to endpoints that come."""
     markouts.on_outcome(rollout.observe_outcome)
     routing.on_order(rollout.observe_order)
     challenger.on_batch(partial(rollout.observe_batch, Side.CANARY))
+    challenger.on_join(rollout.join)
     for role in champions:
         role.on_batch(partial(rollout.observe_batch, Side.CHAMPION))
+        role.on_join(partial(deployment.join, role))

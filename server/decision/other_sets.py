@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import structlog
@@ -36,48 +36,18 @@ _LOOK_SECONDS: Final = 0.1
 """Between two looks which sets the models take."""
 
 
-class _Part(NamedTuple):
-    """The features of a set that have one source."""
-
-    source: str
-    """The id of a set, this one's own among them."""
-    places: NDArray[np.intp]
-    """In the set."""
-    in_source: NDArray[np.intp]
-    """The same features in their source."""
-    ages: NDArray[np.float32]
-    """1 for an age, to which that of the source's vector is added; else 0."""
-
-
 class _Plan:
     """How the rows of a set are put together."""
 
     def __init__(self, feature_set: FeatureSet) -> None:
         self.feature_set: Final = feature_set
-        self.parts: Final = tuple(
-            _part(feature_set, source)
-            for source in dict.fromkeys(one.source for one in feature_set.features)
-            if source != CALLER
-        )
+        self.parts: Final = feature_sets.parts_of(feature_set)
         self.computed: Final = frozenset(part.source for part in self.parts if part.source != MF1.id)
         """Ids of the sets whose vectors it needs besides those of `mf1`."""
         self.must_bring: Final = np.array(
             [place for place in feature_set.from_source(CALLER) if not feature_set.features[place].may_be_undefined],
             dtype=np.intp,
         )
-
-
-def _part(feature_set: FeatureSet, source: str) -> _Part:
-    places = feature_set.from_source(source)
-    origin = feature_set if not source else feature_sets.by_id(source)
-    assert origin is not None, "a set is known only with its sources"
-    names = [feature_set.names[place] for place in places]
-    return _Part(
-        origin.id,
-        np.array(places, dtype=np.intp),
-        np.array([origin.index[name] for name in names], dtype=np.intp),
-        np.array([1.0 if feature_set.features[place].is_age else 0.0 for place in places], dtype=np.float32),
-    )
 
 
 class OtherSets:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from feature_cache.store.codec import FeatureSnapshot
     from server.decision.record import Decided
 
-_BOOK_AGE: Final = features.INDEX["book_age_ms"]
+_BOOK_AGE: Final = features.MF1.index["book_age_ms"]
 _BOOK_STATES: Final = {
     BookState.UNKNOWN: packet_pb2.BOOK_STATE_UNKNOWN,
     BookState.VALID: packet_pb2.BOOK_STATE_VALID,

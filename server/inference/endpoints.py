@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,7 +14,12 @@ from server.security.settings import ClientTlsSettings
 _ENDPOINT = r"(dns://[^\s/@,]+/)?[^\s:/@,]+:\d{1,5}"
 Endpoint = Annotated[str, Field(pattern=rf"^{_ENDPOINT}$")]
 """`host:port`, or `dns://server:port/host:port` to ask a name server other than the machine's."""
-Endpoints = Annotated[str, Field(pattern=rf"^{_ENDPOINT}(,{_ENDPOINT})*$")]
+EACH: Final = "each://"
+_LIST = rf"{_ENDPOINT}(,{_ENDPOINT})*"
+_SEVERAL = rf"({EACH}[^\s:/@,]+:\d{{1,5}}|{_LIST})"
+Endpoints = Annotated[str, Field(pattern=rf"^{_SEVERAL}$")]
+"""One endpoint, or several with commas between them, or `each://host:port` for every address of a name."""
+ListedEndpoints = Annotated[str, Field(pattern=rf"^{_LIST}$")]
 """One endpoint, or several with commas between them."""
 ReplicaName = Literal["primary", "secondary", "challenger"]
 EndpointName = Annotated[str, Field(pattern=r"^(primary|secondary|challenger)(-\d{1,2})?$")]
@@ -43,8 +48,9 @@ class ReplicaEndpoints(BaseModel):
 
     primary: Endpoints = "127.0.0.1:7070"
     """`host:port` of the primary's gRPC inference service; `dns://server/host:port` asks another name server. Several
-    with commas between them are a pool: orders go to whichever is quickest, past those that are dead or slow."""
-    secondary: Annotated[str, Field(pattern=rf"^({_ENDPOINT}(,{_ENDPOINT})*)?$")] = "127.0.0.1:7170"
+    with commas between them are a pool: orders go to whichever is quickest, past those that are dead or slow.
+    `each://host:port` is a pool of all addresses that the host has, looked up again every five seconds."""
+    secondary: Annotated[str, Field(pattern=rf"^{_SEVERAL}?$")] = "127.0.0.1:7170"
     """`host:port` of the secondary's gRPC inference service, or several. Empty: none, where the primary has several."""
     challenger: Endpoints = "127.0.0.1:7270"
     """`host:port` of the challenger's gRPC inference service, or several. The challenger only scores shadow rows and
@@ -66,11 +72,12 @@ class ReplicaEndpoints(BaseModel):
     champion_version: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
     """The only champion version whose scores are used, 16 hex digits. Set it to pin a version. Unset: the version that
     was promoted last, or else the one that the replicas serve."""
-    management: Mapping[ReplicaName, Endpoints] = {}
+    management: Mapping[ReplicaName, ListedEndpoints] = {}
     """`host:port` of each TorchServe's gRPC management service, as a JSON object by replica (`primary`, `secondary`,
-    `challenger`); of a replica with several endpoints as many, in the same order. The server loads versions there; if
-    the name has several addresses, at each of them. Set it for canaries and promotions. The server loads nothing into a
-    replica that is not named."""
+    `challenger`); of a replica with several endpoints as many, in the same order. Of a replica that speaks `oip` it is
+    its gRPC service again, which has the model repository API. Of one that is `each://host:port` only the port counts,
+    at the address of each endpoint. The server loads versions there; if the name has several addresses, at each of
+    them. Set it for canaries and promotions. The server loads nothing into a replica that is not named."""
     tls: Mapping[ReplicaName, ClientTlsSettings] = {}
     """TLS to inference and management service: a JSON object by replica, whose values are objects of `ca`,
     `certificate`, `key` (paths) and `server_name`. Set it for every replica outside this machine or pod. A replica that
@@ -85,20 +92,32 @@ class ReplicaEndpoints(BaseModel):
             addresses = list(self.named(role).values())
             if twice := {one for one in addresses if addresses.count(one) > 1}:
                 raise ValueError(f"{role}: {', '.join(sorted(twice))} is named twice")
-            managed = self.management.get(role)
-            if managed is not None and managed.count(",") + 1 != len(addresses):
-                raise ValueError(f"management: {role} has {len(addresses)} endpoints, and must have as many here")
-        if not self.secondary and len(self.named("primary")) < 2:
+            managed, each = self.management.get(role), self.each(role)
+            named = 1 if each else len(addresses)
+            if managed is not None and managed.count(",") + 1 != named:
+                raise ValueError(f"management: {role} has {named} endpoints, and must have as many here")
+            if each and any(name.partition("-")[0] == role for name in self.token_files):
+                raise ValueError(f"token_files: {role} is {EACH}{each}, whose servers cannot each have a file")
+        if not self.secondary and len(self.named("primary")) < 2 and not self.each("primary"):
             raise ValueError("secondary: may be empty only where primary has several endpoints")
         return self
 
+    def each(self, role: ReplicaName) -> str:
+        """The `host:port` whose addresses serve a role; empty where its endpoints are listed."""
+        endpoints: str = getattr(self, role)
+        return endpoints.removeprefix(EACH) if endpoints.startswith(EACH) else ""
+
     def named(self, role: ReplicaName) -> dict[str, str]:
-        """The endpoints of a role by name: the role's own, or `primary-1`, `primary-2` and so on where it has more."""
+        """The endpoints of a role by name: the role's own, or `primary-1`, `primary-2` and so on where it has more.
+
+        None where they have to be looked up.
+        """
         return _named(role, getattr(self, role))
 
     def managed(self) -> dict[str, str]:
-        """The management services by the names of the endpoints."""
-        return {name: one for role, all_ in self.management.items() for name, one in _named(role, all_).items()}
+        """The management services by the names of the endpoints; none of those that have to be looked up."""
+        listed = {role: all_ for role, all_ in self.management.items() if not self.each(role)}
+        return {name: one for role, all_ in listed.items() for name, one in _named(role, all_).items()}
 
 
 class NamedModel(BaseModel):
@@ -161,6 +180,8 @@ def role_of(replica: str) -> str:
 
 
 def _named(role: str, endpoints: str) -> dict[str, str]:
+    if endpoints.startswith(EACH):
+        return {}
     several = endpoints.split(",") if endpoints else []
     if len(several) == 1:
         return {role: endpoints}

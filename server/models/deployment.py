@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from server.errors import ChangeInDoubtError, ModelUnknownError
-from server.models.loading import LoadError, ModelLoader
+from server.models.loading import ModelLoader
+from server.models.management import LoadError
 from server.models.markout import Markout
 from server.models.registry import ModelUnusableError
 
@@ -141,6 +142,12 @@ class Deployment:
         elif replica.wanted_version != self._champion:
             self.spawn(self._switch(role, replica, self._champion))
 
+    def join(self, role: Role, replica: Replica) -> None:
+        """Has an endpoint that is new to a role serve the version that decides, before it decides an order."""
+        if self._champion is not None and self._registry is not None and replica.wanted_version != self._champion:
+            replica.ejected = f"does not serve model {self._champion} yet"
+        self.welcome(role, replica)
+
     def repair(self) -> None:
         """Loads the champion again into a replica that lost it: after a restart it has only its first version."""
         if self._clock() < self._next_repair:
@@ -194,6 +201,8 @@ class Deployment:
         """
         record = await asyncio.to_thread(self.registry.usable, version)
         for role in roles:
+            if not role.replicas:
+                raise LoadError(f"{role.name}: none of its endpoints has answered yet")
             failures = []
             for replica in role.replicas:
                 try:

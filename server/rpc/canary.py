@@ -29,7 +29,7 @@ from server.inference.model_map import DEFAULT, qualified
 from server.inference.replicas import Replicas
 from server.models.deployment import Deployment, DeploymentError
 from server.models.expiry import ModelExpiry
-from server.models.loading import LoadError
+from server.models.management import LoadError
 from server.models.registry import (
     ALIASES,
     CANDIDATE,

@@ -351,10 +351,19 @@ def _scored_row(packet: packet_pb2.DecisionPacket) -> bytes:
 
 
 def _others(packet: packet_pb2.DecisionPacket) -> dict[FeatureSet, SetRow] | None:
-    """What a model of another set scored, if this process knows that set as it was."""
-    found = feature_sets.by_id(packet.scored_feature_set.partition("/")[0]) if packet.scored_feature_set else None
-    if found is None or found.version != packet.scored_feature_set or len(packet.scored_input) != found.row_bytes:
+    """What a model of another set scored.
+
+    Raises:
+        NotReplayableError: This process does not know the set as it was.
+    """
+    if not packet.scored_feature_set:
         return None
+    found = feature_sets.by_version(packet.scored_feature_set)
+    if found is None or len(packet.scored_input) != found.row_bytes:
+        raise NotReplayableError(
+            f"the model took features of the set {packet.scored_feature_set}; known here are {feature_sets.names()}:"
+            f" name the file of yours in {feature_sets.FILE_VARIABLE}"
+        )
     return {found: SetRow.of(found, packet.scored_input)}
 
 
@@ -362,7 +371,8 @@ def _order(message: pb.Order) -> Order:
     try:
         return OrderReader((message.instrument,)).read(message)
     except InvalidOrderError as error:
-        raise NotReplayableError(f"the order is none that this version accepts: {error}") from error
+        hint = f"; {feature_sets.FILE_VARIABLE} names a file with others" if message.HasField("features") else ""
+        raise NotReplayableError(f"the order is none that this version accepts: {error}{hint}") from error
 
 
 def _facts(packet: packet_pb2.DecisionPacket) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ def test_a_variable_that_names_no_setting_refuses_to_start(monkeypatch: pytest.M
         load()
 
 
-@pytest.mark.parametrize("variable", ["PRETRADE_WORKER_X", "PRETRADE_LOCAL_X"])
+@pytest.mark.parametrize("variable", ["PRETRADE_WORKER_X", "PRETRADE_LOCAL_X", "PRETRADE_TA1_X", "PRETRADE_BARS_X"])
 def test_variables_of_the_other_processes_are_left_alone(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv("PRETRADE_GRPC__EDGE", "grpcio")
     monkeypatch.setenv(variable, "1")

@@ -55,6 +55,7 @@ def registry(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
         data = ["--calibrate", files / "rows.parquet", *CALIBRATED]
         said = run("add", files / name, "--kind", kind, *data, "--store", store)
         assert "on its last part: precision 0.9" in said
+        assert "it may decide on markets until 1970-01-31 00:10 UTC: on today's market it has expired" in said
         assert "next: pretrade canary start" in said
     return Registry(store)
 
@@ -70,6 +71,8 @@ def test_what_was_added_is_the_candidate_and_says_where_it_comes_from(registry: 
     assert record.limits.has_band
     assert record.limits.domain is not None
     said = run("show", by_kind["lightgbm"], "--store", registry.root)
+    # The rows are of 1970.
+    assert "expiry may decide on markets until 1970-01-31 00:10 UTC: on today's market it has expired" in said
     assert "lightgbm, for the place of the champion, brought and not trained here" in said
     assert "standing brought, not trained here: not held against the baselines" in said
     standing = registry.standing(by_kind["lightgbm"])

@@ -41,7 +41,8 @@ from server.inference.shadow import Shadow
 from server.inference.wire import ModelIdentity, ScoreBatch
 from server.journal.journal import Journal, JournalSettings
 from server.models.deployment import Deployment, DeploymentError
-from server.models.loading import LoadError, ModelLoader
+from server.models.loading import ModelLoader
+from server.models.management import LoadError
 from server.models.markout import Markout
 from server.models.registry import ModelRecord, Registry
 
@@ -174,7 +175,7 @@ class Process:
             recorder=PairRecorder(journal, lambda: int(self.wall() * 1e9)),
             clock=self.clock,
         )
-        listen(self.rollout, markouts, self.routing, self.challenger, champions)
+        listen(self.rollout, self.deployment, markouts, self.routing, self.challenger, champions)
         self.shadow = Shadow(
             [self.challenger],
             (self.primary, self.secondary),

@@ -26,9 +26,20 @@ def test_several_are_numbered_in_their_order() -> None:
     assert endpoints.named("secondary") == {}
 
 
+def test_a_name_whose_addresses_are_to_be_looked_up_has_no_endpoints_yet() -> None:
+    endpoints = ReplicaEndpoints(primary="each://models:7070", secondary="", management={"primary": "models:7071"})
+    assert (endpoints.each("primary"), endpoints.each("challenger")) == ("models:7070", "")
+    assert endpoints.named("primary") == {}
+    assert endpoints.managed() == {}
+
+
 @pytest.mark.parametrize(
     ("fields", "rule"),
     [
+        ({"primary": "each://a:1", "management": {"primary": "a:2,b:2"}}, "primary has 1 endpoints"),
+        ({"management": {"primary": "each://a:2"}}, "management.primary"),
+        ({"primary": "each://a:1,b:1"}, "primary"),
+        ({"primary": "each://a:1", "token_files": {"primary-1": "keys.json"}}, "token_files: primary is each://a:1"),
         ({"primary": "a:1,a:1"}, "primary: a:1 is named twice"),
         ({"primary": "a:1,b:1", "management": {"primary": "a:2"}}, "primary has 2 endpoints, and must have as many"),
         ({"management": {"secondary": "a:2,b:2"}}, "secondary has 1 endpoints"),
