@@ -57,6 +57,10 @@ Make = Callable[[str], Computer]
 """Makes the computer of an instrument, `SYMBOL.VENUE`."""
 
 
+class ImpossibleValuesError(ValueError):
+    """A computer gave what its set's definition excludes; the message names feature and rule."""
+
+
 @dataclass(frozen=True, slots=True)
 class ComputedSet:
     """A set with features of its own."""
@@ -85,6 +89,24 @@ class Registered:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "own", self.feature_set.from_source(""))
+
+    def own_values(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What its computer has given, as a copy, if the set's definition allows it.
+
+        Raises:
+            ImpossibleValuesError: They are another number of values, infinite, or outside of their ranges.
+        """
+        own, places = np.array(values, dtype=np.float32), list(self.own)
+        if own.shape != (len(places),):
+            raise ImpossibleValuesError(f"values() has the shape {own.shape}, not ({len(places)},)")
+        wrong = np.isinf(own) | (own < self.feature_set.lowest[places]) | (own > self.feature_set.highest[places])
+        if wrong.any():
+            place = int(np.argmax(wrong))
+            feature = self.feature_set.features[places[place]]
+            raise ImpossibleValuesError(
+                f"{feature.name} is {own[place]:g}, not finite and from {feature.lowest:g} to {feature.highest:g}"
+            )
+        return own
 
 
 class FeatureSets:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from redis.exceptions import RedisError
 
 from feature_cache.backoff import Backoff
+from feature_cache.feature_sets import ImpossibleValuesError
 from feature_cache.store.codec import FeatureSnapshot
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ _SHARE: Final = 0.5
 """Of a guest's time that it may compute: more of it could take `mf1` the interpreter."""
 _MOST_QUEUED: Final = 20_000
 """Events that wait for a guest: some seconds of a busy market."""
-_LONGEST_CALL_SECONDS: Final = 1.0
-"""A call that takes longer is not waited for."""
+_LONGEST_CALL_SECONDS: Final = 5.0
+"""A call that takes longer is not waited for. On a machine that is short of processors even a quick call may take a
+second, and a suspension costs the guest what it has seen."""
 _PAUSE_SECONDS: Final = (1.0, 300.0)
 """Of a suspension: the first, and the longest."""
 _SOUND_SECONDS: Final = 600.0
@@ -59,10 +61,6 @@ _TRIAL: Final = "TRIAL.TRIAL"
 """The instrument of a computer that is made when the worker starts, and sees nothing."""
 _Ready = tuple["FeatureEngine", FeatureSnapshot]
 """A vector, and the engine that it stands beside."""
-
-
-class ImpossibleValuesError(ValueError):
-    """A computer gave what its set's definition excludes; the message names feature and rule."""
 
 
 class _Task(NamedTuple):
@@ -95,8 +93,7 @@ class Guest:
         self.feature_set: Final = registered.feature_set
         self._make = registered.resume or registered.make
         self._own = list(registered.own)
-        self._lowest = registered.feature_set.lowest[self._own]
-        self._highest = registered.feature_set.highest[self._own]
+        self._registered = registered
         self._clock = clock
         self._cpu = cpu
         self._queue: deque[_Task] = deque()
@@ -126,6 +123,11 @@ class Guest:
     def suspended(self) -> bool:
         """True while it gets no events."""
         return self._resume_at > 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """True while half of the events that may wait for it do: what is history should not be added now."""
+        return len(self._queue) > _MOST_QUEUED // 2
 
     def start(self) -> None:
         """Starts its thread, which makes a computer at once: the first one may import libraries, which takes seconds.
@@ -259,20 +261,10 @@ class Guest:
         """A whole row with a computer's values in their places, and NaN where a feature comes from elsewhere.
 
         Raises:
-            ImpossibleValuesError: They are another number of values, infinite, or outside of their ranges.
+            ImpossibleValuesError: The set's definition excludes them.
         """
-        own = np.asarray(values, dtype=np.float32)
-        if own.shape != (len(self._own),):
-            raise ImpossibleValuesError(f"values() has the shape {own.shape}, not ({len(self._own)},)")
-        wrong = np.isinf(own) | (own < self._lowest) | (own > self._highest)
-        if wrong.any():
-            place = int(np.argmax(wrong))
-            feature = self.feature_set.features[self._own[place]]
-            raise ImpossibleValuesError(
-                f"{feature.name} is {own[place]:g}, not finite and from {feature.lowest:g} to {feature.highest:g}"
-            )
         row = np.full(len(self.feature_set), np.nan, dtype=np.float32)
-        row[self._own] = own
+        row[self._own] = self._registered.own_values(values)
         return row
 
 
@@ -289,6 +281,11 @@ class Guests:
         """Vectors written."""
         self.failures = 0
         """Writes that failed; their vectors are dropped, since newer ones follow."""
+
+    @property
+    def are_busy(self) -> bool:
+        """True while history should wait for one of them."""
+        return any(guest.is_busy for guest in self.all)
 
     def start(self) -> None:
         """Starts them, before there are events."""
