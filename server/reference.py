@@ -62,7 +62,9 @@ LABELS: Final = {
     "question": "`lookups`, `watching`, `replays`, `explanations`, `drift`",
     "reader": "`reads`, `models`",
     "reason": "the contract's `ReasonCode` or `Degradation`; for errors, poison records and suspensions, codes of ours",
-    "replica": "`primary`, `secondary`, `challenger`; of several endpoints `primary-1`, `primary-2` …",
+    "model": "`default`, and the names in `PRETRADE_MODELS`",
+    "replica": "`primary`, `secondary`, `challenger`; of several endpoints `primary-1`, `primary-2` …; of another "
+    "model than the default one `NAME/primary`",
     "source": "the contract's `Source`",
     "stage": "the contract's `Stage`",
     "step": "`read`, `written`",

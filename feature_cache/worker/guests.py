@@ -23,9 +23,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 from redis.exceptions import RedisError
 
 from feature_cache.backoff import Backoff
@@ -91,9 +89,8 @@ class Guest:
     ) -> None:
         assert registered.make is not None
         self.feature_set: Final = registered.feature_set
-        self._make = registered.resume or registered.make
-        self._own = list(registered.own)
         self._registered = registered
+        self._make = registered.resume or registered.make
         self._clock = clock
         self._cpu = cpu
         self._queue: deque[_Task] = deque()
@@ -248,7 +245,7 @@ class Guest:
             if task.outline is None:
                 continue
             self._busy_since = self._clock()
-            row = self._row(computers[name][1].values())
+            row = self._registered.row(computers[name][1].values())
             self._busy_since = None
             if run != self._run:
                 break
@@ -256,16 +253,6 @@ class Guest:
             self.vectors += 1
             time.sleep(0)
         return self._cpu() - started
-
-    def _row(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A whole row with a computer's values in their places, and NaN where a feature comes from elsewhere.
-
-        Raises:
-            ImpossibleValuesError: The set's definition excludes them.
-        """
-        row = np.full(len(self.feature_set), np.nan, dtype=np.float32)
-        row[self._own] = self._registered.own_values(values)
-        return row
 
 
 class Guests:

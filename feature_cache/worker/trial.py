@@ -67,7 +67,7 @@ def run(one: Registered, seconds: float = SECONDS) -> Trial:
 def _run(one: Registered, seconds: float, trial: Trial) -> None:
     assert one.make is not None
     first, second = one.make(INSTRUMENT), one.make(INSTRUMENT)
-    defined = ~np.isnan(one.own_values(first.values()))  # also directly after a start
+    defined = ~np.isnan(_own(one, first.values()))  # also directly after a start
     begun_ns = 0
     for event in _events(seconds):
         given = event.SerializeToString(deterministic=True)
@@ -110,12 +110,12 @@ def _asked(trial: Trial, one: Registered, computer: Computer) -> NDArray[np.floa
     took = time.perf_counter() - began
     trial.values_seconds += took
     trial.slowest_seconds = max(trial.slowest_seconds, took)
-    return one.own_values(given)
+    return _own(one, given)
 
 
 def _agree(trial: Trial, one: Registered, values: NDArray[np.float32], second: Computer) -> bool:
     """Whether a computer that was asked less often gives the same."""
-    others = one.own_values(second.values())
+    others = _own(one, second.values())
     same = (values == others) | (np.isnan(values) & np.isnan(others))
     if same.all():
         return True
@@ -126,3 +126,8 @@ def _agree(trial: Trial, one: Registered, values: NDArray[np.float32], second: C
         " decides it, so that no replay would give it again"
     )
     return False
+
+
+def _own(one: Registered, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a computer gave, as a copy, if its set allows it. Raises ImpossibleValuesError."""
+    return one.row(values)[list(one.own)]

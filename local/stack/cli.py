@@ -32,6 +32,10 @@ def up(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Decision server processes; `kill -HUP` of the server replaces them.")
     ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, max=8, help="TorchServes that serve the primary: a pool, primary-1, primary-2 and so on."),
+    ] = None,
     replica_tokens: Annotated[
         bool,
         typer.Option(
@@ -50,7 +54,14 @@ def up(
     market = False if no_market else None
     keeping = True if bars or "bars" in (part or ()) else None
     chosen = given(
-        dir=directory, data=data, speed=speed, scenario=scenario, market=market, bars=keeping, processes=processes
+        dir=directory,
+        data=data,
+        speed=speed,
+        scenario=scenario,
+        market=market,
+        bars=keeping,
+        processes=processes,
+        replicas=replicas,
     )
     raise typer.Exit(run_up(chosen | {"replica_tokens": replica_tokens}, part or ()))
 

@@ -60,6 +60,8 @@ class LocalSettings(BaseSettings):
     challenger: Address | None = None
     """gRPC address of a TorchServe that serves `challenger`, instead of our own."""
 
+    replicas: Annotated[int, Field(ge=1, le=8)] = 1
+    """TorchServes of our own that serve the primary: a pool, whose parts are called primary-1, primary-2 and so on."""
     replica_tokens: bool = False
     """Whether our replicas ask for tokens, which the decision server then shows them; `pretrade up` says yes."""
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -108,6 +109,31 @@ class Objective:
                 self.met += 1
             else:
                 self.missed += 1
+
+
+class Notes(Protocol):
+    """Notes what became of calls: `Objective` of one model, or `RoutedObjective`."""
+
+    def note(self, case: Case, by_model: bool) -> None:
+        """Counts a call, if it counts: whether a model answered it in time."""
+
+
+class RoutedObjective:
+    """The objectives of several models: each is judged by its own orders.
+
+    Args:
+        objectives: By model.
+        model_of: The model of an order.
+    """
+
+    def __init__(self, objectives: Mapping[str, Objective], model_of: Callable[[Case], str]) -> None:
+        self._objectives = objectives
+        self._model_of = model_of
+
+    def note(self, case: Case, by_model: bool) -> None:
+        """See `Objective.note`. An order whose model this server does not have counts for none."""
+        if (objective := self._objectives.get(self._model_of(case))) is not None:
+            objective.note(case, by_model)
 
 
 class BurnRate:

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from typing import Final
 
 from local.stack.errors import NotReadyError
+from local.stack.parts.sets_file import sets_file
 from local.stack.ports import LOOPBACK
 from pretrade.client.stack_file import Endpoints
 
 _POLL: Final = "PRETRADE_WORKER_POLL_INTERVAL_SECONDS"
+_SETS: Final = "PRETRADE_WORKER_FEATURES_FILE"
 _BARS: Final = "PRETRADE_TA1_BARS_DATABASE_URL"
 
 
@@ -47,6 +49,7 @@ def env(endpoints: Endpoints, metrics_port: int, bars_url: str | None) -> Mappin
             "PRETRADE_WORKER_METRICS_PORT": str(metrics_port),
             # For the same reason as in market.py: fewer fetches of the embedded broker.
             _POLL: os.environ.get(_POLL, "0.04"),
+            **sets_file(_SETS),
         }
     )
 
