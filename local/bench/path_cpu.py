@@ -213,7 +213,9 @@ async def _open(
             "cached_score": scores,
         }
         routed = scores, RoutedShadow({DEFAULT: shadow, _SECOND: Shadow([own[2]], own[:2])}, model_map)
-        other_sets = OtherSets(lambda: (MF1, second), lambda _: others, 1.0, clock)
+        other_sets = OtherSets(
+            lambda: {DEFAULT: (MF1,), _SECOND: (second,)}, lambda _: others, 1.0, clock, model_map.of
+        )
         other_sets.look()
         primaries.append(own[0])
     stages["rules"] = RulesBaseline(RulesSettings(), clock)
