@@ -36,6 +36,7 @@ NO_SECRETS: Final = {
     "tokens": "a section",
     "tokens.jwks": "public keys; a URL with a password in it is refused",
     "replicas.token_files": "paths",
+    "models.token_files": "paths",
     "control.shared.key": "a name in Redis",
     "canary.archive_url": "one with a password in it is refused",
 }
