@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -25,6 +25,10 @@ from feature_cache.domain import Domain, Watch
 from feature_cache.feature_set import FeatureSet
 from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
+
+if TYPE_CHECKING:
+    from fallback.block import Block
+    from feature_cache.store.codec import FeatureSnapshot
 
 Reasons = tuple[pb.ReasonCode.ValueType, ...]
 
@@ -124,6 +128,33 @@ class LimitGuards:
                     found[place] = (*found[place], pb.REASON_CODE_OUT_OF_DOMAIN)
         return found
 
+    def are_within(self, block: Block) -> list[bool] | None:
+        """Whether each order of an answered block is within what its model knows; None for: all of them.
+
+        One that is not is to be asked for in `objections`, which says why.
+        """
+        uncertain, out_of_domain = self._uncertain(), self._out_of_domain()
+        if not uncertain and not out_of_domain:
+            return None
+        assert block.model is not None
+        limits, count = self._limits(block.model.version), len(block)
+        if not limits.is_known:
+            return [False] * count
+        within = [True] * count
+        if uncertain and limits.low <= limits.high:
+            within = [not limits.low <= one.score <= limits.high for one in block.scored]
+        domain = limits.domain
+        if out_of_domain and domain is not None:
+            if domain.feature_set is not MF1:
+                return [False] * count
+            views = {id(view): view for view in block.views}
+            outside = dict(zip(views, domain.are_outside([view.row for view in views.values()]), strict=True))
+            watches = self._watches_of(domain)
+            for key, view in views.items():
+                outside[key] = self._is_stuck_or_turned(view.snapshot, domain, watches) or outside[key]
+            within = [is_in and not outside[id(view)] for is_in, view in zip(within, block.views, strict=True)]
+        return within
+
     def _watches_of(self, domain: Domain) -> dict[str, Watch]:
         """Those of a model; the model that was used least lately is forgotten for a new one."""
         watches = self._watches[domain] = self._watches.pop(domain, {})
@@ -139,13 +170,17 @@ class LimitGuards:
         # Of other sets no vectors are watched: a caller's part in them may well stay as it is.
         if snapshot is None or case.from_caller or domain.feature_set is not MF1:
             return False
-        watch = watches.get(snapshot.instrument)
-        if watch is None:
-            watch = watches[snapshot.instrument] = Watch(domain)
-        if not watch.see(snapshot.values, snapshot.event_time_ns):
+        if not self._is_stuck_or_turned(snapshot, domain, watches):
             return False
         case.degradations.append(pb.DEGRADATION_FEATURE_IMPLAUSIBLE)
         return True
+
+    @staticmethod
+    def _is_stuck_or_turned(snapshot: FeatureSnapshot, domain: Domain, watches: dict[str, Watch]) -> bool:
+        watch = watches.get(snapshot.instrument)
+        if watch is None:
+            watch = watches[snapshot.instrument] = Watch(domain)
+        return watch.see(snapshot.values, snapshot.event_time_ns)
 
 
 def _row(case: Case, domain: Domain) -> bytes:

@@ -101,6 +101,11 @@ class Objective:
         allowed = budget.deadline - budget.arrived
         return case.features is not None and not case.from_caller and allowed >= self._min_allowed_seconds
 
+    def answered_together(self, orders: int, allowed_seconds: float) -> None:
+        """Counts so many calls that a model answered in time from the server's own features."""
+        if allowed_seconds >= self._min_allowed_seconds:
+            self.met += orders
+
     def note(self, case: Case, by_model: bool) -> None:
         """Counts a call, if it counts: whether a model answered it in time."""
         if self.counts(case):

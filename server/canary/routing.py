@@ -16,6 +16,7 @@ from server.inference.outcome import Outcome
 from server.inference.rows import Lane, Scored
 
 if TYPE_CHECKING:
+    from fallback.block import Block
     from fallback.joint_case import JointCase
     from server.canary.plan import Canary
     from server.inference.champion import Champion
@@ -104,6 +105,18 @@ class CanaryRouting:
     def begin(self, cases: Sequence[JointCase]) -> Sequence[JointCase]:
         """Begins the first attempts at the champion; none while a canary runs, which is asked case by case."""
         return self._champion.begin(cases) if self.canary is None else ()
+
+    def begin_block(self, block: Block) -> bool:
+        """The same for orders in columns."""
+        return self.canary is None and self._champion.begin_block(block)
+
+    def settle_block(self, block: Block) -> bool:
+        """See `Champion.settle_block`."""
+        return self._champion.settle_block(block)
+
+    def count_block(self, block: Block) -> None:
+        """See `Champion.count_block`."""
+        self._champion.count_block(block)
 
     def settle(self, case: JointCase) -> Answer | None:
         """See `Champion.settle`."""
