@@ -79,9 +79,9 @@ fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge, the lane and 
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k cluster' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
 
-mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does
+mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does and loads versions
 	test -x $(MLSERVER_VENV)/bin/mlserver || { $(PYTHON) -m venv $(MLSERVER_VENV) && $(MLSERVER_VENV)/bin/python $(PIP_INSTALL) --requirement tests/mlserver.txt; }
-	MLSERVER_VENV="$(abspath $(MLSERVER_VENV))" $(BIN)/python -m pytest -m 'long or not long' tests/integration/test_open_inference.py
+	MLSERVER_VENV="$(abspath $(MLSERVER_VENV))" $(BIN)/python -m pytest -m 'long or not long' tests/integration/test_open_inference.py tests/contract/test_model_repository.py
 
 ##@ Models
 models: setup  ## train, evaluate and export champion and challenger, with their cards (DATA=dir)

@@ -35,7 +35,7 @@ class CachedScoreSettings(BaseModel):
     @classmethod
     def _features_exist(cls, moves: dict[str, float]) -> dict[str, float]:
         for name, move in moves.items():
-            if name not in features.INDEX:
+            if name not in features.MF1.index:
                 raise ValueError(f"{name!r} is not a feature of {features.MF1.id}")
             if not move >= 0:
                 raise ValueError(f"the move of {name!r} must be >= 0")
@@ -80,7 +80,7 @@ class CachedScores:
     def configure(self, settings: CachedScoreSettings) -> None:
         """Goes by these limits from the next case on."""
         self._settings = settings
-        self._moves = tuple((features.INDEX[name], move) for name, move in settings.max_feature_move.items())
+        self._moves = tuple((features.MF1.index[name], move) for name, move in settings.max_feature_move.items())
 
     def remember(self, case: Case, answer: Answer, decision_id: str) -> None:
         """Remembers a model's answer, but not one from features that the caller brought: another may bring others."""

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fallback.order import MODEL_SOURCES, Answer, Case
+from fallback.order import MODEL_SOURCES, Answer, Case, Order
 from feature_cache.domain import Domain, Watch
-from feature_cache.feature_set import FeatureSet
+from feature_cache.feature_set import ROW, FeatureSet
 from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -167,20 +168,43 @@ class LimitGuards:
         if pb.DEGRADATION_FEATURE_IMPLAUSIBLE in case.degradations:
             return True
         snapshot = case.snapshot
-        # Of other sets no vectors are watched: a caller's part in them may well stay as it is.
-        if snapshot is None or case.from_caller or domain.feature_set is not MF1:
+        if snapshot is None or _brings_watched(case.order, domain):
             return False
-        if not self._is_stuck_or_turned(snapshot, domain, watches):
+        if not self._is_stuck_or_turned(snapshot, domain, watches, case):
             return False
         case.degradations.append(pb.DEGRADATION_FEATURE_IMPLAUSIBLE)
         return True
 
     @staticmethod
-    def _is_stuck_or_turned(snapshot: FeatureSnapshot, domain: Domain, watches: dict[str, Watch]) -> bool:
+    def _is_stuck_or_turned(
+        snapshot: FeatureSnapshot, domain: Domain, watches: dict[str, Watch], case: Case | None = None
+    ) -> bool:
+        """Whether a feature of an instrument is so, as far as is known with this vector; of `mf1` without a case."""
         watch = watches.get(snapshot.instrument)
         if watch is None:
             watch = watches[snapshot.instrument] = Watch(domain)
-        return watch.see(snapshot.values, snapshot.event_time_ns)
+        time_ns = snapshot.event_time_ns
+        if watch.is_due(time_ns):
+            watch.see(
+                snapshot.values if case is None or domain.feature_set is MF1 else _in_market(case, domain), time_ns
+            )
+        return watch.is_implausible
+
+
+def _brings_watched(order: Order, domain: Domain) -> bool:
+    """Whether features that are watched are the caller's own for this order."""
+    if order.caller_features is not None:
+        return True
+    brought = order.brought
+    if brought is None or brought.feature_set is not domain.feature_set:
+        return False
+    return not np.isnan(brought.values[domain.columns[domain.is_watched]]).all()
+
+
+def _in_market(case: Case, domain: Domain) -> NDArray[np.float32]:
+    """What the model has scored, in market orientation."""
+    values = np.frombuffer(_row(case, domain), ROW)
+    return domain.feature_set.for_sell(values) if case.order.side == pb.SIDE_SELL else values
 
 
 def _row(case: Case, domain: Domain) -> bytes:

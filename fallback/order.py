@@ -101,6 +101,7 @@ class Case:
         "features",
         "features_problem",
         "mid",
+        "model",
         "order",
         "others",
         "snapshot",
@@ -125,6 +126,8 @@ class Case:
         """Current mid in quote currency from a fresh, known book; NaN otherwise."""
         self.degradations: list[pb.Degradation.ValueType] = []
         self.attempts: list[Attempt] = []
+        self.model = ""
+        """Name of the model that the map chose for it; empty while nobody has asked, and where there is one model."""
         self.stages: tuple[str, ...] = ()
         """Stages of the chain that may answer, if they are not the default ones."""
 

@@ -40,11 +40,11 @@ class RulesSettings(BaseModel):
     """How far the order-flow imbalance of the last second may lean against the order, in units of mean depth."""
 
 
-_SPREAD = features.INDEX["spread_bps"]
-_VOLATILITY = features.INDEX["rv_5s_bps"]
-_WEIGHTED_MID = features.INDEX["weighted_mid_bps"]
-_IMBALANCE = features.INDEX["imbalance_l5"]
-_OFI = features.INDEX["ofi_1s"]
+_SPREAD = features.MF1.index["spread_bps"]
+_VOLATILITY = features.MF1.index["rv_5s_bps"]
+_WEIGHTED_MID = features.MF1.index["weighted_mid_bps"]
+_IMBALANCE = features.MF1.index["imbalance_l5"]
+_OFI = features.MF1.index["ofi_1s"]
 
 
 class RulesBaseline:
@@ -82,7 +82,7 @@ class RulesBaseline:
         """Whether every rule agrees, or None when a feature that a rule needs is undefined.
 
         Args:
-            values: float32[N_FEATURES], turned for the side of the order.
+            values: float32[features of `mf1`], turned for the side of the order.
         """
         if any(math.isnan(values[i]) for i, _ in (*self._at_most, *self._at_least)):
             return None

@@ -21,7 +21,7 @@ DEGRADATIONS: Final = {
     pb.REASON_CODE_BOOK_UNKNOWN: pb.DEGRADATION_BOOK_UNKNOWN,
 }
 """What a decision says of features that may not decide, by the reason why they may not."""
-_BOOK_AGE: Final = features.INDEX["book_age_ms"]
+_BOOK_AGE: Final = features.MF1.index["book_age_ms"]
 
 
 class FeatureSettings(BaseModel):

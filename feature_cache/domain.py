@@ -15,6 +15,8 @@ the vectors of an instrument one after the other against two bounds:
 * Page's cumulative sum of the log likelihood ratio of *as it is* against *with its sign turned*, given all others, for
   features that carry a direction. It grows while the sign contradicts the other features, and most of them change.
 
+What callers bring is not watched: it may well stay as it is, and follows no market.
+
 All is elementwise, in the same order for any number of rows: a row has the same distance alone and among others, and
 `domain_c.pyx`, where it is compiled, gives the same to the last bit. It looks at a row in a microsecond, where NumPy
 takes forty for one and hardly more for 256.
@@ -33,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_cache.compiled import compiled
-from feature_cache.feature_set import ROW, FeatureSet
+from feature_cache.feature_set import CALLER, ROW, FeatureSet
 from feature_cache.features import MF1
 
 LOOK_NS: Final = 200_000_000
@@ -57,8 +59,18 @@ class Domain:
         self.names: Final = tuple(map(str, described["features"]))
         self.columns: Final = np.array([feature_set.index[name] for name in self.names], dtype=np.intp)
         d = len(self.names)
-        self._bits = 1 << np.arange(d, dtype=np.int64)
-        self.patterns = np.unique(np.array(described["patterns"], dtype=np.int64))
+        self.is_watched: Final = np.array(
+            [feature_set.features[column].source != CALLER for column in self.columns], dtype=np.bool_
+        )
+        """bool[d]"""
+        patterns = set(map(int, described["patterns"]))
+        if any(pattern < 0 or pattern >> d for pattern in patterns):
+            raise ValueError("a pattern of undefined features is not of its features")
+        self._patterns = {pattern.to_bytes(-(-d // 8), "little") for pattern in patterns}
+        words = -(-d // 64)
+        packed = b"".join(pattern.to_bytes(8 * words, "little") for pattern in sorted(patterns))
+        self.patterns: Final = np.frombuffer(packed, "<u8").reshape(-1, words)
+        """uint64[patterns, words]: a bit for each feature, the first one the lowest of the first word."""
         self.low, self.high = (np.array(described[end], dtype=np.float64) for end in ("low", "high"))
         values = [np.array(one, dtype=np.float64) for one in described["values"]]
         scores = [np.array(one, dtype=np.float64) for one in described["scores"]]
@@ -95,8 +107,8 @@ class Domain:
         slopes = np.divide(np.diff(at), steps, out=np.zeros(len(steps)), where=steps > 0)
         self.table: Final = (places, np.append(slopes, 0.0), at)
         """Values, the slopes from each to the next, and normal scores."""
-        self.seen: Any = None if _compiled is None or feature_set is not MF1 else _compiled.Seen(self)
-        """The same compiled; None where it is not, and for any set but `mf1`."""
+        self.seen: Any = None if _compiled is None else _compiled.Seen(self)
+        """The same compiled; None where it is not."""
 
     def are_outside(self, rows: list[bytes]) -> list[bool]:
         """The same as `outside`, of rows of `ROW`."""
@@ -112,10 +124,8 @@ class Domain:
         undefined = np.isnan(seen)
         beyond = (seen < self.low) | (seen > self.high)
         outside: NDArray[np.bool_] = beyond.any(axis=1) | (self._distances(seen, undefined) > self.most_distance)
-        if undefined.any():
-            outside |= ~np.isin(undefined @ self._bits, self.patterns)
-        elif 0 not in self.patterns:
-            outside[:] = True
+        packed = np.packbits(undefined, axis=1, bitorder="little")
+        outside |= np.array([one.tobytes() not in self._patterns for one in packed], dtype=np.bool_)
         return outside
 
     def distances(self, rows: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -163,7 +173,7 @@ class Watch:
         """The cumulative sum that speaks for each feature's sign being turned; 0 for one without direction."""
         self.is_implausible = False
         """Whether a feature is stuck, or turned, as far as is known."""
-        self._is_signed = np.isin(domain.names, domain.feature_set.signed)
+        self._is_signed = np.isin(domain.names, domain.feature_set.signed) & domain.is_watched
         precision = domain.whitening @ domain.whitening.T
         self._others = np.ascontiguousarray(precision * (1 - np.eye(len(domain.names))))
         self._before = np.full(len(domain.names), np.nan)
@@ -176,11 +186,15 @@ class Watch:
             values: float32[features of the set] in market orientation.
             time_ns: When they were so, by the exchange.
         """
-        if self._next_ns - 10 * LOOK_NS < time_ns < self._next_ns:
+        if not self.is_due(time_ns):
             return self.is_implausible
         self._next_ns = time_ns + LOOK_NS
         self.is_implausible = self._take(values) if self.domain.seen is None else self._take_compiled(values)
         return self.is_implausible
+
+    def is_due(self, time_ns: int) -> bool:
+        """Whether a vector of this time would be looked at."""
+        return not self._next_ns - 10 * LOOK_NS < time_ns < self._next_ns
 
     def _take_compiled(self, values: NDArray[np.float32]) -> bool:
         implausible: bool = self.domain.seen.see(
@@ -191,11 +205,11 @@ class Watch:
     def _take(self, values: NDArray[np.float32]) -> bool:
         domain = self.domain
         seen = values[None, domain.columns].astype(np.float64)
-        scores = domain._normal_scores(seen, np.isnan(seen))[0]
+        scores = np.where(domain.is_watched, domain._normal_scores(seen, np.isnan(seen))[0], 0.0)
         # Undefined is not the same: for that there are the patterns.
-        is_same = seen[0] == self._before
+        is_same = (seen[0] == self._before) & domain.is_watched
         self._before = seen[0]
-        if 2 * is_same.sum() > len(is_same):
+        if 2 * is_same.sum() > domain.is_watched.sum():
             self.same[~is_same] = 0  # the market is quiet: what is looked at again is no further evidence
         else:
             self.same = np.where(is_same, self.same + 1, 0)

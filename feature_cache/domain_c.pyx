@@ -3,12 +3,9 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
-from feature_cache.features import N_FEATURES
-
 cdef enum:
-    MOST = 63  # features that a pattern has bits for
-
-cdef Py_ssize_t ROW_BYTES = 4 * N_FEATURES
+    MOST = 512  # features of a set
+    MOST_WORDS = 8  # of 64 bits
 
 
 cdef class Seen:
@@ -17,9 +14,11 @@ cdef class Seen:
     cdef const Py_ssize_t[::1] columns
     cdef const double[::1] low, high, first, stretch, values, slopes, scores, most_turned
     cdef const double[:, ::1] whitening
-    cdef const long long[::1] patterns, most_same
+    cdef const unsigned long long[:, ::1] patterns
+    cdef const long long[::1] most_same
+    cdef const unsigned char[::1] is_watched
     cdef double most_distance
-    cdef Py_ssize_t count, last
+    cdef Py_ssize_t count, last, watched, words, row_bytes
 
     def __init__(self, domain):
         self.columns, self.low, self.high = domain.columns, domain.low, domain.high
@@ -27,13 +26,15 @@ cdef class Seen:
         self.values, self.slopes, self.scores = domain.table
         self.whitening, self.patterns, self.most_distance = domain.whitening, domain.patterns, domain.most_distance
         self.most_same, self.most_turned = domain.most_same, domain.most_turned
+        self.is_watched, self.watched = domain.is_watched.view("u1"), domain.is_watched.sum()
         self.count, self.last = len(self.columns), len(self.values) - 1
+        self.words, self.row_bytes = (self.count + 63) // 64, domain.feature_set.row_bytes
         if self.count > MOST:
-            raise ValueError(f"{self.count} features are more than a pattern has bits for")
+            raise ValueError(f"{self.count} features are more than there is room for")
 
     def outside(self, list rows):
         """See domain.py."""
-        cdef bytes row, before = None
+        cdef object row, before = None  # `bytes` would refuse `SetRow`
         cdef bint is_outside = False
         cdef list found = []
         for row in rows:
@@ -42,9 +43,9 @@ cdef class Seen:
             found.append(is_outside)
         return found
 
-    cdef const float* floats(self, bytes row) except NULL:
-        if PyBytes_GET_SIZE(row) != ROW_BYTES:
-            raise ValueError(f"{PyBytes_GET_SIZE(row)} bytes are no row")
+    cdef const float* floats(self, row) except NULL:
+        if not isinstance(row, bytes) or PyBytes_GET_SIZE(row) != self.row_bytes:
+            raise ValueError(f"{len(row)} bytes are no row")
         return <const float*> PyBytes_AS_STRING(row)
 
     cdef double score(self, Py_ssize_t j, double value) noexcept:
@@ -66,18 +67,20 @@ cdef class Seen:
             return self.scores[low]
         return self.slopes[low] * (within - self.values[low]) + self.scores[low]
 
-    cdef bint is_outside(self, bytes row) except -1:
+    cdef bint is_outside(self, row) except -1:
         cdef const float* floats = self.floats(row)
         cdef double[MOST] whitened
         cdef double value, score, distance = 0.0
-        cdef long long pattern = 0
+        cdef unsigned long long[MOST_WORDS] pattern
         cdef Py_ssize_t j, k
+        for j in range(self.words):
+            pattern[j] = 0
         for j in range(self.count):
             whitened[j] = 0.0
         for j in range(self.count):
             value = floats[self.columns[j]]
             if value != value:  # undefined
-                pattern |= <long long> 1 << j
+                pattern[j // 64] |= <unsigned long long> 1 << (j % 64)
                 score = 0.0
             elif value < self.low[j] or value > self.high[j]:
                 return True
@@ -89,10 +92,13 @@ cdef class Seen:
             distance += whitened[k] * whitened[k]
         return distance > self.most_distance or not self.is_known(pattern)
 
-    cdef bint is_known(self, long long pattern) noexcept:
-        cdef Py_ssize_t at
-        for at in range(len(self.patterns)):
-            if self.patterns[at] == pattern:
+    cdef bint is_known(self, unsigned long long* pattern) noexcept:
+        cdef Py_ssize_t at, word
+        for at in range(self.patterns.shape[0]):
+            for word in range(self.words):
+                if self.patterns[at, word] != pattern[word]:
+                    break
+            else:
                 return True
         return False
 
@@ -113,16 +119,16 @@ cdef class Seen:
         cdef Py_ssize_t j, k, unchanged = 0
         for j in range(self.count):
             value = floats[self.columns[j]]
-            scores[j] = self.score(j, value) if value == value else 0.0
-            is_same[j] = value == before[j]
+            scores[j] = self.score(j, value) if value == value and self.is_watched[j] else 0.0
+            is_same[j] = value == before[j] and self.is_watched[j]
             unchanged += is_same[j]
             before[j] = value
         for j in range(self.count):
             if not is_same[j]:
                 same[j] = 0
-            elif 2 * unchanged <= self.count:
+            elif 2 * unchanged <= self.watched:
                 same[j] += 1
-        if 2 * unchanged <= self.count:
+        if 2 * unchanged <= self.watched:
             for j in range(self.count):
                 if not is_signed[j]:
                     continue

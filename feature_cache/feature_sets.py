@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,27 @@ class ComputedSet:
 
     feature_set: FeatureSet
     make: Make
+    """Makes a computer that knows nothing but the events that it is shown."""
+    resume: Make | None = None
+    """The same in a worker that takes an instrument over: it may look up what was stored of the instrument's past, so
+    that its values are those of a worker that was never away. None: `make`."""
+
+
+class ImpossibleValuesError(ValueError):
+    """A computer gave what its set's definition excludes; the message names feature and rule."""
+
+
+class Part(NamedTuple):
+    """The features of a set that have one source."""
+
+    source: str
+    """The id of a set, this one's own among them."""
+    places: NDArray[np.intp]
+    """In the set."""
+    in_source: NDArray[np.intp]
+    """The same features in their source."""
+    ages: NDArray[np.float32]
+    """1 for an age, to which that of the source's vector is added; else 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +95,41 @@ class Registered:
     """None for `mf1`, which the engine computes, and for a set whose features all come from elsewhere."""
     origin: str
     """Where it was found, for people."""
+    resume: Make | None = None
+    """See `ComputedSet`."""
     own: tuple[int, ...] = field(init=False)
     """Places of the features that it computes itself."""
+    _places: NDArray[np.intp] = field(init=False, compare=False, repr=False)
+    _lowest: NDArray[np.float32] = field(init=False, compare=False, repr=False)
+    _highest: NDArray[np.float32] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "own", self.feature_set.from_source(""))
+        own = self.feature_set.from_source("")
+        places = np.array(own, dtype=np.intp)
+        object.__setattr__(self, "own", own)
+        object.__setattr__(self, "_places", places)
+        object.__setattr__(self, "_lowest", self.feature_set.lowest[places])
+        object.__setattr__(self, "_highest", self.feature_set.highest[places])
+
+    def row(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A whole row with a computer's values in their places, and NaN where a feature comes from elsewhere.
+
+        Raises:
+            ImpossibleValuesError: They are another number of values, infinite, or outside of their ranges.
+        """
+        own = np.asarray(values, dtype=np.float32)
+        if own.shape != self._places.shape:
+            raise ImpossibleValuesError(f"values() has the shape {own.shape}, not ({len(self.own)},)")
+        wrong = np.isinf(own) | (own < self._lowest) | (own > self._highest)
+        if wrong.any():
+            place = int(np.argmax(wrong))
+            feature = self.feature_set.features[self.own[place]]
+            raise ImpossibleValuesError(
+                f"{feature.name} is {own[place]:g}, not finite and from {feature.lowest:g} to {feature.highest:g}"
+            )
+        row = np.full(len(self.feature_set), np.nan, dtype=np.float32)
+        row[self._places] = own
+        return row
 
 
 class FeatureSets:
@@ -190,12 +241,13 @@ def of_file(path: Path) -> list[Registered]:
 
 def _registered(found: Any, origin: str) -> Registered:
     feature_set = found if isinstance(found, FeatureSet) else getattr(found, "feature_set", None)
-    make = getattr(found, "make", None)
-    if not isinstance(feature_set, FeatureSet) or (make is not None and not callable(make)):
+    make, resume = getattr(found, "make", None), getattr(found, "resume", None)
+    is_sound = all(one is None or callable(one) for one in (make, resume))
+    if not isinstance(feature_set, FeatureSet) or not is_sound:
         raise FeatureSetError(
             f"{origin}: is {found!r:.80}, not a FeatureSet or an object with `feature_set` and `make`"
         )
-    return Registered(feature_set, make, origin)
+    return Registered(feature_set, make, origin, resume)
 
 
 _loaded: dict[Path | None, FeatureSets] = {}
@@ -241,6 +293,31 @@ def by_fingerprint(fingerprint: int) -> FeatureSet | None:
         return MF1
     found = known().by_fingerprint(fingerprint)
     return None if found is None else found.feature_set
+
+
+def by_version(version: str) -> FeatureSet | None:
+    """The set that `FeatureSet.version` names so; None if this process knows another one or none. Raises as `known`."""
+    found = by_id(version.partition("/")[0]) if version else None
+    return found if found is not None and found.version == version else None
+
+
+def parts_of(feature_set: FeatureSet) -> tuple[Part, ...]:
+    """What a vector of a known set is put together of, one for each source that is not the caller."""
+    sources = dict.fromkeys(one.source for one in feature_set.features)
+    return tuple(_part(feature_set, source) for source in sources if source != CALLER)
+
+
+def _part(feature_set: FeatureSet, source: str) -> Part:
+    places = feature_set.from_source(source)
+    origin = feature_set if not source else by_id(source)
+    assert origin is not None, "a set is known only with its sources"
+    names = [feature_set.names[place] for place in places]
+    return Part(
+        origin.id,
+        np.array(places, dtype=np.intp),
+        np.array([origin.index[name] for name in names], dtype=np.intp),
+        np.array([1.0 if feature_set.features[place].is_age else 0.0 for place in places], dtype=np.float32),
+    )
 
 
 def names() -> str:

@@ -60,19 +60,19 @@ class Forecast:
         return cls(float(said["intercept"]), (one, five, thirty), (low, high))
 
     def volatility(self, rows: NDArray[np.float32]) -> NDArray[np.float64]:
-        """float32[n, N_FEATURES] → float64[n]: bps in the next 5 s; NaN where a window is not known."""
+        """float32[n, features of `mf1`] → float64[n]: bps in the next 5 s; NaN where a window is not known."""
         variance = self.intercept + variances(rows) @ np.array(self.weights)
         volatility: NDArray[np.float64] = np.sqrt(WINDOWS[AHEAD] * np.maximum(variance, 0.0))
         return volatility
 
     def regimes(self, rows: NDArray[np.float32]) -> NDArray[np.intp]:
-        """float32[n, N_FEATURES] → intp[n]: index into `REGIMES`; -1 where nothing is forecast."""
+        """float32[n, features of `mf1`] → intp[n]: index into `REGIMES`; -1 where nothing is forecast."""
         return regimes(self.volatility(rows), self.edges)
 
 
 def variances(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """float32[n, N_FEATURES] → float64[n, 3]: the mean variance a second of each window, bps²."""
-    realised = rows[:, [features.INDEX[name] for name in WINDOWS]].astype(np.float64)
+    """float32[n, features of `mf1`] → float64[n, 3]: the mean variance a second of each window, bps²."""
+    realised = rows[:, [features.MF1.index[name] for name in WINDOWS]].astype(np.float64)
     mean: NDArray[np.float64] = realised**2 / np.array(list(WINDOWS.values()))
     return mean
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from pydantic import BaseModel, Secret, SecretStr
 
+from feature_cache.bars import metrics as bars_metrics
 from feature_cache.constants import is_constant
 from feature_cache.metrics import Declaration, Histogram
 from feature_cache.sources import metrics as ingest_metrics
@@ -61,7 +62,9 @@ LABELS: Final = {
     "question": "`lookups`, `watching`, `replays`, `explanations`, `drift`",
     "reader": "`reads`, `models`",
     "reason": "the contract's `ReasonCode` or `Degradation`; for errors, poison records and suspensions, codes of ours",
-    "replica": "`primary`, `secondary`, `challenger`; of several endpoints `primary-1`, `primary-2` …",
+    "model": "`default`, and the names in `PRETRADE_MODELS`",
+    "replica": "`primary`, `secondary`, `challenger`; of several endpoints `primary-1`, `primary-2` …; of another "
+    "model than the default one `NAME/primary`",
     "source": "the contract's `Source`",
     "stage": "the contract's `Stage`",
     "step": "`read`, `written`",
@@ -87,7 +90,8 @@ def metrics_page() -> str:
             "<!-- Made by `make pages` from the files `metrics.py` of server and feature_cache. -->",
             "",
             "Prometheus scrapes `/metrics`: of a decision server at its metrics port (7003; of process *i* of several"
-            " at 7003 + *i*), of the worker at `PRETRADE_WORKER_METRICS_PORT`, of a live feed at `--metrics-port`."
+            " at 7003 + *i*), of the worker at `PRETRADE_WORKER_METRICS_PORT`, of a live feed at `--metrics-port`,"
+            " of the keeper of bars at `PRETRADE_BARS_METRICS_PORT`."
             " Counters begin at 0 with the process.",
             "",
             f"Histograms have buckets up to {edges} ms: a share of answers within one of these budgets is exact."
@@ -108,6 +112,10 @@ def metrics_page() -> str:
             "## Live feed",
             "",
             *_metrics_table(ingest_metrics.METRICS),
+            "",
+            "## Keeper of bars",
+            "",
+            *_metrics_table(bars_metrics.METRICS),
             "",
             "## Labels",
             "",

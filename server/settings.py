@@ -50,7 +50,8 @@ from server.envoy import edges
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.embedded_check import EmbeddedSettings
-from server.inference.endpoints import ReplicaEndpoints
+from server.inference.endpoints import NamedModel, ReplicaEndpoints
+from server.inference.model_map import DEFAULT, RESERVED, ModelName
 from server.inference.oip import ModelDescription, OpenInferenceSettings
 from server.inference.replica import ReplicaSettings
 from server.inference.retry_budget import RetrySettings
@@ -66,6 +67,8 @@ CONFIG_FILE = "PRETRADE_CONFIG_FILE"
 _OTHERS = (
     CONFIG_FILE,
     "PRETRADE_WORKER_",
+    "PRETRADE_TA1_",
+    "PRETRADE_BARS_",
     "PRETRADE_KAFKA_",
     "PRETRADE_LOCAL_",
     "PRETRADE_SECRETS_DIR",
@@ -74,8 +77,8 @@ _OTHERS = (
     "PRETRADE_ADMIN_TARGET",
     SWITCH,
 )
-"""Variables that belong to the feature worker, the embedded stack and the `pretrade` command, and what has all of it
-interpreted."""
+"""Variables that belong to the feature worker, its feature set `ta1`, the keeper of bars, the embedded stack and the
+`pretrade` command, and what has all of it interpreted."""
 
 
 Instrument = Annotated[str, Field(pattern=r"^[A-Z0-9-]+\.[A-Z0-9-]+$", max_length=64)]
@@ -119,6 +122,10 @@ class Settings(BaseSettings):
     admin: AdminSettings = AdminSettings()
     metrics: MetricsSettings = MetricsSettings()
     replicas: ReplicaEndpoints = ReplicaEndpoints()
+    models: Mapping[ModelName, NamedModel] = {}
+    """Models besides the default one, which `replicas` describes; a JSON object by name, whose values are objects of
+    `primary`, `secondary`, `challenger`, `served_as`, `champion_version`, `management`, `tls` and `token_files`, all of
+    them optional. Set it to have several models decide different orders; `pretrade models map` says which."""
     oip: OpenInferenceSettings = OpenInferenceSettings()
     replica: ReplicaSettings = ReplicaSettings()
     batcher: BatcherSettings = BatcherSettings()
@@ -194,10 +201,23 @@ class Settings(BaseSettings):
         if self.budget.reply_reserve_seconds >= self.budget.audit_reserve_seconds:
             raise ValueError("budget: reply_reserve_seconds must be less than audit_reserve_seconds")
         spoken = self.replicas
-        if self.oip.champion is None and {spoken.primary_protocol, spoken.secondary_protocol} != {"torchserve"}:
-            raise ValueError("oip.champion: needed by replicas that speak the Open Inference Protocol")
+        if {spoken.primary_protocol, spoken.secondary_protocol} != {"torchserve"}:
+            if self.oip.champion is None:
+                raise ValueError("oip.champion: needed by replicas that speak the Open Inference Protocol")
+            described = ModelDescription.read(self.oip.champion).version
+            if spoken.champion_version not in (None, described):
+                raise ValueError(
+                    f"replicas.champion_version: {spoken.champion_version}, but oip.champion is {described}"
+                )
         if self.oip.challenger is None and spoken.challenger_protocol != "torchserve":
             raise ValueError("oip.challenger: needed by a challenger that speaks the Open Inference Protocol")
+        for name in self.models:
+            if name in RESERVED:
+                raise ValueError(f"models: {name} is no name for a model; {', '.join(sorted(RESERVED))} are taken")
+            try:
+                self.of_model(name)
+            except ValueError as error:
+                raise ValueError(f"models.{name}: {error}") from None
         check(self.tls, self.tokens, self.access, {"decision": self.grpc.host, "admin": self.admin.host})
         for limit in self.guards.limits:
             if limit.instrument not in (None, *self.instruments):
@@ -217,6 +237,17 @@ class Settings(BaseSettings):
         sources = (init_settings, env_settings, file_secret_settings)
         path = os.environ.get(CONFIG_FILE)
         return sources if path is None else (*sources, TomlConfigSettingsSource(settings_cls, Path(path)))
+
+    def of_model(self, name: str) -> Settings:
+        """The settings of the server as one of its models has them: `replicas` says where that one is served.
+
+        Raises:
+            KeyError: There is no such model.
+            ValueError: Its endpoints do not fit together.
+        """
+        if name == DEFAULT:
+            return self
+        return self.model_copy(update={"replicas": self.models[name].endpoints(name, self.replicas)})
 
     def config_hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the settings, secrets masked; stamped into every packet."""

@@ -8,7 +8,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_cache.features import N_FEATURES
 from torchserve import handler
 from torchserve.dataset import Samples
 from torchserve.fitting import Fitted
@@ -24,7 +23,8 @@ def canned_scores(model: TrainedModel, samples: Samples) -> dict[str, Any]:
     The rows are some of those it was trained on, one of zeros and one without a single value.
     """
     taken = np.linspace(0, len(samples.rows) - 1, _SAMPLED).astype(np.intp)
-    edges = np.array([np.zeros(N_FEATURES), np.full(N_FEATURES, np.nan)], dtype=np.float32)
+    width = len(samples.feature_set)
+    edges = np.array([np.zeros(width), np.full(width, np.nan)], dtype=np.float32)
     rows = np.concatenate([samples.rows[taken], edges]).astype("<f4")
     margin = Fitted(model.weights, model.network, model.rounds).margin()
     return canned(rows, margin, model.slope, model.intercept)

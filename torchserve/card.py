@@ -30,6 +30,8 @@ from torchserve.walk_forward import ALWAYS, CHAMPION, RULES, WalkForward
 
 FILE: Final = "card.md"
 _RELIABILITY, _COVERAGE = "reliability.svg", "coverage.svg"
+_MOST_CORRUPTED: Final = 25
+"""Features, the most important ones: of a hundred it would take minutes, and nobody would read it."""
 _SHOWN: Final = 0.02
 """How closely a precision is to be known."""
 _SAID: Final = {ALWAYS: "always trading", RULES: "the rules", CHAMPION: "the few monotone features"}
@@ -268,8 +270,8 @@ def _regimes(facts: CardFacts, walk: WalkForward) -> Iterable[str]:
     yield (
         "Thirds of the samples by the volatility of the next 5 s, as a block's history forecasts it from the last 1, 5"
         f" and 30 s (HAR-RV). The rank correlation of that forecast with what became of it is"
-        f" {figure(explained(samples, walk.volatility), '.2f')}; `pretrade audit drift` says how the model does in the"
-        " same regimes later."
+        f" {figure(explained(samples.of_mf1, walk.volatility), '.2f')}; `pretrade audit drift` says how the model does"
+        " in the same regimes later."
     )
     yield ""
     rows = []
@@ -389,7 +391,9 @@ def _domain(facts: CardFacts) -> Iterable[str]:
     if described is None:
         yield "It looks at no feature, so there is nothing that it must have seen."
         return
-    domain = Domain(described)
+    domain = Domain(described, facts.samples.feature_set)
+    each = "Each feature" if len(domain.names) <= _MOST_CORRUPTED else f"Each of the {_MOST_CORRUPTED} chief features"
+    corrupted = [name for name in facts.importance if name in domain.names][:_MOST_CORRUPTED]
     split = split_by_time(facts.samples.time_ns, TrainingSettings.model_validate(facts.described["training"]))
     measured = facts.samples.take(split.test)
     alarms = false_alarms(domain, measured)
@@ -411,7 +415,7 @@ def _domain(facts: CardFacts) -> Iterable[str]:
         )
         yield ""
     yield (
-        "Each feature of those samples was corrupted, from the first one on. *Alone* is the share of the changed"
+        f"{each} of those samples was corrupted, from the first one on. *Alone* is the share of the changed"
         " vectors that is refused by itself, *in all* the share of vectors from then on, and *after* how long it took"
         " in the slower instrument."
     )
@@ -426,7 +430,7 @@ def _domain(facts: CardFacts) -> Iterable[str]:
                 f"{one.watched:.3f}",
                 "never" if one.seconds is None else f"{one.seconds:.1f} s",
             ]
-            for one in caught(domain, measured)
+            for one in caught(domain, measured, corrupted)
         ),
     )
 

@@ -21,12 +21,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_cache import features
 from feature_cache.engine.book import EventError
-from feature_cache.engine.engine import FeatureEngine
+from feature_cache.feature_set import CALLER, FeatureSet
+from feature_cache.features import MF1
 from feature_cache.store.codec import FeatureSnapshot
 from pretrade.market.v1 import market_pb2 as pb
 from torchserve.label import TICK_NS, Label
+from torchserve.vectors import Known
 
 STEP_NS: Final = 200_000_000
 """Between two decision instants of one instrument."""
@@ -39,17 +40,27 @@ _TICKS: Final = STEP_NS // TICK_NS
 """Looks at the market from one instant to the next."""
 _SILENCE_NS: Final = 10_000_000_000
 """Longer than a book stays fresh after the horizon of the last instant before it."""
-_BOOK_AGE, _TRADE_AGE = features.INDEX["book_age_ms"], features.INDEX["trade_age_ms"]
-_SPREAD = features.INDEX["spread_bps"]
+_BOOK_AGE, _TRADE_AGE = MF1.index["book_age_ms"], MF1.index["trade_age_ms"]
+_SPREAD = MF1.index["spread_bps"]
 _SIMULATED: Final = "simulated"
 """How the source of a simulation begins."""
 
-_Side = tuple[bool, NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]
-"""Whether it is the sells, rows, side-signed markouts in bps, and times."""
+_Side = tuple[bool, NDArray[np.float32], NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]
+"""Whether it is the sells, rows, those of `mf1`, side-signed markouts in bps, and times."""
 
 
 class SamplesError(ValueError):
     """The samples cannot make a model; the message says why."""
+
+
+def check_recordable(feature_set: FeatureSet) -> None:
+    """Raises SamplesError where a feature of the set comes from callers: no market data have it."""
+    if brought := feature_set.from_source(CALLER):
+        names = ", ".join(feature_set.names[place] for place in brought)
+        raise SamplesError(
+            f"{feature_set.version}: no recording has {names}, which callers bring. `pretrade dataset features` adds"
+            " the other features to orders of yours: train on those elsewhere, then `pretrade models add`"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +68,7 @@ class Samples:
     """Decision instants in time order."""
 
     rows: NDArray[np.float32]
-    """float32[n, N_FEATURES], turned for the side, NaN where undefined."""
+    """float32[n, features of the set], turned for the side, NaN where undefined."""
     eligible: NDArray[np.bool_]
     """bool[n], the label."""
     markout_bps: NDArray[np.float64]
@@ -75,6 +86,20 @@ class Samples:
     """Hash of what they came from: of a recording's files, or of a simulation's arguments and code."""
     label: Label = field(default_factory=Label)
     """What `eligible` and `markout_bps` are."""
+    feature_set: FeatureSet = MF1
+    """Of the rows."""
+    beside: NDArray[np.float32] | None = None
+    """float32[n, features of `mf1`] at the same instants, turned likewise: what rules and baselines look at. None where
+    the rows are of `mf1`, or where nobody knows."""
+
+    @property
+    def of_mf1(self) -> Samples:
+        """The same samples with rows of `mf1`."""
+        if self.feature_set == MF1:
+            return self
+        if self.beside is None:
+            raise SamplesError(f"the samples of {self.feature_set.version} have no vectors of {MF1.id} beside them")
+        return replace(self, rows=self.beside, feature_set=MF1, beside=None)
 
     @property
     def is_simulated(self) -> bool:
@@ -88,19 +113,24 @@ class Samples:
 
     def take(self, index: NDArray[np.intp]) -> Samples:
         """These samples alone, in this order."""
-        columns = ("rows", "eligible", "markout_bps", "time_ns", "sell", "instrument")
+        columns = ["rows", "eligible", "markout_bps", "time_ns", "sell", "instrument"]
+        columns += [] if self.beside is None else ["beside"]
         return replace(self, **{name: getattr(self, name)[index] for name in columns})
 
     def sha256(self) -> str:
         """Hash of everything a model can learn from these samples."""
         digest = hashlib.sha256()
-        for array in (self.rows, self.eligible, self.time_ns):
+        for array in (self.rows, self.eligible, self.time_ns, *([] if self.beside is None else [self.beside])):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
 
 def collect(
-    events: Iterable[pb.MarketEvent], source: str, source_sha256: str = "", label: Label | None = None
+    events: Iterable[pb.MarketEvent],
+    source: str,
+    source_sha256: str = "",
+    label: Label | None = None,
+    feature_set: FeatureSet = MF1,
 ) -> Samples:
     """Replays a session through the feature engine and labels both sides of every decision instant.
 
@@ -109,11 +139,12 @@ def collect(
         source: See `Samples.source`.
         source_sha256: See `Samples.source_sha256`.
         label: What is to be learnt.
+        feature_set: See `Market`.
 
     Returns:
         Samples of all instruments; none when the session is shorter than the label looks ahead.
     """
-    return Market(events, source, source_sha256).samples(label or Label())
+    return Market(events, source, source_sha256, feature_set).samples(label or Label())
 
 
 class Market:
@@ -123,15 +154,27 @@ class Market:
         events: See `collect`.
         source: See `Samples.source`.
         source_sha256: See `Samples.source_sha256`.
+        feature_set: Of the samples' rows.
+
+    Raises:
+        SamplesError: The set cannot be had from market data.
+        FeatureSetError: A computer of it fails.
     """
 
-    def __init__(self, events: Iterable[pb.MarketEvent], source: str, source_sha256: str = "") -> None:
-        self._source, self._source_sha256 = source, source_sha256
+    def __init__(
+        self,
+        events: Iterable[pb.MarketEvent],
+        source: str,
+        source_sha256: str = "",
+        feature_set: FeatureSet = MF1,
+    ) -> None:
+        check_recordable(feature_set)
+        self._source, self._source_sha256, self._feature_set = source, source_sha256, feature_set
         self._instruments: dict[str, _Instants] = {}
         for event in events:
             instants = self._instruments.get(event.instrument)
             if instants is None:
-                instants = self._instruments[event.instrument] = _Instants(event.instrument)
+                instants = self._instruments[event.instrument] = _Instants(event.instrument, feature_set)
             instants.on_event(event)
 
     @classmethod
@@ -146,8 +189,9 @@ class Market:
         """The decision instants that have this label, and what it is."""
         names = tuple(sorted(self._instruments))
         sides = [(i, *side) for i, name in enumerate(names) for side in self._instruments[name].sides(label)]
-        empty = (0, False, np.empty((0, features.N_FEATURES), np.float32), np.empty(0), np.empty(0, np.int64))
-        instrument, sell, rows, markout, time = zip(empty, *sides, strict=True)
+        nothing = (np.empty((0, len(one)), np.float32) for one in (self._feature_set, MF1))
+        empty = (0, False, *nothing, np.empty(0), np.empty(0, np.int64))
+        instrument, sell, rows, beside, markout, time = zip(empty, *sides, strict=True)
         lengths = [len(part) for part in time]
         samples = Samples(
             rows=np.concatenate(rows),
@@ -160,6 +204,8 @@ class Market:
             source=self._source,
             source_sha256=self._source_sha256,
             label=label,
+            feature_set=self._feature_set,
+            beside=None if self._feature_set == MF1 else np.concatenate(beside),
         )
         # At one instant by instrument, the buy before the sell.
         return samples.take(np.argsort(samples.time_ns, kind="stable"))
@@ -168,14 +214,18 @@ class Market:
 class _Grid:
     """Decision instants without a hole, all after a time: what was known at each, and at the looks in between."""
 
-    def __init__(self, after_ns: int) -> None:
+    def __init__(self, after_ns: int, feature_set: FeatureSet) -> None:
         self.first = self.next_ns = (after_ns // STEP_NS + 1) * STEP_NS
+        self._feature_set = feature_set
+        self._ages = list(feature_set.ages)
         self._values: list[NDArray[np.float32]] = []
+        self._others: list[NDArray[np.float32]] = []
+        """Vectors of the set, where it is not `mf1`."""
         self._mids: list[float] = []
         self._spreads: list[float] = []
 
-    def reach(self, now_ns: int, known: FeatureSnapshot) -> None:
-        """Adds the looks up to this time, at which this was known."""
+    def reach(self, now_ns: int, known: FeatureSnapshot, of_set: FeatureSnapshot) -> None:
+        """Adds the looks up to this time, at which this was known: a vector of `mf1`, and one of the set."""
         while self.next_ns <= now_ns:
             older_ms = np.float32((self.next_ns - known.event_time_ns) / 1e6)
             is_fresh = known.values[_BOOK_AGE] + older_ms <= MAX_LABEL_BOOK_AGE_MS
@@ -183,6 +233,10 @@ class _Grid:
                 values = known.values.copy()
                 values[[_BOOK_AGE, _TRADE_AGE]] += older_ms
                 self._values.append(values)
+                if of_set is not known:
+                    aged = of_set.values.copy()
+                    aged[self._ages] += older_ms
+                    self._others.append(aged)
             self._mids.append(known.mid if is_fresh else math.nan)
             self._spreads.append(float(known.values[_SPREAD]))
             self.next_ns += TICK_NS
@@ -197,26 +251,30 @@ class _Grid:
         half_spread = np.array(self._spreads)[reached] / 2e4 if label.price == "touch" else np.zeros(len(reached))
         known = np.isfinite(later) & np.isfinite(mids[reached]) & np.isfinite(half_spread)
         usable = np.flatnonzero(known & (rows[:, _BOOK_AGE] <= MAX_BOOK_AGE_MS))
-        rows, time = rows[usable], self.first + usable.astype(np.int64) * STEP_NS
-        for side, turned in ((1, rows), (-1, features.MF1.for_sell(rows))):
+        own, time = rows[usable], self.first + usable.astype(np.int64) * STEP_NS
+        rows = np.array(self._others)[: len(reached)][usable] if self._others else own
+        for side in (1, -1):
             price = mids[reached] * (1 + side * half_spread)
-            yield side < 0, turned, side * 1e4 * (later / price - 1)[usable], time
+            turned = (rows, own) if side > 0 else (self._feature_set.for_sell(rows), MF1.for_sell(own))
+            yield side < 0, *turned, side * 1e4 * (later / price - 1)[usable], time
 
 
 class _Instants:
     """The decision instants of one instrument, on as many grids as its time has pieces."""
 
-    def __init__(self, instrument: str) -> None:
-        self._engine = FeatureEngine(instrument)
+    def __init__(self, instrument: str, feature_set: FeatureSet) -> None:
+        self._market = Known(instrument, feature_set)
+        self._engine = self._market.engine
+        self._feature_set = feature_set
         self._grids: list[_Grid] = []
 
     def on_event(self, event: pb.MarketEvent) -> None:
         grid = self._grids[-1] if self._grids else None
         # Before the event is taken in: at the instant it had not been received yet.
-        known = self._engine.snapshot() if grid is not None and event.event_time_ns >= grid.next_ns else None
+        known = self._market.beside() if grid is not None and event.event_time_ns >= grid.next_ns else None
         restarts = self._engine.time_restarts
         try:
-            self._engine.on_event(event)
+            self._market.on_event(event)
         except EventError:
             # Nor does the worker take it in. What it means for the book the next event tells.
             return
@@ -224,12 +282,12 @@ class _Instants:
             # An event from the future counts at a bound, and a stale one moves no time.
             now_ns = min(event.event_time_ns, self._engine.time_ns)
             if now_ns - grid.next_ns <= _SILENCE_NS:
-                grid.reach(now_ns, known)
+                grid.reach(now_ns, *known)
             else:
-                grid.reach(grid.next_ns + _SILENCE_NS, known)
-                self._grids.append(_Grid(now_ns))
+                grid.reach(grid.next_ns + _SILENCE_NS, *known)
+                self._grids.append(_Grid(now_ns, self._feature_set))
         elif grid is None or self._engine.time_restarts > restarts:
-            self._grids.append(_Grid(self._engine.time_ns))
+            self._grids.append(_Grid(self._engine.time_ns, self._feature_set))
 
     def sides(self, label: Label) -> Iterator[_Side]:
         """As those of the grids, one after the other."""

@@ -9,7 +9,7 @@ A card shows what the bounds catch: features of later samples that are corrupted
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Final
@@ -18,8 +18,8 @@ import numpy as np
 import xgboost
 from numpy.typing import NDArray
 
-from feature_cache import features
-from feature_cache.domain import Domain, Watch
+from feature_cache.domain import LOOK_NS, Domain, Watch
+from feature_cache.feature_set import Feature, FeatureSet
 from torchserve.dataset import Samples
 from torchserve.fitting import Fitted
 
@@ -39,39 +39,45 @@ _LEAST_TURNED: Final = 40.0
 _DIGITS: Final = 9
 """Of what is written: the last bits of a sum are no part of a model."""
 _SEED: Final = 1
+_LOOK_SECONDS: Final = LOOK_NS / 1e9
 CORRUPTIONS: Final = ("frozen", "sign turned", "times 1000", "undefined")
 """What a card does to a feature: it keeps a value that it had, changes sign, is scaled, is NaN."""
 
 
-def read_by(fitted: Fitted) -> list[str]:
+def read_by(fitted: Fitted, feature_set: FeatureSet) -> list[str]:
     """Names of the features that can change a model's score: all of a network, those of any split of trees."""
     if fitted.network is not None:
-        return list(features.NAMES)
+        return list(feature_set.names)
     booster = xgboost.Booster()
     booster.load_model(bytearray(fitted.weights))
     split = booster.get_score(importance_type="weight")
-    return [name for number, name in enumerate(features.NAMES) if f"f{number}" in split]
+    return [name for number, name in enumerate(feature_set.names) if f"f{number}" in split]
 
 
-def domain_of(fitted: Fitted, train: Samples, later: Samples) -> dict[str, Any] | None:
+def domain_of(
+    fitted: Fitted, train: Samples, later: Samples, step_seconds: float = _LOOK_SECONDS
+) -> dict[str, Any] | None:
     """What a model has seen, for its metadata; None for one that looks at nothing.
 
     Args:
         fitted: The model.
         train: What fitted it.
         later: What came after that, but nothing that measures it.
+        step_seconds: From one sample to the next of an instrument and a side. What is longer than a look stands for as
+            many looks.
     """
-    names = read_by(fitted)
+    feature_set = train.feature_set
+    names = read_by(fitted, feature_set)
     if not names:
         return None
-    columns = [features.INDEX[name] for name in names]
+    columns = [feature_set.index[name] for name in names]
     known = train.rows[:, columns].astype(np.float64)
     both = np.concatenate([known, later.rows[:, columns].astype(np.float64)])
     tables = [_normal_scores(known[:, j]) for j in range(len(names))]
     described = {
         "features": names,
-        "patterns": np.unique(np.isnan(both) @ (1 << np.arange(len(names)))).tolist(),
-        **_ranges(names, both),
+        "patterns": _patterns(np.isnan(both)),
+        **_ranges([feature_set.features[column] for column in columns], both),
         "values": [values for values, _ in tables],
         "scores": [scores for _, scores in tables],
         "whitening": np.eye(len(names)).tolist(),
@@ -79,12 +85,22 @@ def domain_of(fitted: Fitted, train: Samples, later: Samples) -> dict[str, Any] 
         "most_same": [0] * len(names),
         "most_turned": [0.0] * len(names),
     }
-    described["whitening"] = _whitening(Domain(described), train.rows)
-    described["distance"] = _rounded(_DISTANCE_MARGIN * float(Domain(described).distances(later.rows).max()))
-    same, turned = _longest(Domain({**described, "most_turned": [np.inf] * len(names)}), (train, later))
+    described["whitening"] = _whitening(Domain(described, feature_set), train.rows)
+    distances = Domain(described, feature_set).distances(later.rows)
+    described["distance"] = _rounded(_DISTANCE_MARGIN * float(distances.max()))
+    same, turned = _longest(Domain({**described, "most_turned": [np.inf] * len(names)}, feature_set), (train, later))
+    if step_seconds > _LOOK_SECONDS:
+        looks = step_seconds / _LOOK_SECONDS
+        same, turned = (same + 1) * looks, turned * looks
     described["most_same"] = np.maximum(_LEAST_SAME, np.ceil(_WATCH_MARGIN * same)).astype(int).tolist()
     described["most_turned"] = [_rounded(one) for one in np.maximum(_LEAST_TURNED, _WATCH_MARGIN * turned)]
     return described
+
+
+def _patterns(undefined: NDArray[np.bool_]) -> list[int]:
+    """Which features were undefined together: for each pattern a number with a bit for each feature."""
+    packed = np.unique(np.packbits(undefined, axis=1, bitorder="little"), axis=0)
+    return sorted(int.from_bytes(one.tobytes(), "little") for one in packed)
 
 
 def _normal_scores(values: NDArray[np.float64]) -> tuple[list[float], list[float]]:
@@ -98,11 +114,10 @@ def _normal_scores(values: NDArray[np.float64]) -> tuple[list[float], list[float
     return quantiles.tolist(), [_rounded(one) for one in means]
 
 
-def _ranges(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, list[float]]:
+def _ranges(features: Sequence[Feature], values: NDArray[np.float64]) -> dict[str, list[float]]:
     """The lowest and the highest value of each feature, within what its definition leaves possible."""
     low, high = [], []
-    for name, column in zip(names, values.T, strict=True):
-        feature = features.MF1.features[features.MF1.index[name]]
+    for feature, column in zip(features, values.T, strict=True):
         defined = column[~np.isnan(column)]
         middle, first, last = np.quantile(defined, (0.5, *_ENDS)) if len(defined) else (0.0, 0.0, 0.0)
         low.append(_rounded(max(feature.lowest, float(middle - _FAR * (middle - first)))))
@@ -176,12 +191,12 @@ def false_alarms(domain: Domain, samples: Samples) -> Alarms:
     return Alarms(float(domain.outside(samples.rows).mean()), _share(refused))
 
 
-def caught(domain: Domain, samples: Samples) -> list[Caught]:
-    """What of some samples is refused when a feature is corrupted from their beginning on; each in turn."""
+def caught(domain: Domain, samples: Samples, looked_at: Container[str]) -> list[Caught]:
+    """What of some samples is refused when one of these features is corrupted from their beginning on; each in turn."""
     random = np.random.default_rng(_SEED)
     found = []
     for name, column in zip(domain.names, domain.columns.tolist(), strict=True):
-        for corruption in CORRUPTIONS:
+        for corruption in CORRUPTIONS if name in looked_at else ():
             at_once, watched, seconds = [], [], []
             for buys in series_of(samples):
                 rows, time_ns = samples.rows[buys], samples.time_ns[buys]

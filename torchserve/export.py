@@ -19,7 +19,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from feature_cache import features, har
+from feature_cache import har
 from torchserve import handler
 from torchserve.canned import canned_scores
 from torchserve.dataset import Samples
@@ -56,9 +56,9 @@ def metadata_of(model: TrainedModel, samples: Samples, settings: TrainingSetting
     return {
         "name": model.name,
         "kind": model.kind,
-        "feature_set": features.MF1.id,
-        "feature_set_fingerprint": features.MF1.fingerprint,
-        "feature_names": list(features.NAMES),
+        "feature_set": samples.feature_set.id,
+        "feature_set_fingerprint": samples.feature_set.fingerprint,
+        "feature_names": list(samples.feature_set.names),
         "label": samples.label.described,
         "threshold": model.threshold,
         "target_precision": model.target_precision,

@@ -123,7 +123,7 @@ class Labelled:
 
 def fit_monotone(train: Labelled, stopping: Labelled, settings: MonotoneSettings, *, trees: int, seed: int) -> Fitted:
     """As `fit_xgboost`, on a few features, each in its direction. The rows that it scores hold all features."""
-    seen = [features.INDEX[name] for name in settings.directions]
+    seen = [features.MF1.index[name] for name in settings.directions]
 
     def alone(part: Labelled) -> Labelled:
         # No tree asks for a feature that is never defined.
@@ -131,7 +131,7 @@ def fit_monotone(train: Labelled, stopping: Labelled, settings: MonotoneSettings
         rows[:, seen] = part.rows[:, seen]
         return Labelled(rows, part.eligible)
 
-    directions = [settings.directions.get(name, 0) for name in features.NAMES]
+    directions = [settings.directions.get(name, 0) for name in features.MF1.names]
     return fit_xgboost(alone(train), alone(stopping), settings, trees=trees, seed=seed, directions=directions)
 
 
@@ -217,7 +217,7 @@ def fit_network(train: Labelled, stopping: Labelled, settings: NetworkSettings, 
 
 def fit_logistic(train: Labelled, names: Sequence[str]) -> MarginFunction:
     """Logistic regression on some features, standardised as for the network."""
-    seen = [features.INDEX[name] for name in names]
+    seen = [features.MF1.index[name] for name in names]
     inputs_of = _standardising(train.rows[:, seen])
 
     def inputs(rows: NDArray[np.float32]) -> NDArray[np.float64]:

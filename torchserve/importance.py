@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from feature_cache import features
 from torchserve.handler import MarginFunction, torch_margin
 
 SHAP: Final = "mean absolute SHAP value, in log odds (TreeSHAP of XGBoost)"
@@ -24,17 +23,19 @@ def importance_of(
     Args:
         described: A model's metadata.
         weights: Its weights.
-        rows: float32[n, N_FEATURES], samples that it was not fitted on.
+        rows: float32[n, n_features], samples that it was not fitted on.
         eligible: bool[n], their labels, both of which occur.
     """
+    names = described["feature_names"]
     if described["network"] is None:
-        return shap_importance(weights, rows), SHAP
+        return _ranked(names, shap_importance(weights, rows)), SHAP
     margin = torch_margin(weights, described["network"])
-    return permutation_importance(margin, rows, eligible, described["training"]["seed"]), PERMUTATION
+    seed = described["training"]["seed"]
+    return _ranked(names, permutation_importance(margin, rows, eligible, seed)), PERMUTATION
 
 
-def shap_importance(weights: bytes, rows: NDArray[np.float32]) -> dict[str, float]:
-    """Feature → mean absolute contribution to the margin of a boosted tree ensemble, the largest first.
+def shap_importance(weights: bytes, rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """float64[n_features]: mean absolute contribution to the margin of a boosted tree ensemble.
 
     Source: Lundberg et al., From local explanations to global understanding with explainable AI for trees (2020).
     """
@@ -42,13 +43,14 @@ def shap_importance(weights: bytes, rows: NDArray[np.float32]) -> dict[str, floa
 
     booster = xgboost.Booster({"nthread": 1}, model_file=bytearray(weights))
     contributions = booster.predict(xgboost.DMatrix(rows, nthread=1), pred_contribs=True)
-    return _ranked(np.abs(contributions[:, :-1]).mean(axis=0, dtype=np.float64))
+    found: NDArray[np.float64] = np.abs(contributions[:, :-1]).mean(axis=0, dtype=np.float64)
+    return found
 
 
 def permutation_importance(
     margin: MarginFunction, rows: NDArray[np.float32], eligible: NDArray[np.bool_], seed: int
-) -> dict[str, float]:
-    """Feature → how much AUC is lost without it, the largest first; both labels must occur.
+) -> NDArray[np.float64]:
+    """float64[n_features]: how much AUC is lost without each; both labels must occur.
 
     Source: L. Breiman, Random Forests (2001).
     """
@@ -59,9 +61,10 @@ def permutation_importance(
         shuffled = rows.copy()
         random.shuffle(shuffled[:, column])
         lost[column] = whole - roc_auc_score(eligible, margin(shuffled))
-    return _ranked(lost)
+    return lost
 
 
-def _ranked(values: NDArray[Any]) -> dict[str, float]:
+def _ranked(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, float]:
+    """By feature, the largest first."""
     order = np.argsort(-values, kind="stable")
-    return {features.NAMES[i]: float(values[i]) for i in order}
+    return {names[i]: float(values[i]) for i in order}

@@ -65,7 +65,7 @@ def study(
     Raises:
         SamplesError: Too short a time span, or a part of it in which every label is the same.
     """
-    known = {label: market.samples(label) for label in labels}
+    known = {label: market.samples(label).of_mf1 for label in labels}
     # All on the same span, so that the blocks of one label are those of any other.
     end = min((int(samples.time_ns.max()) for samples in known.values() if len(samples.rows)), default=0)
     by_delay: dict[float, list[list[_Block]]] = defaultdict(list)

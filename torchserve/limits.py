@@ -103,7 +103,7 @@ def limits_report(
         samples=len(scores),
         ineligible=int((~block.eligible).sum()),
         counts=tuple(int(count) for count in counts),  # type: ignore[arg-type]
-        alarms=Alarms(0.0, 0.0) if described is None else false_alarms(Domain(described), block),
+        alarms=Alarms(0.0, 0.0) if described is None else false_alarms(Domain(described, samples.feature_set), block),
     )
 
 

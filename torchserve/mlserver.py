@@ -6,6 +6,9 @@ Writes the folder that MLServer serves (`mlserver start DIRECTORY`)::
     model-settings.json   what MLServer needs to know
     champion.json         the description that the decision server needs, see `PRETRADE_OIP__CHAMPION`
 
+Further versions go into folders of their own beside it, for example `DIRECTORY/VERSION`: MLServer finds them when the
+model is loaded again, and serves all of them.
+
 The calibration is folded into the trees: every leaf is multiplied by the slope, and the intercept is added to the base
 score. Such a server therefore predicts the score itself, except for float32 rounding (less than 1e-6).
 """
@@ -37,18 +40,9 @@ def write_folder(archive: Path, directory: Path) -> str:
         OSError, zipfile.BadZipFile: The archive cannot be read.
         ValueError: Its model is not made of trees, or its calibration cannot be folded into them.
     """
-    with zipfile.ZipFile(archive) as archived:
-        manifest = json.loads(archived.read("MAR-INF/MANIFEST.json"))["model"]
-        metadata = json.loads(archived.read(handler.METADATA_FILE))
-        weights = archived.read(handler.WEIGHTS_FILE)
-    name, version = manifest["modelName"], manifest["modelVersion"]
-    if handler.runtime_of(metadata) != "xgboost":
-        raise ValueError(f"{name} is a {metadata['kind']} model: only boosted trees can be served by XGBoost")
-    calibration = metadata["calibration"]
-    if set(calibration) != {"slope", "intercept"}:
-        raise ValueError(f"{name} is not calibrated by a slope and an intercept: trees cannot hold its calibration")
+    name, version, trees, metadata = plain_trees(archive)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "model.json").write_text(json.dumps(calibrated_trees(weights, **calibration)))
+    (directory / "model.json").write_text(json.dumps(trees))
     settings = {
         "name": name,
         "implementation": "mlserver_xgboost.XGBoostModel",
@@ -56,7 +50,27 @@ def write_folder(archive: Path, directory: Path) -> str:
     }
     (directory / "model-settings.json").write_text(json.dumps(settings, indent=2) + "\n")
     (directory / f"{name}.json").write_text(json.dumps({"version": version, **metadata}, indent=2) + "\n")
-    return str(name)
+    return name
+
+
+def plain_trees(archive: Path) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+    """Name and version of an archive's model, the model in XGBoost's JSON, calibrated, and what the archive says of it.
+
+    Raises:
+        OSError, zipfile.BadZipFile: The archive cannot be read.
+        ValueError: Its model is not made of trees, or its calibration cannot be folded into them.
+    """
+    with zipfile.ZipFile(archive) as archived:
+        manifest = json.loads(archived.read("MAR-INF/MANIFEST.json"))["model"]
+        metadata = json.loads(archived.read(handler.METADATA_FILE))
+        weights = archived.read(handler.WEIGHTS_FILE)
+    name = str(manifest["modelName"])
+    if handler.runtime_of(metadata) != "xgboost":
+        raise ValueError(f"{name} is a {metadata['kind']} model: only boosted trees can be served by XGBoost")
+    calibration = metadata["calibration"]
+    if set(calibration) != {"slope", "intercept"}:
+        raise ValueError(f"{name} is not calibrated by a slope and an intercept: trees cannot hold its calibration")
+    return name, str(manifest["modelVersion"]), calibrated_trees(weights, **calibration), metadata
 
 
 def calibrated_trees(weights: bytes, slope: float, intercept: float) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_cache import features
 from torchserve.dataset import STEP_NS, Samples
 
 BINS: Final = 10
@@ -89,7 +88,7 @@ def reference_histograms(
     fitted: Samples, calibration: Samples, scores: NDArray[np.float32]
 ) -> dict[str, ReferenceHistogram]:
     """Of every feature, by name, on the samples that fitted the model, and of its scores where it was calibrated."""
-    histograms = {name: reference_histogram(fitted.rows[:, i], fitted) for name, i in features.INDEX.items()}
+    histograms = {name: reference_histogram(fitted.rows[:, i], fitted) for name, i in fitted.feature_set.index.items()}
     return {**histograms, SCORE: reference_histogram(scores, calibration)}
 
 

@@ -10,17 +10,23 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from feature_cache import features
+from feature_cache import feature_sets
+from feature_cache.feature_set import FeatureSet
+from feature_cache.features import MF1
 from feature_cache.sources import simulator
 from feature_cache.sources.session import read_session, session_files
 from pretrade.market.v1 import market_pb2 as pb
 from torchserve.dataset import STEP_NS, Market, Samples, SamplesError
 from torchserve.label import Label
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUFFIX: Final = ".parquet"
 SIMULATED_SECONDS: Final = 3_600.0
@@ -31,6 +37,8 @@ _WORTH_A_PROCESS: Final = 300.0
 """Simulated seconds that take longer than the start of a process."""
 _EVENTS_PER_REPORT: Final = 20_000
 _METADATA_KEY: Final = b"pretrade"
+_BESIDE: Final = "mf1."
+"""How the columns of `mf1` beside another set's begin."""
 
 Report = Callable[[str], None]
 
@@ -41,6 +49,7 @@ def load_samples(
     seed: int = 1,
     simulated_seconds: float = SIMULATED_SECONDS,
     label: Label | None = None,
+    feature_set: FeatureSet | None = None,
     report: Report = lambda _: None,
 ) -> Samples:
     """Samples of a dataset file, of recordings, or of the simulator.
@@ -50,6 +59,7 @@ def load_samples(
         seed: Of the simulation.
         simulated_seconds: Its length.
         label: What is to be learnt; None for the default, or for what a dataset file has.
+        feature_set: Of the rows; None for `mf1`, or for that of a dataset file.
         report: Called with what is being done.
 
     Raises:
@@ -60,8 +70,13 @@ def load_samples(
         samples = read_dataset(data[0])
         if label not in (None, samples.label):
             raise SamplesError(f"{data[0]} holds another label, {samples.label.text}: build it again")
+        if feature_set not in (None, samples.feature_set):
+            raise SamplesError(f"{data[0]} holds features of {samples.feature_set.version}, not {feature_set.version}")
         return samples
-    return load_market(data, seed=seed, simulated_seconds=simulated_seconds, report=report).samples(label or Label())
+    market = load_market(
+        data, seed=seed, simulated_seconds=simulated_seconds, feature_set=feature_set or MF1, report=report
+    )
+    return market.samples(label or Label())
 
 
 def load_market(
@@ -69,6 +84,7 @@ def load_market(
     *,
     seed: int = 1,
     simulated_seconds: float = SIMULATED_SECONDS,
+    feature_set: FeatureSet = MF1,
     report: Report = lambda _: None,
 ) -> Market:
     """Recordings, or a simulation, ready for any label.
@@ -78,20 +94,57 @@ def load_market(
             simulation.
         seed: Of the simulation.
         simulated_seconds: Its length.
+        feature_set: Of the samples' rows.
         report: Called with what is being done.
 
     Raises:
         feature_cache.sources.session.SessionError: A recording cannot be read.
+        SamplesError: The set cannot be had from market data.
     """
     if data:
         files = session_files(data)
         source = "recorded: " + ", ".join(path.name for path in files)
-        return Market(counted(read_session(files), report), source, sha256_of(files))
+        return Market(counted(read_session(files), report), source, sha256_of(files), feature_set)
     source = f"simulated, {simulated_seconds:.0f} s, seed {seed}"
     simulation = Path(simulator.__file__)
     code = sha256_of([simulation, *sorted(simulation.with_name("simulated").glob("*.py"))])
     origin = hashlib.sha256(f"{source} {code}".encode()).hexdigest()
+    if feature_set != MF1:  # its computers may look at each other's instruments
+        events = simulator.simulate(seed, duration_seconds=simulated_seconds)
+        return Market(counted(events, report), source, origin, feature_set)
     return Market.joined(_simulated(seed, simulated_seconds, report), source, origin)
+
+
+def load_events(
+    data: list[Path],
+    only: set[str],
+    feature_set: FeatureSet = MF1,
+    *,
+    seed: int = 1,
+    simulated_seconds: float = SIMULATED_SECONDS,
+    report: Report = lambda _: None,
+) -> Iterator[pb.MarketEvent]:
+    """Events of some instruments from recordings, or from the simulated session that `load_market` takes instead.
+
+    Args:
+        data: See `load_market`.
+        only: The instruments.
+        feature_set: What they are for: computers of other sets than `mf1` may look at any instrument, so these get all.
+        seed: Of the simulation.
+        simulated_seconds: Its length.
+        report: Called with what is being done.
+
+    Raises:
+        feature_cache.sources.session.SessionError: A recording cannot be read.
+        SamplesError: The simulator knows no such instrument.
+    """
+    if data:
+        return counted(read_session(session_files(data), only if feature_set == MF1 else None), report)
+    simulated = only if feature_set == MF1 else only | set(simulator.INSTRUMENTS)
+    try:
+        return counted(simulator.simulate(seed, sorted(simulated), duration_seconds=simulated_seconds), report)
+    except ValueError as error:
+        raise SamplesError(f"without recordings the market is simulated: {error}") from error
 
 
 def _simulated(seed: int, seconds: float, report: Report) -> list[Market]:
@@ -124,8 +177,8 @@ def write_dataset(samples: Samples, path: Path) -> None:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     described = {
-        "feature_set": features.MF1.id,
-        "feature_set_fingerprint": features.MF1.fingerprint,
+        "feature_set": samples.feature_set.id,
+        "feature_set_fingerprint": samples.feature_set.fingerprint,
         "label": samples.label.model_dump(),
         "step_ns": STEP_NS,
         "source": samples.source,
@@ -141,8 +194,10 @@ def write_dataset(samples: Samples, path: Path) -> None:
         "eligible": pa.array(samples.eligible),
         "markout_bps": pa.array(samples.markout_bps),
         # NaN stays NaN and does not become null: a model is fed what it was trained on.
-        **{name: pa.array(samples.rows[:, i]) for i, name in enumerate(features.NAMES)},
+        **{name: pa.array(samples.rows[:, i]) for i, name in enumerate(samples.feature_set.names)},
     }
+    if samples.beside is not None:
+        columns |= {_BESIDE + name: pa.array(samples.beside[:, i]) for i, name in enumerate(MF1.names)}
     table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(described, sort_keys=True).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -164,17 +219,12 @@ def read_dataset(path: Path) -> Samples:
         described = json.loads((table.schema.metadata or {})[_METADATA_KEY])
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise SamplesError(f"{path} is not a dataset of pretrade: {error}") from error
-    expected = {
-        "feature_set": features.MF1.id,
-        "feature_set_fingerprint": features.MF1.fingerprint,
-        "step_ns": STEP_NS,
-    }
-    for key, wanted in expected.items():
-        if described.get(key) != wanted:
-            raise SamplesError(f"{path} has {key} {described.get(key)!r}, this code {wanted!r}: build it again")
+    if described.get("step_ns") != STEP_NS:
+        raise SamplesError(f"{path} has step_ns {described.get('step_ns')!r}, this code {STEP_NS!r}: build it again")
+    feature_set = _set_of(path, described)
     named = table.column("instrument").combine_chunks()
     samples = Samples(
-        rows=np.column_stack([table.column(name).to_numpy() for name in features.NAMES]).astype(np.float32, order="C"),
+        rows=_rows(table, feature_set.names),
         eligible=table.column("eligible").to_numpy(),
         markout_bps=table.column("markout_bps").to_numpy(),
         time_ns=table.column("time").cast(pa.int64()).to_numpy(),
@@ -184,10 +234,44 @@ def read_dataset(path: Path) -> Samples:
         source=described["source"],
         source_sha256=described["source_sha256"],
         label=_label_of(path, described),
+        feature_set=feature_set,
+        beside=None if feature_set == MF1 else _rows(table, [_BESIDE + name for name in MF1.names]),
     )
     if tuple(named.dictionary.to_pylist()) != samples.instruments or samples.sha256() != described["samples_sha256"]:
         raise SamplesError(f"{path}: the samples are not those that its metadata tells of")
     return samples
+
+
+def dataset_set(path: Path) -> FeatureSet:
+    """The feature set of a dataset file.
+
+    Raises:
+        SamplesError: It cannot be read, or the set is not known here.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - as above
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        return _set_of(path, json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY]))
+    except (OSError, pa.ArrowException, KeyError, json.JSONDecodeError) as error:
+        raise SamplesError(f"{path} is not a dataset of pretrade: {error}") from error
+
+
+def _set_of(path: Path, described: Mapping[str, Any]) -> FeatureSet:
+    fingerprint = described.get("feature_set_fingerprint")
+    found = feature_sets.by_fingerprint(fingerprint) if isinstance(fingerprint, int) else None
+    if found is None or described.get("feature_set") != found.id:
+        named = described.get("feature_set")
+        named = f"{named}/{fingerprint:08x}" if isinstance(fingerprint, int) else repr(named)
+        raise SamplesError(
+            f"{path} holds features of {named}; known here are {feature_sets.names()}: build it again, or name the file"
+            f" of the set in {feature_sets.FILE_VARIABLE}"
+        )
+    return found
+
+
+def _rows(table: pa.Table, names: Sequence[str]) -> NDArray[np.float32]:
+    return np.column_stack([table.column(name).to_numpy() for name in names]).astype(np.float32, order="C")
 
 
 def _label_of(path: Path, described: Mapping[str, Any]) -> Label:

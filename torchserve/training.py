@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
+from feature_cache.features import MF1
 from feature_cache.har import Forecast
 from torchserve.conformal import Band, conformal_band
 from torchserve.dataset import Samples, SamplesError
@@ -280,7 +281,7 @@ def train(name: str, samples: Samples, settings: TrainingSettings, kind: Kind | 
         reference=reference_histograms(
             samples.take(split.train), samples.take(split.calibration), scores["calibration"]
         ),
-        volatility=fit_forecast(samples.take(split.train)),
+        volatility=fit_forecast(samples.of_mf1.take(split.train)),
         band=band_of(scores["threshold"], samples, split, model.cut, settings),
         domain=domain_of(model.fitted, samples.take(split.train), samples.take(split.between)),
     )
@@ -300,7 +301,13 @@ def check_labels(samples: Samples, split: Split) -> None:
 
 
 def fit(kind: Kind, samples: Samples, split: Split, settings: TrainingSettings) -> CalibratedModel:
-    """Fits and calibrates a model, and sets its threshold, on the first four parts of a split."""
+    """Fits and calibrates a model, and sets its threshold, on the first four parts of a split.
+
+    Raises:
+        SamplesError: Trees on a few features are asked for, which are of `mf1`, and the samples are of another set.
+    """
+    if kind == "monotone" and samples.feature_set != MF1:
+        raise SamplesError(f"monotone trees look at features of {MF1.id} alone: train xgboost or torch")
     fitting, stopping = labelled(samples, split.train), labelled(samples, split.stopping)
     if kind == "monotone":
         fitted = fit_monotone(fitting, stopping, settings.monotone, trees=settings.trees, seed=settings.seed)

@@ -9,6 +9,7 @@ A simulated market has no dates, and does not change. What was learnt from one d
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -30,3 +31,18 @@ def expires_at(samples: Samples, valid_days: float | None) -> int:
     if valid_days is None or samples.is_simulated:
         return 0
     return samples.until + round(valid_days * _DAY_SECONDS)
+
+
+def expiry_text(expires_at: int, now: float | None = None) -> str:
+    """What a model may do until when, for people: "may decide on markets until …".
+
+    Args:
+        expires_at: See `expires_at`.
+        now: Unix seconds, to be told if that is over on the market of today; None where it does not matter.
+    """
+    if not expires_at:
+        return "does not expire"
+    until = f"may decide on markets until {datetime.fromtimestamp(expires_at, UTC):%Y-%m-%d %H:%M} UTC"
+    if now is None or now < expires_at:
+        return until
+    return f"{until}: on today's market it has expired, and every TRADE of it is ABSTAIN; --valid-days changes that"

@@ -50,7 +50,7 @@ def explained(samples: Samples, volatility: NDArray[np.float64]) -> float:
         volatility: float64[n], what was forecast for each.
     """
     index, later = followed(samples)
-    outcome = samples.rows[later, features.INDEX[AHEAD]]
+    outcome = samples.rows[later, features.MF1.index[AHEAD]]
     usable = np.isfinite(outcome) & np.isfinite(volatility[index])
     if usable.sum() < _FEWEST:
         return float("nan")

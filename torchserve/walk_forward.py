@@ -12,11 +12,11 @@ Source of purging and embargo: M. López de Prado, Advances in Financial Machine
 
 The baselines are *always trade*, the *rules* that answer when no model can, and a *logistic regression* on the rules'
 own five features, calibrated and cut alike. For any other model than the default champion, the trees on a few monotone
-features, that champion is a baseline, too: what is bigger has to be better. A model *beats* a baseline when it is more
-precise at equal coverage. For a baseline with scores that is the model's own coverage: the baseline's best-ranked
-samples, as many in each block. For always trading it is the model's own as well, because that precision is the base
-rate at any coverage. For the rules it is the rules' coverage. A model is published when the interval of every
-difference lies above zero.
+features, that champion is a baseline, too: what is bigger has to be better. All baselines look at `mf1`, whatever set
+the model takes. A model *beats* a baseline when it is more precise at equal coverage. For a baseline with scores that
+is the model's own coverage: the baseline's best-ranked samples, as many in each block. For always trading it is the
+model's own as well, because that precision is the base rate at any coverage. For the rules it is the rules' coverage. A
+model is published when the interval of every difference lies above zero.
 """
 
 from __future__ import annotations
@@ -196,6 +196,7 @@ def walk_forward(
             than the settings'.
     """
     check_same_label(samples, training)
+    of_mf1 = samples.of_mf1
     splits = block_splits(samples.time_ns, training, settings)
     tested = np.concatenate([split.test for split in splits])
     fitted = (*kinds, *([] if CHAMPION in kinds else [CHAMPION]))
@@ -206,18 +207,19 @@ def walk_forward(
     for number, split in enumerate(splits, start=1):
         # A block may well be all of one kind, and so may what sets its threshold.
         check_labels(samples, split._replace(threshold=split.train, test=split.train))
-        rows = samples.rows[split.test]
+        rows = of_mf1.rows[split.test]
         for kind in fitted:
             report(f"walk-forward, block {number} of {len(splits)}: {kind}")
-            model = fit(kind, samples, split, training)
-            scores = model.scores(rows)
+            taken = samples if kind in kinds else of_mf1
+            model = fit(kind, taken, split, training)
+            scores = model.scores(taken.rows[split.test])
             by_block[kind].append(Decided(scores >= np.float32(model.cut.threshold), scores))
             thresholds[kind].append(model.cut)
-            limits[kind].append(limits_report(model, samples, split, scores, training))
+            limits[kind].append(limits_report(model, taken, split, scores, training))
         report(f"walk-forward, block {number} of {len(splits)}: baselines")
-        by_block[LOGISTIC].append(_logistic(samples, split, training, rows, thresholds[LOGISTIC]))
+        by_block[LOGISTIC].append(_logistic(of_mf1, split, training, rows, thresholds[LOGISTIC]))
         known = np.concatenate(split[:-1])
-        volatility.append(forecasts(fit_forecast(samples.take(known)), rows))
+        volatility.append(forecasts(fit_forecast(of_mf1.take(known)), rows))
         base_rate = np.full(len(rows), samples.eligible[known].mean(), np.float32)
         by_block[ALWAYS].append(Decided(np.ones(len(rows), np.bool_), base_rate))
         by_block[RULES].append(Decided(rules(rows)))

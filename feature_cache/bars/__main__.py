@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+from contextlib import AbstractContextManager, ExitStack
 
 import structlog
 import uvloop
@@ -13,9 +14,11 @@ from pydantic import ValidationError
 
 from feature_cache import logs
 from feature_cache.bars.keeper import Keeper
+from feature_cache.bars.metrics import BarsCollector
 from feature_cache.bars.settings import PREFIX, BarsSettings
 from feature_cache.bars.store import BarStore, BarStoreError
 from feature_cache.ending import end
+from feature_cache.metrics_http import serve_http
 
 
 def main() -> int:
@@ -43,9 +46,24 @@ def main() -> int:
         structlog.get_logger(__name__).error("bars.cannot_start", error=str(error))
         return 1
     structlog.get_logger(__name__).info("bars.started", topic=settings.kafka_topic, hypertable=hypertable)
-    uvloop.run(_run(Keeper(settings, store)))
-    store.close()
+    keeper = Keeper(settings, store)
+    with ExitStack() as stack:
+        stack.callback(store.close)
+        if settings.metrics_port:
+            try:
+                stack.enter_context(_served(keeper, settings))
+            except OSError as error:
+                structlog.get_logger(__name__).error("bars.cannot_start", error=str(error))
+                return 1
+        uvloop.run(_run(keeper))
     return 0
+
+
+def _served(keeper: Keeper, settings: BarsSettings) -> AbstractContextManager[int]:
+    def problem() -> str | None:
+        return keeper.problem
+
+    return serve_http(settings.metrics_host, settings.metrics_port, BarsCollector(keeper), problem, problem)
 
 
 async def _run(keeper: Keeper) -> None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
+from fractions import Fraction
 from typing import Final
 
 SECOND_NS: Final = 1_000_000_000
@@ -85,7 +86,7 @@ class Bar:
         """Mean price of its trades weighted by size, in the quote currency; NaN without a trade."""
         if not self.lots:
             return math.nan
-        return float(self.notional / self.lots / 10**self.price_decimals)
+        return float(self.notional / (self.lots * 10**self.price_decimals))  # rounded once: see `notional_of`
 
     def price(self, ticks: int | None) -> float:
         """A trade price of it in the quote currency; NaN for None."""
@@ -98,6 +99,12 @@ class Bar:
     def size(self, lots: int) -> float:
         """A size of it in units of the base."""
         return float(lots / 10**self.size_decimals)
+
+
+def notional_of(vwap: float, lots: int, price_decimals: int) -> int:
+    """A notional that gives this mean price again, to the bit: the bar's own below 2^52, else the nearest to it."""
+    notional: int = round(Fraction(vwap) * lots * 10**price_decimals)
+    return notional
 
 
 def merged(bars: Sequence[Bar], width_ns: int) -> Bar:

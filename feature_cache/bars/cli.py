@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pretrade.client.cli.options import UNREACHABLE, AsJson
+from pretrade.client.cli.options import UNREACHABLE, AsJson, Directory
+from pretrade.client.stack_file import DEFAULT_DIRECTORY, NoStackError, stack_endpoint
 
 VARIABLE: Final = "PRETRADE_BARS_DATABASE_URL"
 _LOOK_SECONDS: Final = 0.5
@@ -28,33 +29,34 @@ def bars(
     instrument: Annotated[str, typer.Argument(help="SYMBOL.VENUE, for example BTCUSDT.BINANCE.")],
     interval: Annotated[str, typer.Option(help="1s, 10s, 1m or 5m.")] = "10s",
     count: Annotated[int, typer.Option("--last", "-n", min=1, max=100_000, help="How many bars.")] = 20,
-    database: Annotated[str, typer.Option(envvar=VARIABLE, help="URL of the database that keeps the bars.")] = "",
+    database: Annotated[
+        str, typer.Option(envvar=VARIABLE, help="URL of the database that keeps the bars, instead of the stack's.")
+    ] = "",
+    directory: Directory = DEFAULT_DIRECTORY,
     tail: Annotated[bool, typer.Option("--tail", help="Go on: print each bar when it has ended.")] = False,
     chart: Annotated[Path | None, typer.Option(help="Draw the bars into this SVG or PNG file instead.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show an instrument's last bars: prices, volume, trades, and what a bar lacks. `--tail` goes on with each new one.
 
-    Bars are kept by `python -m feature_cache.bars`; docs/bars.md says how to run it.
+    Bars are kept by `pretrade up --bars`, or by `python -m feature_cache.bars`; docs/bars.md says more.
     """
     from feature_cache.bars.bar import INTERVALS  # noqa: PLC0415
     from feature_cache.bars.store import BarStore, BarStoreError  # noqa: PLC0415
 
     if interval not in INTERVALS:
         raise typer.BadParameter(f"{interval!r} must be one of {', '.join(INTERVALS)}", param_hint="--interval")
-    if not database:
-        raise typer.BadParameter(
-            f"names no database; give its URL, or set {VARIABLE}, as for `python -m feature_cache.bars`",
-            param_hint="--database",
-        )
     try:
-        store = BarStore(database)
+        store = BarStore(database or stack_endpoint(directory, "database_url", f"--database URL, or {VARIABLE}"))
+    except NoStackError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(UNREACHABLE) from None
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--database") from error
     try:
         rows = store.last(instrument, interval, count)
         if not rows:
-            known = ", ".join(store.instruments()) or "none; does `python -m feature_cache.bars` run?"
+            known = ", ".join(store.instruments()) or "none; does the keeper of bars run (`pretrade up --bars`)?"
             typer.echo(f"There are no bars of {instrument}. Instruments with bars: {known}", err=True)
             raise typer.Exit(1)
         if chart is not None:

@@ -94,6 +94,30 @@ class Keeper:
         """Those that are held, by number."""
         self.written = 0
         """Bars written, those that were written again included."""
+        self.newest_ns = 0
+        """Event time at which the newest of them ended."""
+        self.interruptions = 0
+        """Times that the reading was interrupted."""
+        self.refusals = 0
+        """Times that the database refused or did not answer."""
+        self.problem: str | None = "no partitions assigned"
+        """Why bars are not kept just now, for people; None when they are."""
+        self._refused = 0
+
+    @property
+    def refused(self) -> int:
+        """Records that are no sound market event."""
+        return self._refused + sum(one.refused for one in list(self.partitions.values()))
+
+    def forget(self) -> None:
+        """Forgets what has not been written, after which the reading goes on where it was committed last."""
+        self._refused = self.refused
+        self.partitions.clear()
+
+    def take_over(self) -> None:
+        """The group has settled: partitions are read, unless others of the group have all of them."""
+        self.forget()
+        self.problem = None
 
     async def run(self) -> None:
         """Keeps bars for ever, through any outage of brokers and database; ends only by cancellation."""
@@ -102,6 +126,8 @@ class Keeper:
             try:
                 await self._consume(backoff)
             except (KafkaError, OSError, BarStoreError) as error:
+                self.interruptions += 1
+                self.problem = f"interrupted: {error}"
                 _log.warning("bars.interrupted", error=str(error), again_in_seconds=round(backoff.seconds, 2))
             await asyncio.sleep(backoff.next_pause())
 
@@ -133,7 +159,7 @@ class Keeper:
                     wrote = self._monotonic()
                     backoff.reset()
         finally:
-            self.partitions.clear()
+            self.forget()
             with contextlib.suppress(KafkaError, OSError, TimeoutError):
                 async with asyncio.timeout(_LEAVE_SECONDS):
                     await consumer.stop()
@@ -145,6 +171,7 @@ class Keeper:
             return
         await self._store_surely(bars)
         self.written += len(bars)
+        self.newest_ns = max(self.newest_ns, *(bar.end_ns for bar in bars))
         for partition in held.values():
             partition.ended.clear()
         topic, assigned = self._settings.kafka_topic, consumer.assignment()
@@ -161,8 +188,11 @@ class Keeper:
             try:
                 await asyncio.to_thread(self._store.write, bars)
             except BarStoreError as error:
+                self.refusals += 1
+                self.problem = f"database: {error}"
                 _log.warning("bars.not_written", error=str(error), bars=len(bars))
             else:
+                self.problem = None
                 return
             await asyncio.sleep(backoff.next_pause())
 
@@ -174,7 +204,7 @@ class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka h
         self._keeper = keeper
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        self._keeper.partitions.clear()
+        self._keeper.forget()
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        self._keeper.partitions.clear()
+        self._keeper.take_over()

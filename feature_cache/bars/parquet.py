@@ -36,5 +36,7 @@ def _schema(pa: Any) -> Any:
         "trades": pa.int64(),
         "complete": pa.bool_(),
         "lacks": pa.int16(),
+        "price_decimals": pa.int16(),
+        "size_decimals": pa.int16(),
     }
     return pa.schema(list(kinds.items()))

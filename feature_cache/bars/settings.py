@@ -31,6 +31,10 @@ class BarsSettings(BaseSettings):
     """Topic of the market events."""
     kafka_group: str = "pretrade-bars"
     """Consumer group; processes of one group share the partitions."""
+    metrics_host: str = "127.0.0.1"
+    """Address on which `/metrics`, `/healthz` and `/readyz` are served."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of `/metrics`, `/healthz` and `/readyz`; 0 serves none of them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged."""
 

@@ -16,13 +16,16 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from feature_cache.bars.bar import INTERVALS, Bar, Lacks
+from feature_cache.bars.bar import INTERVALS, SECOND_NS, Bar, Lacks, notional_of
 
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _LOCK: Final = 0x5052_4242
 """Key of PostgreSQL's advisory lock: several writers start at once."""
 _ROWS: Final = 500
 """Of one statement: PostgreSQL takes 65,535 parameters."""
+_NO_LONGER: Final = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+"""Seconds to connect, and milliseconds for which what was sent may stay unacknowledged: else a database that is cut off
+would be waited for until the operating system gives up."""
 _METADATA: Final = sa.MetaData()
 
 BARS: Final = sa.Table(
@@ -48,6 +51,8 @@ BARS: Final = sa.Table(
     sa.Column("mid_close", sa.Double),
     sa.Column("complete", sa.Boolean, nullable=False, comment="every trade is in it"),
     sa.Column("lacks", sa.SmallInteger, nullable=False, comment="bits: 1 mid, 2 continuity, 4 beginning"),
+    sa.Column("price_decimals", sa.SmallInteger, nullable=False, comment="of the venue's prices"),
+    sa.Column("size_decimals", sa.SmallInteger, nullable=False, comment="of its sizes"),
 )
 COLUMNS: Final = tuple(BARS.c.keys())
 
@@ -73,7 +78,7 @@ class BarStore:
             raise ValueError("must be a URL such as sqlite:///bars.db or postgresql+psycopg://user@host/name") from None
         if parsed.drivername not in {"sqlite", "postgresql+psycopg"}:
             raise ValueError(f"must begin with sqlite:// or postgresql+psycopg://, not {parsed.drivername}://")
-        self._engine = sa.create_engine(parsed)
+        self._engine = sa.create_engine(parsed, connect_args={} if parsed.drivername == "sqlite" else _NO_LONGER)
         insert: Any = (sqlite if parsed.drivername == "sqlite" else postgresql).insert(BARS)
         new, key = insert.excluded, [column.name for column in BARS.primary_key]
         says_more = (new.lacks < BARS.c.lacks) | ((new.lacks == BARS.c.lacks) & (new.trades >= BARS.c.trades))
@@ -110,9 +115,13 @@ class BarStore:
             for first in range(0, len(rows), _ROWS):
                 connection.execute(self._upsert, rows[first : first + _ROWS])
 
-    def last(self, instrument: str, interval: str, count: int) -> list[dict[str, Any]]:
-        """The newest rows, oldest first."""
+    def last(
+        self, instrument: str, interval: str, count: int, until: dt.datetime | None = None
+    ) -> list[dict[str, Any]]:
+        """The newest rows, oldest first; none that starts after `until`."""
         wanted = (BARS.c.instrument == instrument) & (BARS.c.interval == interval)
+        if until is not None:
+            wanted &= BARS.c.start <= until
         found = self._read(sa.select(BARS).where(wanted).order_by(BARS.c.start.desc()).limit(count))
         return found[::-1]
 
@@ -170,7 +179,44 @@ def as_row(bar: Bar) -> dict[str, Any]:
         **mids,
         "complete": bar.is_complete,
         "lacks": int(bar.lacks),
+        "price_decimals": bar.price_decimals,
+        "size_decimals": bar.size_decimals,
     }
+
+
+def bar_of(row: Mapping[str, Any]) -> Bar:
+    """A row as the bar that it was written from.
+
+    Exact up to 2^52 ticks and lots; a greater size is the nearest that a double holds, and so is the notional, which
+    still gives the same mean price.
+    """
+    per_price, per_size = 10 ** row["price_decimals"], 10 ** row["size_decimals"]
+
+    def ticks(name: str, unit: int) -> int | None:
+        return None if row[name] is None else round(row[name] * unit)
+
+    lots = round(row["volume"] * per_size)
+    return Bar(
+        instrument=row["instrument"],
+        start_ns=(row["start"] - _EPOCH) // dt.timedelta(seconds=1) * SECOND_NS,
+        width_ns=INTERVALS[row["interval"]],
+        price_decimals=row["price_decimals"],
+        size_decimals=row["size_decimals"],
+        open=ticks("open", per_price),
+        high=ticks("high", per_price),
+        low=ticks("low", per_price),
+        close=ticks("close", per_price),
+        trades=row["trades"],
+        bought=round(row["buy_volume"] * per_size),
+        sold=round(row["sell_volume"] * per_size),
+        lots=lots,
+        notional=0 if row["vwap"] is None else notional_of(row["vwap"], lots, row["price_decimals"]),
+        mid_open=ticks("mid_open", 2 * per_price),
+        mid_high=ticks("mid_high", 2 * per_price),
+        mid_low=ticks("mid_low", 2 * per_price),
+        mid_close=ticks("mid_close", 2 * per_price),
+        lacks=Lacks(row["lacks"]),
+    )
 
 
 def lacks_of(row: Mapping[str, Any]) -> str:

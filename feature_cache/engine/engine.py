@@ -5,7 +5,7 @@
         engine.on_event(event)
         if time_to_decide:
             snapshot = engine.snapshot()       # as of the newest event, which is what a server sees
-            row = snapshot.values              # float32[N_FEATURES], features.MF1.for_sell(row) for a sell
+            row = snapshot.values              # float32[features of `mf1`], features.MF1.for_sell(row) for a sell
 
 Feature set `mf1`. Best bid (Pb, qb) and best ask (Pa, qa) are those of the newest of book and quote by update id; the
 deeper levels come from the book as of its last delta. M = (Pa + Pb)/2, I = qb/(qb + qa), W = Pa·I + Pb·(1 − I)::
@@ -53,13 +53,13 @@ from numpy.typing import NDArray
 
 from feature_cache.engine.market import Best, Market
 from feature_cache.engine.windows import FlowWindow, LookBack, RealisedVariance, TradeReturns, TradeWindow
-from feature_cache.features import N_FEATURES
+from feature_cache.features import MF1
 from feature_cache.store.codec import BookState, FeatureSnapshot
 from pretrade.market.v1 import market_pb2 as pb
 
 _MS: Final = 1_000_000
 _SECOND: Final = 1_000_000_000
-_UNDEFINED: Final = np.full(N_FEATURES, math.nan, dtype=np.float32)
+_UNDEFINED: Final = np.full(len(MF1), math.nan, dtype=np.float32)
 _UNDEFINED.flags.writeable = False
 
 

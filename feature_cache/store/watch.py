@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from feature_cache.features import MF1, NAMES
+from feature_cache.features import MF1
 from feature_cache.store.cluster import open_store
 from feature_cache.store.codec import BookState
 from feature_cache.store.l1 import CachedFeatures, FeatureCache, FeatureCacheSettings
@@ -111,7 +111,7 @@ def as_object(
         "book": snapshot.state.name.lower(),
         "bid": _number(snapshot.bid),
         "ask": _number(snapshot.ask),
-        "features": {name: _number(float(value)) for name, value in zip(NAMES, snapshot.values, strict=True)},
+        "features": {name: _number(float(value)) for name, value in zip(MF1.names, snapshot.values, strict=True)},
     }
 
 
@@ -133,7 +133,7 @@ def view(
     book = snapshot.state.name.lower()
     if snapshot.state is BookState.UNKNOWN:
         book = f"[red]{book}{f': {report.unknown_because}' if report is not None and report.unknown_because else ''}[/]"
-    for name, value in zip(NAMES, snapshot.values, strict=True):
+    for name, value in zip(MF1.names, snapshot.values, strict=True):
         table.add_row(name, "" if math.isnan(value) else f"{value:,.6g}")
     return Group(
         f"[bold]{instrument}[/]  bid {snapshot.bid:,.8g}  ask {snapshot.ask:,.8g}  book {book}",

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from feature_cache.bars.bar import SECOND_NS, Bar, Lacks
 from feature_cache.bars.maker import BarMaker
 from feature_cache.ta1.definition import CORRELATION_SECONDS, CROSS, INTERVALS, TA1
+from feature_cache.ta1.past import Join, Past
 from feature_cache.ta1.series import Series
 from pretrade.market.v1 import market_pb2 as pb
 
@@ -84,14 +85,16 @@ class Ta1Computer:
         instrument: `SYMBOL.VENUE`.
         partner: Another one; None for none.
         board: Where computers of one process leave their mids.
+        past: Where bars from before the first event are looked up; None for a history that begins with that event.
     """
 
-    def __init__(self, instrument: str, partner: str | None, board: Board) -> None:
+    def __init__(self, instrument: str, partner: str | None, board: Board, past: Past | None = None) -> None:
         self._instrument = instrument
         self._partner = partner
         self._board = board
         self._maker = BarMaker(instrument, self._take, INTERVALS[-1])
         self._series = {interval: Series() for interval in INTERVALS}
+        self._joins = {} if past is None else {interval: Join(past) for interval in INTERVALS}
         self._pair = Pair()
         self._cross = _NO_CROSS
         self._values: NDArray[np.float32] | None = None
@@ -114,7 +117,11 @@ class Ta1Computer:
         return self._values
 
     def _take(self, bar: Bar) -> None:
-        self._series[bar.interval].add(bar)
+        history = self._history(bar)
+        if history is None:
+            self._series[bar.interval].add(bar)
+        else:
+            self._series[bar.interval].resume(history)
         self._values = None
         if bar.width_ns != SECOND_NS or self._partner is None:
             return
@@ -123,6 +130,16 @@ class Ta1Computer:
         ours = math.nan if bar.lacks & Lacks.MID else bar.mid(bar.mid_close)
         theirs = self._board.mid(self._partner, bar.end_ns)
         self._cross = np.array(self._pair.add(ours, theirs), dtype=np.float32)
+
+    def _history(self, bar: Bar) -> list[Bar] | None:
+        """All bars up to this one, stored ones first, once if there are any; else None."""
+        join = self._joins.get(bar.interval)
+        if join is None:
+            return None
+        found = join.add(bar)
+        if join.is_over:
+            del self._joins[bar.interval]
+        return found
 
 
 def _returns(mids: Sequence[float]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from feature_cache.feature_sets import ComputedSet
@@ -10,6 +11,7 @@ from feature_cache.ta1.settings import Ta1Settings
 
 if TYPE_CHECKING:
     from feature_cache.ta1.computer import Ta1Computer
+    from feature_cache.ta1.past import Past
 
 
 def make(instrument: str) -> Ta1Computer:
@@ -24,4 +26,25 @@ def make(instrument: str) -> Ta1Computer:
     return Ta1Computer(instrument, Ta1Settings().partner_of(instrument), BOARD)
 
 
-COMPUTED: Final = ComputedSet(TA1, make)
+def resume(instrument: str) -> Ta1Computer:
+    """The same in a worker: its history begins with the bars that were stored before, if the settings say where.
+
+    Raises as `make` does.
+    """
+    from feature_cache.ta1.computer import BOARD, Ta1Computer  # noqa: PLC0415 - as above
+
+    settings = Ta1Settings()
+    url = settings.bars_database_url
+    past = None if url is None else _past(url.get_secret_value())
+    return Ta1Computer(instrument, settings.partner_of(instrument), BOARD, past)
+
+
+@cache
+def _past(database_url: str) -> Past:
+    """One for all instruments of this process."""
+    from feature_cache.ta1.past import Past, reader  # noqa: PLC0415 - SQL, which few need
+
+    return Past(reader(database_url))
+
+
+COMPUTED: Final = ComputedSet(TA1, make, resume)

@@ -29,6 +29,7 @@ _INPUTS: Final = "ohlcv"
 _ROUNDING: Final = 1e-6
 """How far beyond its range, relatively, a value may lie for rounding; what lies further is undefined."""
 _Row = tuple[float, float, float, float, float]
+_Columns = Sequence[NDArray[np.float64]]
 
 _MOST: Final = float(np.finfo(np.float32).max)
 _LOWEST: Final = np.array([max(-_MOST, one.lowest) for one in FEATURES])
@@ -60,26 +61,27 @@ class Running:
         """Whether it no longer needs the history."""
         return self._update is not None
 
-    def add(self, row: _Row, history: Sequence[_Row]) -> Outputs | None:
+    def add(self, row: _Row, history: _Columns | None) -> Outputs | None:
         """TA-Lib's outputs after a bar; None while there are too few.
 
         Args:
             row: The bar: open, high, low, close, volume.
-            history: All bars, this one included; not looked at once `is_open`.
+            history: The same of all bars, this one included; None once `is_open`.
         """
         if self._update is not None:
             found = self._update(*[row[place] for place in self._places])
         else:
+            assert history is not None
             opened = self._open(history)
             if opened is None:
                 return None
             found = opened
         return found if isinstance(found, tuple) else (found,)
 
-    def _open(self, history: Sequence[_Row]) -> float | Outputs | None:
-        if len(history) < self._needed:
+    def _open(self, history: _Columns) -> float | Outputs | None:
+        if len(history[0]) < self._needed:
             return None
-        columns = [np.array([row[place] for row in history]) for place in self._places]
+        columns = [history[place] for place in self._places]
         try:
             handle: Any = getattr(stream, self.indicator.function)(*columns, **self.indicator.parameters)
         except InsufficientHistory:
@@ -119,10 +121,13 @@ class _Flow:
             return [change, math.nan, math.nan, math.nan, math.nan, above_mid]
         lots = sum(one.lots for one in self._bars)
         bought, sold = sum(one.bought for one in self._bars), sum(one.sold for one in self._bars)
-        vwap = sum(one.notional for one in self._bars) / lots if lots else math.nan
+        # In doubles, bar by bar, so that bars that were stored give the same bits.
+        paid = sum(one.vwap * one.lots for one in self._bars if one.lots)
+        vwap = paid / lots if lots else math.nan
+        price = close / 10**bar.price_decimals
         return [
             change,
-            1e4 * (close - vwap) / close,
+            1e4 * (price - vwap) / price,
             (bought - sold) / (bought + sold) if bought + sold else 0.0,
             sum(one.trades for one in self._bars) / FLOW_BARS,
             sum(not one.trades for one in self._bars) / FLOW_BARS,
@@ -148,35 +153,61 @@ class Series:
         self.values: NDArray[np.float32] = np.full(len(FEATURES), math.nan, dtype=np.float32)
         """float32[n] as of the last bar; never written to."""
 
+    def resume(self, bars: Sequence[Bar]) -> None:
+        """Begins anew with bars that follow on each other, which gives what adding them one by one does, sooner.
+
+        Handles are opened on the whole history but its last bars. A test holds that to be the same, to the bit.
+        """
+        self._start_anew()
+        shown = max(len(bars) - CHANGE_BARS - 1, 0)  # totals and flow look at that many bars
+        for bar in bars[:shown]:
+            self._remember(bar)
+        for bar in bars[shown:]:
+            self._add(bar)
+
     def add(self, bar: Bar) -> None:
         """Takes the bar that follows on the one before it, or one that begins a series."""
         if bar.lacks & Lacks.BEGINNING:
             self._start_anew()
+        self._add(bar)
+
+    def _remember(self, bar: Bar) -> _Row | None:
+        """Makes a bar a part of the history; None before the first trade."""
         before = self._close
         row = _row_of(bar, before)
         if row is None:
-            return
+            return None
         self._count += 1
-        self._close = close = row[3]
+        self._close = row[3]
         self._unmoved = self._unmoved + 1 if row[:4] == (before,) * 4 else 0
+        if self._unmoved:
+            for place, indicator in enumerate(INDICATORS):
+                if indicator.window and self._unmoved >= indicator.window:
+                    self._spoilt_until[place] = self._count + indicator.memory
         if self._history is not None:
             self._history.append(row)
+        return row
+
+    def _add(self, bar: Bar) -> None:
+        before = self._close
+        row = self._remember(bar)
+        if row is None:
+            return
+        history = None if self._history is None else list(np.array(self._history).T.copy())
         found: list[float] = []
         for place, running in enumerate(self._running):
-            found += self._derived(place, running, row)
+            found += self._derived(place, running, row, history)
         if self._history is not None and all(running.is_open for running in self._running):
             self._history = None
-        found += self._flow.add(bar, close, before)
+        found += self._flow.add(bar, row[3], before)
         self.values = _in_range(np.array(found))
 
-    def _derived(self, place: int, running: Running, row: _Row) -> list[float]:
+    def _derived(self, place: int, running: Running, row: _Row, history: _Columns | None) -> list[float]:
         indicator = running.indicator
-        out = running.add(row, self._history or ())
+        out = running.add(row, history)
         total = self._totals[place]
         if total is not None and out is not None:
             out = total.add(out[0], row[4])
-        if indicator.window and self._unmoved >= indicator.window:
-            self._spoilt_until[place] = self._count + indicator.memory
         if out is None or self._count < self._spoilt_until[place]:
             return [math.nan] * len(indicator.derived)
         return [one.value(out, row[3]) for one in indicator.derived]

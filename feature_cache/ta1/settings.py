@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from pydantic import field_validator
+from pydantic import SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX: Final = "PRETRADE_TA1_"
@@ -24,6 +24,9 @@ class Ta1Settings(BaseSettings):
     """Instrument whose market the `partner_…` features of another one look at, as a JSON object, for example
     `{"ETHUSDT.BINANCE": "BTCUSDT.BINANCE"}`; `*` stands for all others. Without a partner they are undefined. The
     partner must be on a partition of the same worker."""
+    bars_database_url: SecretStr | None = None
+    """SQLAlchemy URL of the database that `python -m feature_cache.bars` writes to. A worker that starts then looks its
+    instruments' last bars up, and indicators go on as if it had not been away; without it they begin anew."""
 
     @field_validator("partners")
     @classmethod
@@ -36,6 +39,15 @@ class Ta1Settings(BaseSettings):
             if name == partner:
                 raise ValueError(f"{name} cannot be its own partner")
         return partners
+
+    @field_validator("bars_database_url")
+    @classmethod
+    def _is_supported(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            from feature_cache.bars.store import BarStore  # noqa: PLC0415 - SQL, which few need
+
+            BarStore(url.get_secret_value())
+        return url
 
     def partner_of(self, instrument: str) -> str | None:
         """The partner of an instrument; None for none."""

@@ -19,15 +19,15 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 from redis.exceptions import RedisError
 
 from feature_cache.backoff import Backoff
+from feature_cache.feature_sets import ImpossibleValuesError
 from feature_cache.store.codec import FeatureSnapshot
 
 if TYPE_CHECKING:
@@ -54,12 +54,10 @@ _PAUSE_SECONDS: Final = (1.0, 300.0)
 """Of a suspension: the first, and the longest."""
 _SOUND_SECONDS: Final = 600.0
 """After so long without a suspension the next one is short again."""
+_TRIAL: Final = "TRIAL.TRIAL"
+"""The instrument of a computer that is made when the worker starts, and sees nothing."""
 _Ready = tuple["FeatureEngine", FeatureSnapshot]
 """A vector, and the engine that it stands beside."""
-
-
-class ImpossibleValuesError(ValueError):
-    """A computer gave what its set's definition excludes; the message names feature and rule."""
 
 
 class _Task(NamedTuple):
@@ -90,10 +88,8 @@ class Guest:
     ) -> None:
         assert registered.make is not None
         self.feature_set: Final = registered.feature_set
-        self._make = registered.make
-        self._own = list(registered.own)
-        self._lowest = registered.feature_set.lowest[self._own]
-        self._highest = registered.feature_set.highest[self._own]
+        self._registered = registered
+        self._make = registered.resume or registered.make
         self._clock = clock
         self._cpu = cpu
         self._queue: deque[_Task] = deque()
@@ -123,6 +119,13 @@ class Guest:
     def suspended(self) -> bool:
         """True while it gets no events."""
         return self._resume_at > 0.0
+
+    def start(self) -> None:
+        """Starts its thread, which makes a computer at once: the first one may import libraries, which takes seconds.
+
+        Nobody waits for it. Events that come meanwhile wait for it, and it is not taken for stuck.
+        """
+        self._begin()
 
     def offer(self, task: _Task) -> None:
         """Gives it an event. Called by the event loop, takes microseconds and never raises."""
@@ -192,6 +195,8 @@ class Guest:
     def _keep_computing(self, run: int, queue: deque[_Task], ready: deque[_Ready]) -> None:
         """The thread."""
         computers: dict[str, tuple[FeatureEngine, Computer]] = {}
+        with suppress(Exception):  # what is wrong with it will be seen with the first event
+            self._make(_TRIAL)
         try:
             while run == self._run:
                 self._wake.wait()
@@ -234,7 +239,7 @@ class Guest:
             if task.outline is None:
                 continue
             self._busy_since = self._clock()
-            row = self._row(computers[name][1].values())
+            row = self._registered.row(computers[name][1].values())
             self._busy_since = None
             if run != self._run:
                 break
@@ -242,26 +247,6 @@ class Guest:
             self.vectors += 1
             time.sleep(0)
         return self._cpu() - started
-
-    def _row(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A whole row with a computer's values in their places, and NaN where a feature comes from elsewhere.
-
-        Raises:
-            ImpossibleValuesError: They are another number of values, infinite, or outside of their ranges.
-        """
-        own = np.asarray(values, dtype=np.float32)
-        if own.shape != (len(self._own),):
-            raise ImpossibleValuesError(f"values() has the shape {own.shape}, not ({len(self._own)},)")
-        wrong = np.isinf(own) | (own < self._lowest) | (own > self._highest)
-        if wrong.any():
-            place = int(np.argmax(wrong))
-            feature = self.feature_set.features[self._own[place]]
-            raise ImpossibleValuesError(
-                f"{feature.name} is {own[place]:g}, not finite and from {feature.lowest:g} to {feature.highest:g}"
-            )
-        row = np.full(len(self.feature_set), np.nan, dtype=np.float32)
-        row[self._own] = own
-        return row
 
 
 class Guests:
@@ -277,6 +262,11 @@ class Guests:
         """Vectors written."""
         self.failures = 0
         """Writes that failed; their vectors are dropped, since newer ones follow."""
+
+    def start(self) -> None:
+        """Starts them, before there are events."""
+        for guest in self.all:
+            guest.start()
 
     def take(self, engine: FeatureEngine, event: pb.MarketEvent | None, *, live: bool) -> None:
         """Shows an event to all sets.

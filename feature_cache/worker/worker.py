@@ -61,6 +61,7 @@ async def serve(settings: WorkerSettings) -> None:
             running = [tasks.create_task(part.run()) for part in (consumer, writer, dead_letters, reporter)]
             if guests.all:
                 stack.callback(guests.close)
+                guests.start()
                 writing = guests.keep_writing(store, lambda: engines.all().values(), settings.flush_interval_seconds)
                 running.append(tasks.create_task(writing))
                 _log.info("worker.computes", sets=[guest.feature_set.version for guest in guests.all])

@@ -37,7 +37,7 @@ ENV JAVA_HOME=/opt/venv/java PATH=/opt/venv/bin:/opt/venv/java/bin:$PATH \
 WORKDIR /tmp
 USER 10001:10001
 EXPOSE 7070
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+HEALTHCHECK --interval=10s --timeout=25s --start-period=30s \
     CMD ["python", "-c", "import os; from local.stack.parts.torchserve import ready; ready(7070, os.environ['MODEL'])"]
 # Java itself and not the `torchserve` command, which as a container's first process would not pass SIGTERM on.
 ENTRYPOINT ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx96m", "-XX:MaxMetaspaceSize=128m", \

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from feature_cache.engine.engine import FeatureEngine
-from feature_cache.features import N_FEATURES, NAMES
+from feature_cache.features import MF1
 from local.bench.feature_steps import Step, measured
 from pretrade.market.v1 import market_pb2 as pb
 
@@ -58,7 +58,7 @@ def frame_of(events: Iterable[pb.MarketEvent]) -> pd.DataFrame:
 
 
 def pandas_features(frame: pd.DataFrame) -> pd.DataFrame:
-    """The feature set over a frame of `frame_of`, the way one writes it with pandas; the columns are `NAMES`."""
+    """The feature set over a frame of `frame_of`, the way one writes it with pandas; the columns are `MF1.names`."""
     out = pd.DataFrame(index=frame.index)
     mid, depth = (frame.pb + frame.pa) / 2, frame.qb + frame.qa
     out["spread_bps"] = 1e4 * (frame.pa - frame.pb) / mid
@@ -102,7 +102,7 @@ def pandas_features(frame: pd.DataFrame) -> pd.DataFrame:
     times = pd.Series(frame.index, index=frame.index)
     out["book_age_ms"] = (times - pd.to_datetime(frame.book_time)).dt.total_seconds() * 1e3
     out["trade_age_ms"] = (times - times.where(frame.price.notna()).ffill()).dt.total_seconds() * 1e3
-    return out[list(NAMES)]
+    return out[list(MF1.names)]
 
 
 def measure_pandas(events: Sequence[pb.MarketEvent]) -> list[Step]:
@@ -112,7 +112,7 @@ def measure_pandas(events: Sequence[pb.MarketEvent]) -> list[Step]:
     began = time.perf_counter()
     computed = pandas_features(frame)
     seconds = time.perf_counter() - began
-    assert computed.shape == (len(frame), N_FEATURES)
+    assert computed.shape == (len(frame), len(MF1))
     each = 1e6 * seconds / len(frame)
     whole = Step("pandas: the whole frame, a row", len(frame), 0, seconds, each, each)
     ends = [frame.index[number] for number in np.linspace(len(frame) // 2, len(frame) - 1, _PUBLICATIONS).astype(int)]

@@ -204,7 +204,7 @@ def _limits(limited: int) -> LimitGuards | None:
     if not limited:
         return None
     described = {
-        "features": features.NAMES[:limited],
+        "features": features.MF1.names[:limited],
         "patterns": [0],
         "low": [-1e9] * limited,
         "high": [1e9] * limited,
@@ -221,14 +221,14 @@ def _limits(limited: int) -> LimitGuards | None:
 
 async def _market(cache: FeatureCache) -> None:
     """Brings a new vector of every instrument, again and again."""
-    values = np.zeros(features.N_FEATURES, dtype=np.float32)
+    values = np.zeros(len(features.MF1), dtype=np.float32)
     for sequence in itertools.count(1):
         now = time.time_ns()
         for name in _INSTRUMENTS:
             snapshot = FeatureSnapshot(
                 name, sequence, now, now, now, now, 0, 99.5, 100.5, BookState.VALID, values + np.float32(sequence % 7)
             )
-            snapshot.values[features.INDEX["book_age_ms"]] = 0.0
+            snapshot.values[features.MF1.index["book_age_ms"]] = 0.0
             cache.accept(encode(snapshot))
         await asyncio.sleep(_MARKET_SECONDS)
 

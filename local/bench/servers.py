@@ -22,7 +22,7 @@ import psutil
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
-from feature_cache.features import N_FEATURES
+from feature_cache.features import MF1
 from loadtest.generators.load import ALTERNATIVE, LARGE_BATCH, ORDERS, Call, Method, Server, Usage, framed
 from local.bench.fastapi_model import ARCHIVE, PATH
 from local.stack.errors import NotReadyError
@@ -250,4 +250,4 @@ def _answers(url: str, body: bytes) -> None:
 
 def _rows(number: int) -> NDArray[np.float32]:
     """Rows like those that an order's features make."""
-    return np.random.default_rng(1).normal(size=(number, N_FEATURES)).astype("<f4")
+    return np.random.default_rng(1).normal(size=(number, len(MF1))).astype("<f4")

@@ -225,7 +225,7 @@ async def _send_orders(
         entry = cache.get(answer.order.instrument)
         values, mid = [], float("nan")
         if entry is not None:
-            values = [float(entry.snapshot.values[features.INDEX[name]]) for name in _SHOWN_FEATURES]
+            values = [float(entry.snapshot.values[features.MF1.index[name]]) for name in _SHOWN_FEATURES]
             mid = entry.snapshot.mid
         tally.add(_Row(answer.order, answer.decision, answer.seconds, mid, values))
 

@@ -23,11 +23,18 @@ def up(
         list[str] | None,
         typer.Option(
             help="Start this part alone; can be repeated. Of valkey, broker, postgres, primary, secondary, challenger, "
-            "worker, market, server."
+            "worker, bars, market, server."
         ),
     ] = None,
+    bars: Annotated[
+        bool, typer.Option("--bars", help="Keep bars of each instrument in the database; see `pretrade bars`.")
+    ] = False,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Decision server processes; `kill -HUP` of the server replaces them.")
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, max=8, help="TorchServes that serve the primary: a pool, primary-1, primary-2 and so on."),
     ] = None,
     replica_tokens: Annotated[
         bool,
@@ -45,7 +52,17 @@ def up(
     from local.stack.up import run_up  # noqa: PLC0415
 
     market = False if no_market else None
-    chosen = given(dir=directory, data=data, speed=speed, scenario=scenario, market=market, processes=processes)
+    keeping = True if bars or "bars" in (part or ()) else None
+    chosen = given(
+        dir=directory,
+        data=data,
+        speed=speed,
+        scenario=scenario,
+        market=market,
+        bars=keeping,
+        processes=processes,
+        replicas=replicas,
+    )
     raise typer.Exit(run_up(chosen | {"replica_tokens": replica_tokens}, part or ()))
 
 

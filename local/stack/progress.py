@@ -85,11 +85,20 @@ def running(stack: Stack) -> Table:
     table.add_column("pid", justify="right")
     table.add_column("MiB", justify="right")
     for part in PARTS:
-        if part in memory:
-            table.add_row(part, escape(where.get(part) or ""), str(stack[part].pid), f"{memory[part] / 2**20:,.0f}")
+        for name, address in _each(part, where.get(part) or ""):
+            if name in memory:
+                table.add_row(name, escape(address), str(stack[name].pid), f"{memory[name] / 2**20:,.0f}")
     table.add_section()
     table.add_row("", "", "", f"{sum(memory.values()) / 2**20:,.0f}")
     return table
+
+
+def _each(part: str, address: str) -> list[tuple[str, str]]:
+    """The processes of a part by name, with their addresses."""
+    several = address.split(",") if part in ("primary", "secondary", "challenger") else []
+    if len(several) < 2:
+        return [(part, address)]
+    return [(f"{part}-{number}", one) for number, one in enumerate(several, 1)]
 
 
 def print_failure(console: Console, error: PartFailedError) -> None:

@@ -40,6 +40,8 @@ class LocalSettings(BaseSettings):
     """What kind of market the simulator makes: normal, calm, news-jump, flash-crash, one-sided-flow or venue-outage."""
     market: bool = True
     """Whether market data is fed at all."""
+    bars: bool = False
+    """Whether bars are kept, in the stack's database; docs/bars.md."""
     instruments: tuple[str, ...] | None = None
     """Instruments to decide on, as a JSON list; none for those of the market data."""
     model_store: Path | None = None
@@ -58,6 +60,8 @@ class LocalSettings(BaseSettings):
     challenger: Address | None = None
     """gRPC address of a TorchServe that serves `challenger`, instead of our own."""
 
+    replicas: Annotated[int, Field(ge=1, le=8)] = 1
+    """TorchServes of our own that serve the primary: a pool, whose parts are called primary-1, primary-2 and so on."""
     replica_tokens: bool = False
     """Whether our replicas ask for tokens, which the decision server then shows them; `pretrade up` says yes."""
 

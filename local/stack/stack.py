@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from local.stack.errors import DirectoryInUseError, PartFailedError, StackError, StartCancelledError
 from local.stack.guard import Guard
-from local.stack.parts import broker, market, postgres, server, torchserve, valkey, worker
+from local.stack.parts import bars, broker, market, postgres, server, torchserve, valkey, worker
 from local.stack.ports import LOOPBACK, default_port, free_ports, is_free
 from local.stack.process import Process
 from local.stack.settings import LocalSettings
@@ -42,6 +42,7 @@ _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
     "secondary": ("models",),
     "challenger": ("models",),
     "worker": ("valkey", "broker"),
+    "bars": ("broker", "postgres"),
     "market": ("worker",),
     "server": ("valkey", "postgres", "primary", "secondary", "challenger", "market"),
 }
@@ -50,17 +51,21 @@ _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
 PARTS: Final = tuple(step for step in _STEPS if step != "models")
 """The parts that a stack can run."""
 
-_REQUIRED: Final = (("worker", "valkey"), ("worker", "broker"), ("server", "valkey"), ("market", "broker"))
+_REQUIRED: Final = (
+    ("worker", "valkey"),
+    ("worker", "broker"),
+    ("server", "valkey"),
+    ("market", "broker"),
+    ("bars", "broker"),
+    ("bars", "postgres"),
+)
 """A part and another, ours or external, without which it is of no use."""
 
 _MODELS: Final[Mapping[str, str]] = {"primary": "champion", "secondary": "champion", "challenger": "challenger"}
-"""The TorchServe processes and the model that each serves."""
+"""The roles that TorchServe processes have, and the model that each serves."""
 
-_STOP_ORDER: Final = (
-    ("market",),
-    ("server", "worker"),
-    ("valkey", "broker", "postgres", "primary", "secondary", "challenger"),
-)
+_STOPPED_FIRST: Final = (("market",), ("server", "worker", "bars"))
+"""Parts that use others; all others are stopped after them."""
 
 _TOKEN_MINUTES: Final = 365 * 24 * 60
 """A replica's tokens are renewed by restarting it; a server warns a week before they expire."""
@@ -107,11 +112,14 @@ class Stack:
         if unknown := set(parts) - set(PARTS):
             raise ValueError(f"no such part: {', '.join(sorted(unknown))}")
         self._external = _external_parts(settings)
-        self._parts = set(parts) - self._external - (set() if settings.market else {"market"})
+        off = {part for part, wanted in (("market", settings.market), ("bars", settings.bars)) if not wanted}
+        self._parts = set(parts) - self._external - off
         for part, required in _REQUIRED:
             if part in self._parts and required not in self._parts | self._external:
                 raise ValueError(f"{part} needs {required}")
         self._settings = settings
+        self._replicas = {name: role for role in _MODELS for name in _names_of(role, settings)}
+        """The TorchServe processes that there may be, and the role of each."""
         self._instruments = settings.instruments or market.instruments(settings.data)
         self._directory = settings.dir.resolve()
         self._report = report
@@ -164,7 +172,7 @@ class Stack:
             self._take_directory()
             (self._directory / STACK_FILE).unlink(missing_ok=True)  # of a stack that was killed
             self._guard = Guard(grace_seconds=self._settings.guard_grace_seconds, held=self._lock)
-            self._ports = _choose_ports(self._settings, self._claims)
+            self._ports = _choose_ports(self._settings, self._replicas, self._claims)
             self._endpoints = self._choose_endpoints()
             self._start_parts()
             self._write_file()
@@ -177,7 +185,8 @@ class Stack:
         if self._lock is None:
             return
         (self._directory / STACK_FILE).unlink(missing_ok=True)
-        for parts in _STOP_ORDER:
+        before = {"models", *(part for parts in _STOPPED_FIRST for part in parts)}  # the training ends by itself
+        for parts in (*_STOPPED_FIRST, tuple(part for part in self._processes if part not in before)):
             running = [part for part in parts if part in self._processes]
             if running:
                 with ThreadPoolExecutor(max_workers=len(running), thread_name_prefix="stop") as pool:
@@ -246,9 +255,9 @@ class Stack:
             redis_url=redis_url,
             kafka_bootstrap_servers=kafka,
             database_url=database_url,
-            primary=torchserve.address(ports["primary"]) if "primary" in parts else settings.primary,
-            secondary=torchserve.address(ports["secondary"]) if "secondary" in parts else settings.secondary,
-            challenger=torchserve.address(ports["challenger"]) if "challenger" in parts else settings.challenger,
+            primary=self._addresses("primary") if "primary" in parts else settings.primary,
+            secondary=self._addresses("secondary") if "secondary" in parts else settings.secondary,
+            challenger=self._addresses("challenger") if "challenger" in parts else settings.challenger,
             decision=server.address(ports["decision"]) if serving else None,
             admin=server.address(ports["admin"]) if serving else None,
             metrics_url=f"http://{server.address(ports['metrics'])}" if serving else None,
@@ -258,12 +267,17 @@ class Stack:
             model_store=str(self._model_store.resolve()),
             token_files={
                 name: str(self._directory / name / torchserve.TOKEN_FILE)
-                for name in _MODELS
-                if name in parts and self._settings.replica_tokens
+                for name, role in self._replicas.items()
+                if role in parts and self._settings.replica_tokens
             },
-            management={name: torchserve.address(ports[f"{name}_management"]) for name in _MODELS if name in parts},
+            management={role: self._addresses(role, "_management") for role in _MODELS if role in parts},
             instruments=self._instruments,
         )
+
+    def _addresses(self, role: str, service: str = "") -> str:
+        """Where the processes of a role are reached, with commas between them."""
+        names = (name for name, one in self._replicas.items() if one == role)
+        return ",".join(torchserve.address(self._ports[f"{name}{service}"]) for name in names)
 
     def _start_parts(self) -> None:
         """Starts what there is to start, each step in a thread of its own."""
@@ -271,18 +285,24 @@ class Stack:
             self._report(Progress(part, "external"))
         training = self._settings.model_store is None and not self._parts.isdisjoint(_MODELS)
         steps = self._parts | {"models"} if training else self._parts
-        with ThreadPoolExecutor(max_workers=len(_STEPS), thread_name_prefix="start") as pool:
+        processes = len(_STEPS) + len(self._replicas)
+        with ThreadPoolExecutor(max_workers=processes, thread_name_prefix="start") as pool:
             started: dict[str, Future[None]] = {}
             for step, needs in _STEPS.items():
                 if step in steps:
-                    needed = [started[need] for need in needs if need in started]
-                    started[step] = pool.submit(self._start_after, step, needed)
+                    needed = [started[name] for need in needs for name in self._names(need) if name in started]
+                    for name in self._names(step):
+                        started[name] = pool.submit(self._start_after, name, needed)
             try:
                 for future in as_completed(started.values()):
                     future.result()
             except BaseException:
                 self._cancelled.set()
                 raise
+
+    def _names(self, step: str) -> list[str]:
+        """What a step starts: itself, or every TorchServe of that role."""
+        return [name for name, role in self._replicas.items() if role == step] or [step]
 
     def _start_after(self, step: str, needed: Iterable[Future[None]]) -> None:
         """Starts one step once those it needs are ready, and reports how that went."""
@@ -312,8 +332,9 @@ class Stack:
             "valkey": self._start_valkey,
             "broker": self._start_broker,
             "postgres": self._start_postgres,
-            **{name: partial(self._start_replica, name) for name in _MODELS},
+            **{name: partial(self._start_replica, name) for name in self._replicas},
             "worker": self._start_worker,
+            "bars": self._start_bars,
             "server": self._start_server,
             "market": self._start_market,
         }
@@ -358,7 +379,7 @@ class Stack:
         return postgres.address(port)
 
     def _start_replica(self, name: str) -> str:
-        port, model = self._ports[name], _MODELS[name]
+        port, model = self._ports[name], _MODELS[self._replicas[name]]
         launch = prepare(
             TorchServeSettings(
                 archive=torchserve.archive(self._model_store, model),
@@ -376,8 +397,15 @@ class Stack:
 
     def _start_worker(self) -> str:
         port = self._ports["worker"]
-        env = worker.env(self.endpoints, port)
+        bars_url = bars.database_url(self.endpoints) if "bars" in self._parts else None
+        env = worker.env(self.endpoints, port, bars_url)
         self._run(self._process("worker", worker.argv(), env=env, ready=partial(worker.ready, port)))
+        return worker.url(port)
+
+    def _start_bars(self) -> str:
+        port = self._ports["bars"]
+        env = bars.env(self.endpoints, port)
+        self._run(self._process("bars", bars.argv(), env=env, ready=partial(worker.ready, port)))
         return worker.url(port)
 
     def _start_server(self) -> str:
@@ -457,7 +485,14 @@ def _external_parts(settings: LocalSettings) -> set[str]:
     return {part for part, address in given.items() if address is not None}
 
 
-def _choose_ports(settings: LocalSettings, claims: ExitStack) -> dict[str, int]:
+def _names_of(role: str, settings: LocalSettings) -> list[str]:
+    """The TorchServes of a role, by the names that the decision server has for them."""
+    if role != "primary" or settings.replicas == 1:
+        return [role]
+    return [f"{role}-{number}" for number in range(1, settings.replicas + 1)]
+
+
+def _choose_ports(settings: LocalSettings, replicas: Collection[str], claims: ExitStack) -> dict[str, int]:
     """A port for everything that listens: the user's, the server's default where it is free, or any free one.
 
     Raises:
@@ -475,6 +510,6 @@ def _choose_ports(settings: LocalSettings, claims: ExitStack) -> dict[str, int]:
         "admin": settings.admin_port or default_port(7002, claims),
         "metrics": settings.metrics_port or default_port(7003, claims),
     }
-    management = (f"{name}_management" for name in _MODELS)
-    ours = ("valkey", "broker", "postgres", *_MODELS, *management, "worker", *wanted)
+    management = (f"{name}_management" for name in replicas)
+    ours = ("valkey", "broker", "postgres", *replicas, *management, "worker", "bars", *wanted)
     return {name: wanted.get(name) or free for name, free in zip(ours, free_ports(len(ours)), strict=True)}

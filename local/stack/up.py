@@ -66,7 +66,7 @@ def _keep_running(stack: Stack, settings: LocalSettings, console: Console) -> in
 def _champion(stack: Stack) -> str:
     """Which model its replicas started with, and how good it is known to be; empty where none of them is ours."""
     store = stack.endpoints.model_store
-    if store is None or not {"primary", "secondary"} & stack.processes.keys():
+    if store is None or not any(part.partition("-")[0] in ("primary", "secondary") for part in stack.processes):
         return ""
     archive = torchserve.archive(Path(store), "champion")
     version = archive.stem if is_version(archive.stem) else read_archive(archive).version

@@ -48,6 +48,7 @@ def main(
             trials=0,
             install=True,
             force=True,  # a stack that has no better model starts with this one, and says how it stands
+            feature_set=None,
             labels=False,  # a newcomer waits for this
             cards=None,
             command=shlex.join(

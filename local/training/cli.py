@@ -17,6 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from feature_cache import feature_sets
+from feature_cache.feature_set import FeatureSetError
+from feature_cache.features import MF1
 from feature_cache.sources.session import SessionError
 from pretrade.client.cli.options import Directory
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
@@ -24,13 +27,23 @@ from server.audit.reading.places import model_store
 from torchserve.config import store_directory
 from torchserve.dataset import SamplesError
 from torchserve.label import Label
-from torchserve.sources import SIMULATED_SECONDS, SUFFIX, is_dataset, load_samples, write_dataset
+from torchserve.sources import (
+    SIMULATED_SECONDS,
+    SUFFIX,
+    dataset_set,
+    is_dataset,
+    load_events,
+    load_samples,
+    write_dataset,
+)
 from torchserve.validity import MOST_DAYS, VALID_DAYS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
+    from feature_cache.feature_set import FeatureSet
     from local.training.training import Made, Outcome
+    from pretrade.market.v1 import market_pb2 as pb
     from torchserve.dataset import Samples
     from torchserve.training import Kind
     from torchserve.walk_forward import WalkForward
@@ -52,6 +65,10 @@ Horizon = Annotated[
 ]
 Delay = Annotated[float | None, typer.Option(help="Seconds from the decision to the market. Default: 0.")]
 Price = Annotated[str | None, typer.Option(help="What an order is done at: mid or touch. Default: mid.")]
+Features = Annotated[
+    str | None,
+    typer.Option(help="Feature set of the rows (`pretrade features list`). Default: mf1, or that of the dataset file."),
+]
 Seconds = Annotated[float, typer.Option(min=60, help="Length of the simulated session, without a recorded one.")]
 
 
@@ -69,6 +86,7 @@ def build(
     horizon: Horizon = None,
     delay: Delay = None,
     price: Price = None,
+    features: Features = None,
 ) -> None:
     """Replay market data through the feature engine, and label both sides of every decision instant."""
     if out.suffix != SUFFIX:
@@ -77,7 +95,14 @@ def build(
     console = Console()
     samples = _shown(
         console,
-        lambda report: load_samples(recordings or [], seed=seed, simulated_seconds=seconds, label=label, report=report),
+        lambda report: load_samples(
+            recordings or [],
+            seed=seed,
+            simulated_seconds=seconds,
+            label=label,
+            feature_set=None if features is None else feature_set_of(features),
+            report=report,
+        ),
     )
     if not len(samples.rows):
         console.print("[red]no sample: no instant with a known book had another a label's horizon later[/red]")
@@ -99,12 +124,21 @@ def join_features(
     orders: Annotated[
         Path, typer.Argument(help="CSV or Parquet with the columns instrument, time (UTC), and perhaps side.")
     ],
-    recordings: Annotated[list[Path], typer.Argument(help="Recordings or folders of them, as for `pretrade replay`.")],
     out: Annotated[Path, typer.Option(help="The file to write, NAME.parquet.")],
+    recordings: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Recordings or folders of them, as for `pretrade replay`. Default: the simulator."),
+    ] = None,
+    features: Annotated[
+        str, typer.Option("--features", help="Whose features: the id of a set (`pretrade features list`).")
+    ] = "mf1",
+    seed: Seed = 1,
+    seconds: Seconds = SIMULATED_SECONDS,
 ) -> None:
     """Add to each of your own orders the features as they were known at its time, from recordings.
 
-    With a column `side` (buy or sell) they are turned for it, as models see them. All other columns are kept.
+    With a column `side` (buy or sell) they are turned for it, as models see them. What callers bring of a set is a
+    column of the orders, as it would be sent: not turned. All other columns are kept.
 
     Example: `pretrade dataset features orders.csv recordings/ --out features.parquet`
     """
@@ -112,8 +146,16 @@ def join_features(
 
     if out.suffix != SUFFIX:
         raise typer.BadParameter(f"must end in {SUFFIX}", param_hint="--out")
+    feature_set = feature_set_of(features)
     console = Console()
-    number, known = _shown(console, lambda report: join(orders, recordings, out, report))
+
+    def joined(report: Callable[[str], None]) -> tuple[int, int]:
+        def events(only: set[str]) -> Iterable[pb.MarketEvent]:
+            return load_events(recordings or [], only, feature_set, seed=seed, simulated_seconds=seconds, report=report)
+
+        return join(orders, events, out, feature_set)
+
+    number, known = _shown(console, joined)
     console.print(f"{out}: {number:,} orders, {known:,} with a known book", highlight=False)
 
 
@@ -122,7 +164,8 @@ def train(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="monotone, xgboost or torch; can be repeated. Default: monotone; with --install monotone and torch."
+            help="monotone (mf1 alone), xgboost or torch; can be repeated. Default: monotone, for another set xgboost;"
+            " with --install monotone and torch."
         ),
     ] = None,
     data: Annotated[
@@ -141,6 +184,7 @@ def train(
     horizon: Horizon = None,
     delay: Delay = None,
     price: Price = None,
+    features: Features = None,
     valid_days: Annotated[
         float,
         typer.Option(
@@ -181,9 +225,13 @@ def train(
     """
     from local.training.training import Plan, carry_out  # noqa: PLC0415 - the machine-learning libraries
 
-    kinds = _kinds(model or (["monotone", "torch"] if install else ["monotone"]))
+    feature_set = None if features is None else feature_set_of(features)
+    alone = ["monotone"] if _is_of_mf1(feature_set, data or ()) else ["xgboost"]
+    kinds = _kinds(model or (["monotone", "torch"] if install else alone))
     if name not in ("champion", "challenger"):
         raise typer.BadParameter(f"{name} is neither champion nor challenger", param_hint="--name")
+    if install and not _is_of_mf1(feature_set, data or ()):
+        raise typer.BadParameter(f"the stack starts with models of {MF1.id}", param_hint="--features")
     if install and (trials or set(kinds) != {"monotone", "torch"} or len(data or ()) > 1 or is_dataset(data or ())):
         raise typer.BadParameter("the stack starts with both models of one recording, without a search")
     plan = Plan(
@@ -199,6 +247,7 @@ def train(
         trials=trials,
         install=install,
         force=force,
+        feature_set=feature_set,
         labels=True,
         cards=cards,
         command=shlex.join(["pretrade", *sys.argv[1:]]),
@@ -221,6 +270,16 @@ def train(
     else:
         _report(console, outcome, runs)
     raise typer.Exit(REFUSED if outcome.refused else 0)
+
+
+def _is_of_mf1(feature_set: FeatureSet | None, data: Sequence[Path]) -> bool:
+    """Whether the samples have rows of `mf1`; a dataset file that cannot be read is refused later."""
+    if feature_set is None and is_dataset(data):
+        try:
+            return dataset_set(data[0]) == MF1
+        except SamplesError:
+            return True
+    return feature_set in (None, MF1)
 
 
 def _track(uri: str, made: Made, walk: WalkForward | str, directory: Path) -> str:
@@ -274,6 +333,21 @@ def store_of(directory: Path, data: list[Path] | None) -> Path:
     return store_directory(directory, data[0] if data and not is_dataset(data) else None)
 
 
+def feature_set_of(named: str) -> FeatureSet:
+    """The set of an option `--features`."""
+    try:
+        found = feature_sets.by_id(named)
+    except FeatureSetError as error:
+        raise typer.BadParameter(str(error), param_hint="--features") from error
+    if found is None:
+        raise typer.BadParameter(
+            f"no set {named!r}; known are {feature_sets.names()}, and {feature_sets.FILE_VARIABLE} names a file with"
+            " others",
+            param_hint="--features",
+        )
+    return found
+
+
 def _shown(console: Console, work: Callable[[Callable[[str], None]], T]) -> T:
     """Does something while showing what is being done."""
     try:
@@ -285,7 +359,7 @@ def _shown(console: Console, work: Callable[[Callable[[str], None]], T]) -> T:
                     console.print(doing, highlight=False)
 
             return work(report)
-    except (SessionError, SamplesError) as error:
+    except (SessionError, SamplesError, FeatureSetError) as error:
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from error
 

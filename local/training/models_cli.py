@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -13,16 +14,15 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from feature_cache import feature_sets
-from feature_cache.feature_set import FeatureSet, FeatureSetError
-from local.training.cli import Delay, Horizon, Price, label_of, store_of
+from local.training.cli import Delay, Horizon, Price, feature_set_of, label_of, store_of
 from pretrade.client.cli.options import AdminTarget, AsJson, Directory, Yes
 from pretrade.client.stack_file import DEFAULT_DIRECTORY, NoStackError, stack_endpoint
 from server.errors import ModelUnknownError
+from server.inference.model_map import DEFAULT
 from server.models.archive import read_archive
 from server.models.registry import ALIASES, CANDIDATE, CARDS, EVALUATION_FILE, VERSIONS, ModelUnusableError, Registry
 from torchserve.brought.errors import BroughtError
-from torchserve.validity import MOST_DAYS, VALID_DAYS
+from torchserve.validity import MOST_DAYS, VALID_DAYS, expiry_text
 
 if TYPE_CHECKING:
     from torchserve.brought.adding import Added
@@ -37,6 +37,7 @@ app = typer.Typer()
 
 Store = Annotated[Path | None, typer.Option(help="The model store. Default: that of the running stack.")]
 Version = Annotated[str, typer.Argument(help="A version of `pretrade models list`, or an alias.")]
+Model = Annotated[str, typer.Option(help="The model of the server whose candidate it becomes (docs/model-map.md).")]
 Name = Annotated[str, typer.Option(help="Whose place the model is for: champion or challenger.")]
 Calibrate = Annotated[
     Path | None,
@@ -64,6 +65,7 @@ def add(
     threshold: Threshold = None,
     target_precision: Precision = 0.95,
     name: Name = "champion",
+    model: Model = DEFAULT,
     output: Annotated[str, typer.Option(help="ONNX: the output that is the score, if there are several.")] = "",
     output_is: Annotated[
         str | None, typer.Option(help="margin (log odds) or probability. Default: by its values.")
@@ -103,7 +105,7 @@ def add(
         raise typer.BadParameter(
             "reading a pickle runs whatever code is in it: say --trusted if you know who made it", param_hint="--kind"
         )
-    feature_set = _feature_set(features)
+    feature_set = feature_set_of(features)
     label = label_of(horizon, delay, price)
     settings = TrainingSettings(target_precision=target_precision, valid_days=valid_days or None)
     settings = settings if label is None else settings.model_copy(update={"label": label})
@@ -114,7 +116,7 @@ def add(
         added = brought_adding.add(brought, data, adding)
     except (BroughtError, SamplesError) as error:
         raise _refused(str(error)) from error
-    _publish(added, f"`{file.name}`", store or store_of(directory, None), as_json)
+    _publish(added, f"`{file.name}`", store or store_of(directory, None), model, as_json)
 
 
 @app.command()
@@ -129,6 +131,7 @@ def combine(
     threshold: Threshold = None,
     target_precision: Precision = 0.95,
     name: Name = "champion",
+    model: Model = DEFAULT,
     horizon: Horizon = None,
     delay: Delay = None,
     price: Price = None,
@@ -155,13 +158,13 @@ def combine(
     root = store or store_of(directory, None)
     try:
         combined = [_part(Registry(root), one) for one in parts]
-        feature_set = _feature_set(str(combined[0].metadata["feature_set"]))
+        feature_set = feature_set_of(str(combined[0].metadata["feature_set"]))
         data = None if calibrate is None else read_data(calibrate, feature_set, label_column, label)
         adding = brought_adding.Adding(feature_set, _named(name), threshold, training=settings)
         added = combining.combine("mean" if mean else "stack", combined, data, adding)
     except (BroughtError, SamplesError, ModelUnknownError) as error:
         raise _refused(str(error)) from error
-    _publish(added, " and ".join(f"`{one.version}`" for one in combined), root, as_json)
+    _publish(added, " and ".join(f"`{one.version}`" for one in combined), root, model, as_json)
 
 
 @app.command()
@@ -192,6 +195,7 @@ def show(
         "label": about.get("label", {}).get("text", "not said"),
         "threshold": f"{about['threshold']:.4f}",
         "calibration": "slope {slope:.4f}, intercept {intercept:.4f}".format(**about["calibration"]),
+        "expiry": expiry_text(about.get("expires_at", 0), time.time()),
         "standing": standing.text,
         "card": str(standing.card or "none"),
         "problem": record.problem or "none",
@@ -247,7 +251,7 @@ def remove(
     registry = Registry(store or store_of(directory, None))
     if version in ALIASES:
         raise _refused(f"{version} is an alias: name the version that is to go")
-    aliases = [alias for alias, one in registry.aliases().items() if one == version]
+    aliases = [alias for alias, one in registry.aliases_of_all().items() if one == version]
     if aliases:
         raise _refused(
             f"{version} is the {' and the '.join(aliases)}: `pretrade models alias` points an alias elsewhere first"
@@ -284,7 +288,7 @@ def _part(registry: Registry, named: str) -> Part:
     return Part(found, json.loads(archive.files["metadata.json"]), archive.files["weights.bin"], share)
 
 
-def _publish(added: Added, source: str, store: Path, as_json: bool) -> None:
+def _publish(added: Added, source: str, store: Path, model: str, as_json: bool) -> None:
     """Writes archive and card, moves the alias, and says so."""
     from torchserve.brought.card import STANDING, write_card  # noqa: PLC0415 - the machine-learning libraries
     from torchserve.export import write_archive  # noqa: PLC0415
@@ -294,7 +298,7 @@ def _publish(added: Added, source: str, store: Path, as_json: bool) -> None:
     command = shlex.join(["pretrade", *sys.argv[1:]])
     card = write_card(version, added, source, command, folder)
     (folder / EVALUATION_FILE).write_text(json.dumps({"standing": {added.metadata["kind"]: STANDING}}, indent=1) + "\n")
-    registry = Registry(store)
+    registry = Registry(store, model)
     try:
         registry.set_alias(CANDIDATE, version)
     except ModelUnusableError as error:
@@ -316,24 +320,23 @@ def _publish(added: Added, source: str, store: Path, as_json: bool) -> None:
         console.print(f"on its last part: {precision} at coverage {test.coverage:.3f}, AUC {test.auc:.3f}")
     if added.difference:
         console.print(f"its scores are within {added.difference:.1g} of those of {added.metadata['kind']}")
+    expires_at = added.metadata["expires_at"]
+    if expires_at:
+        style = "yellow" if expires_at <= time.time() else "default"
+        console.print(f"it {expiry_text(expires_at, time.time())}", style=style)
     for note in added.notes:
         console.print(f"[dim]{escape(note)}[/]")
     for lack in added.lacks:
         console.print(f"[yellow]not available[/]: {escape(lack)}")
-    console.print(f"next: pretrade canary start {version}")
+    console.print(f"next: {_next(registry, version, model)}")
 
 
-def _feature_set(named: str) -> FeatureSet:
-    try:
-        found = feature_sets.by_id(named)
-    except FeatureSetError as error:
-        raise _refused(str(error)) from error
-    if found is None:
-        raise typer.BadParameter(
-            f"no set {named!r}; known are {feature_sets.names()}, and PRETRADE_FEATURES__FILE names a file with others",
-            param_hint="--features",
-        )
-    return found
+def _next(registry: Registry, version: str, model: str) -> str:
+    """What is done with a new version: a canary, or, where its model has no champion yet, that."""
+    if model == DEFAULT:
+        return f"pretrade canary start {version}"
+    has_champion = "champion" in registry.aliases()
+    return f"pretrade {'canary start' if has_champion else 'models alias champion'} {version} --model {model}"
 
 
 def _named(name: str) -> str:

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fallback.rules import RulesBaseline, RulesSettings
+from feature_cache.feature_set import FeatureSet
+from feature_cache.features import MF1
 from local.training.installed import move_aliases
 from server.models.registry import CANDIDATE, CARDS, EVALUATION_FILE, Registry
 from torchserve.build import NAMES, Chosen, build_models, descriptions
@@ -57,6 +59,8 @@ class Plan:
     """Make the stack start with them: the monotone trees as its champion, the network as its challenger."""
     force: bool
     """Write models that do not beat the baselines, too."""
+    feature_set: FeatureSet | None
+    """What the models take; None for `mf1`, or for that of a dataset file."""
     labels: bool
     """Compare labels, for the card; that takes as long as evaluating and training."""
     cards: Path | None
@@ -136,8 +140,14 @@ def _load(plan: Plan, report: Report) -> tuple[Market | None, Samples]:
     """The samples, and the market that has other labels, too; None where they are from a dataset file."""
     data = list(plan.data)
     if is_dataset(data):
-        return None, load_samples(data, label=plan.label)
-    market = load_market(data, seed=plan.seed, simulated_seconds=plan.simulated_seconds, report=report)
+        return None, load_samples(data, label=plan.label, feature_set=plan.feature_set)
+    market = load_market(
+        data,
+        seed=plan.seed,
+        simulated_seconds=plan.simulated_seconds,
+        feature_set=plan.feature_set or MF1,
+        report=report,
+    )
     return market, market.samples(plan.label or Label())
 
 

@@ -14,7 +14,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import numpy as np
 import sqlalchemy as sa
 import typer
 from google.protobuf.json_format import MessageToDict
@@ -24,7 +23,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from feature_cache import feature_sets, features
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.client.cli.options import Directory
 from pretrade.client.cli.views import explanation_table
@@ -39,6 +37,7 @@ from server.audit.reading.places import failure as _failure
 from server.audit.reading.places import model_store as _model_store
 from server.audit.reading.places import targets as _targets
 from server.audit.reading.query import AuditQuery
+from server.audit.reading.vectors import own_features, scored_features
 from server.audit.reading.verify import Finding, Open, Unreachable, Unremembered, verify
 from server.audit.shipping.heads import VerifyingKey
 from server.audit.store.store import Store
@@ -247,16 +246,18 @@ def export_days(
 
 
 def to_dict(decision: audit_pb2.AuditedDecision, outcomes: Sequence[packet_pb2.Outcome]) -> dict[str, Any]:
-    """The whole packet in the JSON form of protobuf, with the features by name; undefined ones are null."""
+    """The whole packet in the JSON form of protobuf, with the features by name; undefined ones are null.
+
+    What a model of another set scored is `scored_features`, empty for one of `mf1`.
+    """
     return {
         "decision_id": decision.packet.decision.decision_id,
         "reply_status": decision.reply_status,
         "heard_action": audit_pb2.HeardAction.Name(decision.heard_action),
         "heard_reasons": [pb.ReasonCode.Name(reason) for reason in decision.heard_reasons],
         "packet": MessageToDict(decision.packet, preserving_proto_field_name=True),
-        "features": {
-            name: value if math.isfinite(value) else None for name, value in _features(decision.packet).items()
-        },
+        "features": _or_null(own_features(decision.packet)),
+        "scored_features": _or_null(scored_features(decision.packet)),
         "outcomes": [MessageToDict(outcome, preserving_proto_field_name=True) for outcome in outcomes],
         "evidence": {
             "found_in": decision.found_in,
@@ -280,16 +281,12 @@ def screen(decision: audit_pb2.AuditedDecision, outcomes: Sequence[packet_pb2.Ou
         _section("why", _why(answer)),
         _section("known", _known(packet)),
     ]
-    values = _features(packet)
-    if values:
+    if values := own_features(packet):
         turned = ", turned for a sell" if packet.order.side == pb.SIDE_SELL else ""
-        shown = {name: f"{value:.6g}" if math.isfinite(value) else "undefined" for name, value in values.items()}
-        grid = Columns([f"{name:<21} {value:>12}" for name, value in shown.items()], column_first=True)
         by_whom = "as rules and guards" if packet.scored_feature_set else "as the model"
-        sections.append(Panel(grid, title=f"features {packet.feature_set_id}, {by_whom} saw them{turned}"))
-    if packet.scored_feature_set:
-        grid = Columns([f"{name:<21} {value:>12}" for name, value in _scored(packet).items()], column_first=True)
-        sections.append(Panel(grid, title=f"features {packet.scored_feature_set}, as the model saw them"))
+        sections.append(Panel(_grid(values), title=f"features {packet.feature_set_id}, {by_whom} saw them{turned}"))
+    if scored := scored_features(packet):
+        sections.append(Panel(_grid(scored), title=f"features {packet.scored_feature_set}, as the model saw them"))
     sections += [
         _cost(answer.budget),
         _attempts(packet),
@@ -424,23 +421,13 @@ def _section(title: str, lines: Iterator[tuple[str, str]] | list[tuple[str, str]
     return table
 
 
-def _features(packet: packet_pb2.DecisionPacket) -> Mapping[str, float]:
-    values = np.frombuffer(packet.model_input, dtype="<f4")
-    if packet.feature_set_id == features.MF1.id and len(values) == features.N_FEATURES:
-        names = features.NAMES
-    else:
-        names = tuple(str(i) for i in range(len(values)))
-    return {name: float(value) for name, value in zip(names, values, strict=True)}
+def _grid(values: Mapping[str, float]) -> Columns:
+    shown = {name: f"{value:.6g}" if math.isfinite(value) else "undefined" for name, value in values.items()}
+    return Columns([f"{name:<21} {value:>12}" for name, value in shown.items()], column_first=True)
 
 
-def _scored(packet: packet_pb2.DecisionPacket) -> Mapping[str, str]:
-    """What a model of another set saw: by name where the set is known here, else by place."""
-    values = np.frombuffer(packet.scored_input, dtype="<f4").tolist()
-    known = feature_sets.by_id(packet.scored_feature_set.partition("/")[0])
-    is_it = known is not None and known.version == packet.scored_feature_set and len(known) == len(values)
-    names = known.names if known is not None and is_it else tuple(map(str, range(len(values))))
-    shown = (f"{value:.6g}" if math.isfinite(value) else "undefined" for value in values)
-    return dict(zip(names, shown, strict=True))
+def _or_null(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _milliseconds(microseconds: int) -> str:

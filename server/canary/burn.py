@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +18,7 @@ from feature_cache.constants import Constant
 
 if TYPE_CHECKING:
     from fallback.order import Case
+    from server.decision.decided_block import DecidedBlock
 
 _LONGEST_SECONDS = 6 * 3_600.0
 _ROUNDING: Final = 1e-9
@@ -101,11 +103,6 @@ class Objective:
         allowed = budget.deadline - budget.arrived
         return case.features is not None and not case.from_caller and allowed >= self._min_allowed_seconds
 
-    def answered_together(self, orders: int, allowed_seconds: float) -> None:
-        """Counts so many calls that a model answered in time from the server's own features."""
-        if allowed_seconds >= self._min_allowed_seconds:
-            self.met += orders
-
     def note(self, case: Case, by_model: bool) -> None:
         """Counts a call, if it counts: whether a model answered it in time."""
         if self.counts(case):
@@ -113,6 +110,44 @@ class Objective:
                 self.met += 1
             else:
                 self.missed += 1
+
+    def note_block(self, decided: DecidedBlock) -> None:
+        """The same for decisions that a model made in columns, from the server's own features."""
+        if decided.block.budget.allowed >= self._min_allowed_seconds:
+            self.met += len(decided)
+
+
+class Notes(Protocol):
+    """Notes what became of calls: `Objective` of one model, or `RoutedObjective`."""
+
+    def note(self, case: Case, by_model: bool) -> None:
+        """Counts a call, if it counts: whether a model answered it in time."""
+
+    def note_block(self, decided: DecidedBlock) -> None:
+        """The same for decisions that were made in columns."""
+
+
+class RoutedObjective:
+    """The objectives of several models: each is judged by its own orders.
+
+    Args:
+        objectives: By model.
+        model_of: The model of an order.
+    """
+
+    def __init__(self, objectives: Mapping[str, Objective], model_of: Callable[[Case], str]) -> None:
+        self._objectives = objectives
+        self._model_of = model_of
+
+    def note(self, case: Case, by_model: bool) -> None:
+        """See `Objective.note`. An order whose model this server does not have counts for none."""
+        if (objective := self._objectives.get(self._model_of(case))) is not None:
+            objective.note(case, by_model)
+
+    def note_block(self, decided: DecidedBlock) -> None:
+        """The same for decisions that were made in columns."""
+        for case, _, _ in decided.each():
+            self.note(case, by_model=True)
 
 
 class BurnRate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from feature_cache.metrics import Counter, Gauge, declared
@@ -17,60 +17,61 @@ if TYPE_CHECKING:
     from server.canary.rollout import Rollout
     from server.canary.routing import CanaryRouting
 
-SHADOW_PAIRS: Final = Counter("pretrade_shadow_pairs", "Rows that two models scored, for the audit.", ("fate",))
-CANARY_WEIGHT: Final = Gauge("pretrade_canary_weight", "Share of the order flows that a canary gets here.")
-CANARY_ORDERS: Final = Counter("pretrade_canary_orders", "Orders of a canary's flows by fate.", ("fate",))
-CANARY_TURNS: Final = Counter("pretrade_canary_turns", "Changes of canaries that this process made.", ("turn",))
+SHADOW_PAIRS: Final = Counter("pretrade_shadow_pairs", "Rows that two models scored, for the audit.", ("model", "fate"))
+CANARY_WEIGHT: Final = Gauge("pretrade_canary_weight", "Share of the order flows that a canary gets here.", ("model",))
+CANARY_ORDERS: Final = Counter("pretrade_canary_orders", "Orders of a canary's flows by fate.", ("model", "fate"))
+CANARY_TURNS: Final = Counter("pretrade_canary_turns", "Changes of canaries that this process made.", ("model", "turn"))
 CANARY_VERDICT: Final = Gauge(
-    "pretrade_canary_verdict", "1 for what this process's evidence says of a running canary.", ("verdict",)
+    "pretrade_canary_verdict", "1 for what this process's evidence says of a running canary.", ("model", "verdict")
 )
 CANARY_EXCESS: Final = Gauge(
-    "pretrade_canary_excess", "Mean of a check at this step, the canary's less the champion's.", ("check",)
+    "pretrade_canary_excess", "Mean of a check at this step, the canary's less the champion's.", ("model", "check")
 )
-CANARY_SAMPLES: Final = Gauge("pretrade_canary_samples", "Observations of a check at this step.", ("check",))
+CANARY_SAMPLES: Final = Gauge("pretrade_canary_samples", "Observations of a check at this step.", ("model", "check"))
 SLO_CALLS: Final = Counter(
-    "pretrade_slo_calls", "Calls at which a model had a fair chance: whether one answered in time.", ("fate",)
+    "pretrade_slo_calls", "Calls at which a model had a fair chance: whether one answered in time.", ("model", "fate")
 )
 SLO_BURN_RATE: Final = Gauge(
-    "pretrade_slo_burn_rate", "How many times as fast as it may the error budget burns in this process.", ("window",)
+    "pretrade_slo_burn_rate",
+    "How many times as fast as it may the error budget burns in this process.",
+    ("model", "window"),
 )
 
 METRICS: Final = declared(globals())
 """Every metric of this folder, in the order of the page that explains them."""
 
 
-def of_pairs(recorder: PairRecorder | None) -> Iterator[Metric]:
-    """One scrape."""
+def of_pairs(recorders: Mapping[str, PairRecorder | None]) -> Iterator[Metric]:
+    """One scrape, by model."""
     pairs = SHADOW_PAIRS.family()
-    for fate, count in (("recorded", recorder.recorded), ("lost", recorder.lost)) if recorder else ():
-        pairs.add_metric((fate,), count)
+    for model, recorder in recorders.items():
+        for fate, count in (("recorded", recorder.recorded), ("lost", recorder.lost)) if recorder else ():
+            pairs.add_metric((model, fate), count)
     yield pairs
 
 
-def of_canary(routing: CanaryRouting, rollout: Rollout, objective: Objective) -> Iterator[Metric]:
-    """One scrape."""
-    canary = routing.canary
-    yield CANARY_WEIGHT.family(0.0 if canary is None else canary.weight)
-    orders = CANARY_ORDERS.family()
-    orders.add_metric(("answered",), routing.answered)
-    orders.add_metric(("passed_over",), routing.orders - routing.answered)
-    turns = CANARY_TURNS.family()
-    for turn in TURNS:
-        turns.add_metric((turn,), rollout.events.counts[turn])
-    verdicts, excess = CANARY_VERDICT.family(), CANARY_EXCESS.family()
-    samples = CANARY_SAMPLES.family()
-    if canary is not None:
-        found = rollout.evidence.verdict
-        for verdict in Verdict:
-            verdicts.add_metric((verdict.value.replace(" ", "_"),), verdict is found)
-        for check in rollout.evidence.checks.values():
-            samples.add_metric((check.name,), check.samples)
-            if check.samples:
-                excess.add_metric((check.name,), check.canary - check.champion)
-    calls = SLO_CALLS.family()
-    for outcome, count in (("met", objective.met), ("missed", objective.missed)):
-        calls.add_metric((outcome,), count)
-    burn = SLO_BURN_RATE.family()
-    for seconds, rate in rollout.burn_rates.items():
-        burn.add_metric((f"{seconds}s",), rate)
-    yield from (orders, turns, verdicts, excess, samples, calls, burn)
+def of_canary(models: Iterable[tuple[str, CanaryRouting, Rollout, Objective]]) -> Iterator[Metric]:
+    """One scrape, of every named model."""
+    weight, orders, turns = CANARY_WEIGHT.family(), CANARY_ORDERS.family(), CANARY_TURNS.family()
+    verdicts, excess, samples = CANARY_VERDICT.family(), CANARY_EXCESS.family(), CANARY_SAMPLES.family()
+    calls, burn = SLO_CALLS.family(), SLO_BURN_RATE.family()
+    for model, routing, rollout, objective in models:
+        canary = routing.canary
+        weight.add_metric((model,), 0.0 if canary is None else canary.weight)
+        orders.add_metric((model, "answered"), routing.answered)
+        orders.add_metric((model, "passed_over"), routing.orders - routing.answered)
+        for turn in TURNS:
+            turns.add_metric((model, turn), rollout.events.counts[turn])
+        if canary is not None:
+            found = rollout.evidence.verdict
+            for verdict in Verdict:
+                verdicts.add_metric((model, verdict.value.replace(" ", "_")), verdict is found)
+            for check in rollout.evidence.checks.values():
+                samples.add_metric((model, check.name), check.samples)
+                if check.samples:
+                    excess.add_metric((model, check.name), check.canary - check.champion)
+        for outcome, count in (("met", objective.met), ("missed", objective.missed)):
+            calls.add_metric((model, outcome), count)
+        for seconds, rate in rollout.burn_rates.items():
+            burn.add_metric((model, f"{seconds}s"), rate)
+    yield from (weight, orders, turns, verdicts, excess, samples, calls, burn)

@@ -7,12 +7,18 @@ nothing. If one process has just rolled a canary back, another process that has 
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, Self
+from functools import lru_cache
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from server.canary.settings import check_steps
+from server.inference.model_map import fits
 
+PatternOrAll = Annotated[str, Field(pattern=r"^[!-~]{0,64}$")]
+"""A pattern as the model map has them, or nothing for every text."""
+_MOST_FLOWS: Final = 10_000
+"""Flows of which it is remembered whether a canary covers them: callers may make up strategies."""
 StateName = Literal["running", "promoted", "rolled_back", "aborted"]
 
 
@@ -35,6 +41,10 @@ class Canary(BaseModel):
     """Share of the order flows in force; 0 once it ended."""
     held: bool = False
     """True while an operator holds it at its weight."""
+    instrument: PatternOrAll = ""
+    """Pattern of the instruments whose orders it may get; empty for all."""
+    strategy: PatternOrAll = ""
+    """Of the strategies, likewise."""
     started_at: float
     """Seconds since the Unix epoch, as all instants here: several hosts share them."""
     step_started_at: float
@@ -60,6 +70,8 @@ class Canary(BaseModel):
         author: str,
         reason: str,
         now: float,
+        instrument: str = "",
+        strategy: str = "",
     ) -> Self:
         """A canary at its first step."""
         return cls(
@@ -72,6 +84,8 @@ class Canary(BaseModel):
             step_started_at=now,
             author=author,
             reason=reason,
+            instrument=instrument,
+            strategy=strategy,
         )
 
     @property
@@ -83,6 +97,20 @@ class Canary(BaseModel):
     def at_last_step(self) -> bool:
         """True when the only step left is to become the champion."""
         return self.step >= len(self.steps) - 1
+
+    @property
+    def is_partial(self) -> bool:
+        """True when it is held to a part of the orders. What it proves there says nothing of the others."""
+        return bool(self.instrument or self.strategy)
+
+    @property
+    def awaits_operator(self) -> bool:
+        """True when no evidence takes it further: it decides all that it covers until somebody promotes or ends it."""
+        return self.is_partial and self.at_last_step
+
+    def covers(self, instrument: str, strategy: str) -> bool:
+        """True when it may get orders of this flow: the others are no concern of its at all."""
+        return not self.is_partial or _covers(self.instrument, self.strategy, instrument, strategy)
 
     def advanced(self, now: float) -> Self:
         """At the next step."""
@@ -106,8 +134,11 @@ class Canary(BaseModel):
         """True when the canary decides the orders of this flow.
 
         A flow's place depends on it and on the canary alone: every process of every server agrees, a flow that has come
-        to the canary stays with it while its weight grows, and another canary begins with other flows.
+        to the canary stays with it while its weight grows, and another canary begins with other flows. Its weight is a
+        share of the flows that it covers.
         """
+        if not self.covers(instrument, strategy):
+            return False
         if self.weight >= 1.0:
             return True
         if not self.weight:
@@ -115,3 +146,8 @@ class Canary(BaseModel):
         flow = f"{self.canary_id}\0{instrument}\0{strategy}".encode()
         place = int.from_bytes(hashlib.blake2b(flow, digest_size=8).digest())
         return place < self.weight * 2**64
+
+
+@lru_cache(_MOST_FLOWS)
+def _covers(instrument_pattern: str, strategy_pattern: str, instrument: str, strategy: str) -> bool:
+    return fits(instrument_pattern, instrument) and fits(strategy_pattern, strategy)

@@ -288,7 +288,7 @@ class Rollout:
             await self.end(canary, "rolled_back", SERVER, self.evidence.reason)
         elif burning:
             await self.end(canary, "rolled_back", SERVER, f"the error budget burns: {', '.join(map(str, burning))}")
-        elif canary.held or self._promotion is not None:
+        elif canary.held or canary.awaits_operator or self._promotion is not None:
             return
         elif verdict is Verdict.BETTER_OR_EQUAL and now - canary.step_started_at >= self._settings.dwell_seconds:
             if self._clock() < self._next_attempt:
@@ -385,6 +385,13 @@ class Rollout:
     def _refuse_a_second(self) -> None:
         if self.canary is not None and self.canary.running:
             raise CanaryError(f"canary {self.canary.canary_id} is under way; abort it first")
+
+    def join(self, replica: Replica) -> None:
+        """Has an endpoint that is new to the challenger serve the canary too, before it gets orders."""
+        if self.canary is not None and self.canary.running:
+            replica.wanted_version = self.canary.model_version
+            replica.ejected = f"does not serve canary {self.canary.model_version} yet"
+            self._deployment.spawn(self._follow(replica, self.canary))
 
     async def _follow(self, replica: Replica, canary: Canary) -> None:
         """Has one of several endpoints join the others, as soon as it serves the canary too."""

@@ -80,7 +80,7 @@ class CanaryRouting:
     async def answer(self, case: Case) -> Answer | None:
         """The canary's or the champion's answer, or None. Cancelling it harms no other caller."""
         canary = self.canary
-        if canary is None or case.features is None or case.from_caller:
+        if canary is None or case.features is None or case.from_caller or not _covers(canary, case):
             return await self._champion.answer(case)
         if not self._takes(canary, case):
             return await self._ask_champion(case)
@@ -103,8 +103,15 @@ class CanaryRouting:
         self._flows.clear()
 
     def begin(self, cases: Sequence[JointCase]) -> Sequence[JointCase]:
-        """Begins the first attempts at the champion; none while a canary runs, which is asked case by case."""
-        return self._champion.begin(cases) if self.canary is None else ()
+        """Begins the first attempts at the champion, but for orders that a canary covers: these go case by case."""
+        canary = self.canary
+        if canary is None:
+            return self._champion.begin(cases)
+        return self._champion.begin([case for case in cases if not _covers(canary, case)]) if canary.is_partial else ()
+
+    def tells(self, case: Case) -> bool:
+        """Whether what models say of a case tells something of the canary: of one that it covers."""
+        return self.canary is None or _covers(self.canary, case)
 
     def begin_block(self, block: Block) -> bool:
         """The same for orders in columns."""
@@ -130,6 +137,8 @@ class CanaryRouting:
         """The canary's answer to an order of its own, unless it was asked for that order before; else None."""
         canary = self.canary
         if canary is None or case.features is None or case.from_caller or _was_asked(case):
+            return None
+        if not _covers(canary, case):
             return None
         if not self._takes(canary, case):
             return None
@@ -193,6 +202,10 @@ class CanaryRouting:
         if result is not Outcome.OVERLOAD:
             self._note(Side.CANARY, case, math.inf, allowed, reserve)
         return None
+
+
+def _covers(canary: Canary, case: Case) -> bool:
+    return canary.covers(case.order.instrument, case.order.strategy)
 
 
 def _was_asked(case: Case) -> bool:

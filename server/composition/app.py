@@ -17,9 +17,9 @@ from feature_cache.store.l1 import FeatureCache
 from server.audit.reading.explaining import Explaining
 from server.composition.audit import open_audit
 from server.composition.metrics_port import serve_metrics
+from server.composition.models import components_of
 from server.composition.ports import open_admin_port, open_decision_port, open_health_port
 from server.composition.process import Process, seconds_to_end, this_process
-from server.composition.replicas import component_of
 from server.composition.request_path import Foundation, RequestPath, open_foundation, open_request_path
 from server.decision.admission import Admission
 from server.envoy.edge import EnvoyEdge
@@ -163,7 +163,7 @@ async def start(
     base = await open_foundation(process, envoy)
     path = await open_request_path(process, base)
 
-    audit = await open_audit(process, base.journal, lambda: path.canary.deployment.champion_version)
+    audit = await open_audit(process, base.journal, path.models[0].champion_version)
 
     health_servicer = HealthServicer()
     health_state = _health(process, base, path, audit.explaining, health_servicer)
@@ -205,11 +205,10 @@ def _health(
             "decisions_topic": Component(lambda: shipper.topic.last_error if shipper.topic else "", required=False),
             "control": Component(lambda: path.control.problem, required=False),
             "feature_cache": Component(lambda: _feature_problem(features, instruments), required=False),
-            "embedded": Component(lambda: path.embedded.model.fault, required=False),
             "explanations": Component(
                 lambda: explaining.problem, required=False, warming_up=lambda: explaining.warming_up
             ),
-            **{role.name: component_of(role) for role in path.replicas.roles},
+            **components_of(path.models),
             **base.security.components(),
             **_tracing_component(path.tracing),
         },

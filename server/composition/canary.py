@@ -15,8 +15,9 @@ from server.canary.markouts import Markouts
 from server.canary.pairs import PairRecorder
 from server.canary.rollout import Rollout
 from server.canary.routing import CanaryRouting
-from server.canary.subjects import CANARY, CHAMPION
+from server.canary.subjects import canary_subject, champion_subject
 from server.control.state import Wanted
+from server.inference.model_map import DEFAULT
 from server.inference.shadow import Shadow
 from server.models.deployment import Deployment
 from server.models.loading import ModelLoader
@@ -50,6 +51,7 @@ class CanaryParts:
 
 def assemble(
     settings: Settings,
+    model: str,
     replicas: Replicas,
     champion: Champion,
     feature_cache: FeatureCache,
@@ -62,7 +64,8 @@ def assemble(
     """Makes the parts.
 
     Args:
-        settings: Of the server.
+        settings: Of the server, as the model has them.
+        model: Its name.
         replicas: Who serves the models.
         champion: The model stage without a canary.
         feature_cache: Where the market's outcomes are read.
@@ -75,32 +78,40 @@ def assemble(
     clock, wall_clock_ns = machine.clock, machine.wall_clock_ns
     primary, secondary, challenger = replicas.primary, replicas.secondary, replicas.challenger
     store = settings.replay.model_store
-    loader = ModelLoader(settings.replicas.managed(), settings.canary.archive_url, settings.canary.load_seconds)
+    loader = ModelLoader(
+        replicas.management, settings.canary.archive_url, settings.canary.load_seconds, oip=settings.oip
+    )
     recorder = PairRecorder(journal, wall_clock_ns) if settings.shadow.keep_pairs else None
 
     def reserve_seconds() -> float:
-        replica = primary.pick() or (None if secondary is None else secondary.pick()) or primary.replicas[0]
-        return max(replica.batcher.expected_seconds, replica.latency.p95)
+        replica = primary.pick() or (None if secondary is None else secondary.pick())
+        replica = replica or next(iter(primary.replicas), None)
+        return 0.0 if replica is None else max(replica.batcher.expected_seconds, replica.latency.p95)
 
     objective = Objective(settings.slo, settings.budget.cap_seconds)
     routing = CanaryRouting(challenger, champion, reserve_seconds, settings.budget, objective.counts, clock)
 
     def set_canary(canary: Canary, author: str, reason: str, unchanged: bool) -> Awaitable[admin_pb2.Change]:
         value, expected = canary.model_dump_json(), control.version if unchanged else None
-        return control.change(Wanted(CANARY, value, author, reason, expected_version=expected, needs_all=unchanged))
+        return control.change(
+            Wanted(canary_subject(model), value, author, reason, expected_version=expected, needs_all=unchanged)
+        )
 
     def set_champion(version: str, author: str, reason: str, unchanged: bool) -> Awaitable[admin_pb2.Change]:
         expected = control.version if unchanged else None
-        return control.change(Wanted(CHAMPION, version, author, reason, expected_version=expected, needs_all=unchanged))
+        return control.change(
+            Wanted(champion_subject(model), version, author, reason, expected_version=expected, needs_all=unchanged)
+        )
 
     deployment = Deployment(
-        Registry(store) if store is not None else None,
+        Registry(store, model) if store is not None else None,
         loader,
         replicas.champions,
         settings.replicas.champion_version,
         set_champion,
         settings.canary.keep_previous_seconds,
         clock,
+        may_be_first=model != DEFAULT,
     )
     markouts = Markouts(feature_cache, clock)
     rollout = Rollout(
@@ -117,13 +128,14 @@ def assemble(
         recorder=recorder,
         clock=clock,
     )
-    listen(rollout, markouts, routing, challenger, replicas.champions)
+    listen(rollout, deployment, markouts, routing, challenger, replicas.champions)
     shadow = Shadow(
         replicas.challengers,
         replicas.champions,
         settings.shadow.sample_share,
         machine.uniform,
         lambda role: role is challenger and routing.canary is not None,
+        routing.tells,
         rollout.observe_pair,
         rollout.observe_decision,
     )
@@ -131,11 +143,18 @@ def assemble(
 
 
 def listen(
-    rollout: Rollout, markouts: Markouts, routing: CanaryRouting, challenger: Role, champions: Iterable[Role]
+    rollout: Rollout,
+    deployment: Deployment,
+    markouts: Markouts,
+    routing: CanaryRouting,
+    challenger: Role,
+    champions: Iterable[Role],
 ) -> None:
-    """Connects the rollout to outcomes, orders and batches."""
+    """Connects the rollout to outcomes, orders and batches, and to endpoints that come."""
     markouts.on_outcome(rollout.observe_outcome)
     routing.on_order(rollout.observe_order)
     challenger.on_batch(partial(rollout.observe_batch, Side.CANARY))
+    challenger.on_join(rollout.join)
     for role in champions:
         role.on_batch(partial(rollout.observe_batch, Side.CHAMPION))
+        role.on_join(partial(deployment.join, role))

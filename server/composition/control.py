@@ -20,7 +20,6 @@ from server.errors import JournalError
 from server.settings import Settings
 
 if TYPE_CHECKING:
-    from fallback.cached_score import CachedScores
     from fallback.chain import Chain, StageName
     from fallback.guards import Guards
     from fallback.rules import RulesBaseline
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from server.configuration import Configuration
     from server.decision.packets import PacketWriter
     from server.inference.pool import Role
+    from server.inference.routed import Scores
     from server.journal.journal import Journal
 
 _log = structlog.get_logger(__name__)
@@ -96,7 +96,7 @@ def subjects_of(
 
 def apply_configuration(
     configuration: Configuration[Settings],
-    cached_scores: CachedScores,
+    cached_scores: Scores,
     rules: RulesBaseline,
     guards: Guards,
     packets: PacketWriter,

@@ -73,7 +73,9 @@ def _components(
     process: Process, base: Foundation, path: RequestPath, audit: AuditParts
 ) -> tuple[Callable[[], Iterator[Metric]], ...]:
     """What yields the metrics of each component."""
-    canary, restarts = path.canary, 0 if process.slot is None else process.slot.restarts
+    named, restarts = path.models, 0 if process.slot is None else process.slot.restarts
+    canaries_of = [(one.name, one.canary.routing, one.canary.rollout, one.canary.objective) for one in named]
+    embedded_of = [(one.name, one.embedded.model, one.embedded.stage, one.embedded.check) for one in named]
     return (
         partial(decisions.of_decisions, process.metrics),
         partial(decisions.of_chain, path.chain),
@@ -82,12 +84,12 @@ def _components(
         partial(decisions.of_replies, base.replies, base.journal),
         partial(decisions.of_reports, path.reports),
         partial(models.of_replicas, path.replicas.values()),
-        partial(models.of_attempts, path.champion),
-        partial(models.of_shadow, canary.shadow),
-        partial(embedded.of_embedded, path.embedded.model, path.embedded.stage, path.embedded.check),
+        partial(models.of_attempts, [one.champion for one in named]),
+        partial(models.of_shadow, [one.canary.shadow for one in named]),
+        partial(embedded.of_embedded, embedded_of),
         partial(embedded.of_expiry, path.replicas.values(), path.expiry),
-        partial(canaries.of_pairs, canary.recorder),
-        partial(canaries.of_canary, canary.routing, canary.rollout, canary.objective),
+        partial(canaries.of_pairs, {one.name: one.canary.recorder for one in named}),
+        partial(canaries.of_canary, canaries_of),
         partial(controls.of_control, path.control),
         path.configuration.metrics,
         partial(journals.of_journal, base.journal),

@@ -27,6 +27,7 @@ from server.rpc.canary import CanarySteering
 from server.rpc.decision import SERVICE as DECISION_SERVICE
 from server.rpc.decision import DecisionServicer
 from server.rpc.edge import GrpcEdge
+from server.rpc.models import ModelSteering, SteeredModel
 from server.rpc.steering import Steering
 from server.timing.call_deadlines import CallDeadlines
 
@@ -62,7 +63,7 @@ async def open_admin_port(
         OSError: The address cannot be bound.
     """
     settings, slot = process.settings, process.slot
-    control, canary = path.control, path.canary
+    control = path.control
     server = grpc_server(settings, base.security.access("admin"), process.metrics.errors, process.machine)
     add_admin: Any = admin_pb2_grpc.add_AdminServiceServicer_to_server  # its servicers are given a context of gRPC's
     add_admin(
@@ -70,20 +71,10 @@ async def open_admin_port(
             control=control,
             configuration=path.configuration,
             steering=Steering(control, path.replicas),
-            canaries=CanarySteering(
-                canary.rollout,
-                canary.deployment,
-                control,
-                path.replicas,
-                settings.canary.steps,
-                process.new_id,
-                process.machine.wall_clock,
-                path.expiry,
-            ),
+            models=_steered(process, path),
             serving=ServingParts(
                 process.instance_id, health_state, process.metrics, path.admission, slot, process.clock
             ),
-            embedded=path.embedded.model,
             market=MarketParts(
                 base.feature_cache,
                 ReportReader(base.feature_store),
@@ -105,6 +96,28 @@ async def open_admin_port(
         f"{settings.admin.host}:{settings.admin.port}",
         base.security.credentials("admin"),
     )
+
+
+def _steered(process: Process, path: RequestPath) -> ModelSteering:
+    """What steers the models and the map that chooses one."""
+    steered = {
+        model.name: SteeredModel(
+            CanarySteering(
+                model.canary.rollout,
+                model.canary.deployment,
+                path.control,
+                model.replicas,
+                process.settings.canary.steps,
+                process.new_id,
+                process.machine.wall_clock,
+                path.expiry,
+                model.name,
+            ),
+            model.embedded.model,
+        )
+        for model in path.models
+    }
+    return ModelSteering(path.control, path.model_map, steered, process.settings.instruments)
 
 
 async def open_health_port(process: Process, health_servicer: HealthServicer) -> None:

@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from server.inference.addresses import addresses_of
 from server.inference.codec import TORCHSERVE, Codec, ProtocolName
 from server.inference.endpoints import ReplicaName
+from server.inference.members import MOST_MEMBERS, Members
+from server.inference.model_map import qualified
 from server.inference.oip import ModelDescription, OpenInference
 from server.inference.pool import Pool, Role
 from server.inference.replica import Replica, ReplicaLimits
@@ -23,14 +26,20 @@ if TYPE_CHECKING:
 
 
 async def open_replicas(
-    process: Process, stalled_seconds: Callable[[float], float], under_way: Callable[[], int]
+    process: Process,
+    of_model: str,
+    stalled_seconds: Callable[[float], float],
+    under_way: Callable[[], int],
+    warm_up_turn: asyncio.Lock,
 ) -> Replicas:
     """Primary, secondary and challenger, and the other challengers.
 
     Args:
-        process: What they are built with.
+        process: What they are built with; its settings are those of the model.
+        of_model: The model that they serve.
         stalled_seconds: How long the event loop has stood still since an instant.
         under_way: Orders that the server is deciding now.
+        warm_up_turn: Held while one is warmed up.
 
     Raises:
         OSError, ValueError: A model that is served by the Open Inference Protocol is not described, or certificates are
@@ -38,15 +47,22 @@ async def open_replicas(
     """
     settings, machine = process.settings, process.machine
     endpoints = settings.replicas
-    warm_up_turn = asyncio.Lock()
-    token_files = {str(name): path for name, path in endpoints.token_files.items()}
+    token_files = {qualified(of_model, name): path for name, path in endpoints.token_files.items()}
 
-    async def opened(
-        name: str, endpoint: str, model: str, version: str | None, codec: Codec, tls: ClientTlsSettings | None
+    management = {qualified(of_model, name): one for name, one in endpoints.managed().items()}
+
+    def made(
+        name: str,
+        endpoint: str,
+        model: str,
+        version: str | None,
+        codec: Codec,
+        tls: ClientTlsSettings | None,
+        host: str = "",
     ) -> Replica:
         path = token_files.get(name)
         token = None if path is None else ReplicaToken(name, path, machine.wall_clock)
-        replica = Replica(
+        return Replica(
             name,
             endpoint,
             model,
@@ -59,17 +75,32 @@ async def open_replicas(
             codec=codec,
             token=token,
             open_channel=machine.grpc_channel,
-            tls=None if tls is None else ClientTls(name, tls, machine.wall_clock),
+            tls=None if tls is None else ClientTls(name, tls, machine.wall_clock, host),
             warm_up_turn=warm_up_turn,
         )
+
+    async def opened(replica: Replica) -> Replica:
         return await process.stack.enter_async_context(replica)
 
     async def role(name: ReplicaName, model: str, version: str | None) -> Role:
-        codec, tls = _codec(settings, name), endpoints.tls.get(name)
-        replicas = [
-            await opened(one, endpoint, model, version, codec, tls) for one, endpoint in endpoints.named(name).items()
-        ]
-        return replicas[0] if len(replicas) == 1 else Pool(name, replicas, machine.uniform)
+        codec, tls, each = _codec(settings, name), endpoints.tls.get(name), endpoints.each(name)
+        of_role = qualified(of_model, name)
+        if not each:
+            replicas = [
+                await opened(made(qualified(of_model, one), endpoint, model, version, codec, tls))
+                for one, endpoint in endpoints.named(name).items()
+            ]
+            return replicas[0] if len(replicas) == 1 else Pool(of_role, replicas, machine.uniform)
+        host, port = each.partition(":")[0], endpoints.management.get(name, "").rpartition(":")[2]
+
+        def member(one: str, address: str) -> Replica:
+            if port:
+                management[one] = f"{address.rpartition(':')[0]}:{port}"
+            return made(one, address, model, version, codec, tls, host)
+
+        pool = Pool(of_role, (), machine.uniform, [f"{of_role}-{number}" for number in range(1, MOST_MEMBERS + 1)])
+        await process.background(Members(pool, each, member, addresses_of).run(), f"members of {of_role}")
+        return pool
 
     return Replicas(
         await role("primary", endpoints.champion_model, endpoints.champion_version),
@@ -77,24 +108,37 @@ async def open_replicas(
         (
             await role("challenger", endpoints.challenger_model, None),
             *[
-                await opened(name, other.endpoint, other.model, None, TORCHSERVE, other.tls)
+                await opened(made(name, other.endpoint, other.model, None, TORCHSERVE, other.tls))
                 for name, other in endpoints.other_challengers.items()
             ],
         ),
+        management=management,
     )
 
 
-def component_of(role: Role) -> Component:
-    """A replica, or several that serve one role, as health sees them."""
+def component_of(role: Role, *, may_rest: bool = False) -> Component:
+    """A replica, or several that serve one role, as health sees them.
+
+    Args:
+        role: Who serves it.
+        may_rest: True for one that need not serve anything before a canary comes.
+    """
 
     def problem() -> str:
-        problems = [f"{one.name}: {what}" for one in role.replicas if (what := _problem(one))]
+        if may_rest and role.model is None and all(one.wanted_version is None for one in endpoints()):
+            return ""
+        problems = [f"{one.name}: {what}" for one in endpoints() if (what := _problem(one))]
         if not role.several:
             return problems[0].partition(": ")[2] if problems else ""
-        return f"{len(problems)} of {len(role.replicas)}: {'; '.join(problems)}" if problems else ""
+        if not endpoints():
+            return "its name has led to no endpoint yet"
+        return f"{len(problems)} of {len(endpoints())}: {'; '.join(problems)}" if problems else ""
+
+    def endpoints() -> tuple[Replica, ...]:
+        return (*role.replicas, *role.candidates)
 
     def warming_up() -> bool:
-        return any(replica.healthy and not replica.warm for replica in role.replicas)
+        return any(replica.healthy and not replica.warm for replica in endpoints())
 
     return Component(problem, required=False, warming_up=warming_up)
 

@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fallback.cached_score import CachedScores
-from fallback.chain import Chain, Stage, StageName
-from fallback.embedded import Embedded
+from fallback.chain import Chain
 from fallback.guards import Guards
 from fallback.model_limits import LimitGuards
 from fallback.rules import RulesBaseline
@@ -20,12 +18,11 @@ from feature_cache.store.l1 import FeatureCache
 from feature_cache.store.vectors import FeatureStore
 from pretrade.client.operator_token import token_path
 from server.audit.shipping.shipper import Shipper
-from server.canary.subjects import canary_subjects
-from server.composition.canary import CanaryParts, assemble
 from server.composition.control import apply_configuration, open_control, subjects_of
-from server.composition.replicas import open_replicas
+from server.composition.models import Ground, Model, all_replicas, open_models, routing_of
 from server.configuration import Configuration
 from server.control.state import ControlState
+from server.control.subjects import model_map_subjects
 from server.decision.admission import Admission
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.markets import Markets
@@ -36,14 +33,9 @@ from server.decision.recorder import Recording
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
 from server.decision.shared_keys import SharedKeys, make_memory
-from server.inference.champion import Champion
-from server.inference.embedded_check import EmbeddedCheck
-from server.inference.pool import Role
-from server.inference.replica import Replica
+from server.inference.model_map import ModelMap
 from server.inference.replicas import Replicas
-from server.inference.retry_budget import RetryBudget
 from server.journal.journal import Journal
-from server.models.embedding import EmbeddedModel
 from server.models.expiry import ModelExpiry
 from server.models.limits import KnownLimits
 from server.security import operator
@@ -72,23 +64,15 @@ class Foundation:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddedParts:
-    """The champion in this process."""
-
-    model: EmbeddedModel
-    stage: Embedded
-    check: EmbeddedCheck
-
-
-@dataclass(frozen=True, slots=True)
 class RequestPath:
     """The request path, and those of its parts that are steered and measured."""
 
     dataplane: DataPlane
     replicas: Replicas
-    champion: Champion
-    embedded: EmbeddedParts
-    canary: CanaryParts
+    """Those of all models."""
+    models: tuple[Model, ...]
+    """The default one first."""
+    model_map: ModelMap
     chain: Chain
     configuration: Configuration[Settings]
     control: ControlState
@@ -174,63 +158,40 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     Raises:
         OSError, ValueError, FlagProviderError: A part of it could not be started.
     """
-    settings, clock, uniform = process.settings, process.clock, process.uniform
+    settings, clock = process.settings, process.clock
     control = open_control(process, base.journal)
     admission = Admission(settings.admission, clock)
-    replicas = await open_replicas(process, base.loop_lag.stalled_seconds, lambda: admission.in_flight)
-    budget = RetryBudget(settings.retry, clock)
-    champion = Champion(
-        replicas.primary, replicas.secondary, budget, settings.retry.hedge, settings.budget, clock, uniform
-    )
-    canary = assemble(
-        settings,
-        replicas,
-        champion,
-        base.feature_cache,
-        base.journal,
-        control,
-        process.instance_id,
-        process.new_id,
-        process.machine,
-    )
-    cached_scores = CachedScores(
-        settings.cached_score,
-        clock,
-        enabled=lambda: control.cached_score,
-        decides=canary.deployment.decides,
-    )
+    models = await open_models(Ground(process, base.loop_lag, base.feature_cache, base.journal, control, admission))
+    replicas, model_map = all_replicas(models), ModelMap()
+    routing = routing_of(models, model_map)
     rules = RulesBaseline(settings.rules, clock)
-    embedded = await _open_embedded(process, replicas.primary, canary, control)
-    stages: dict[StageName, Stage] = {
-        "model": canary.routing,
-        "embedded": embedded.stage,
-        "cached_score": cached_scores,
-        "rules": rules,
-    }
-    chain = Chain(stages, settings.chain.stages, clock)
+    chain = Chain(routing.stages | {"rules": rules}, settings.chain.stages, clock)
     configuration = Configuration(process.shared, load, process.shared.journal.path)
-    canary_steering = canary_subjects(canary.rollout, canary.deployment, settings.replicas.champion_version)
-    others = canary_steering | configuration.subjects()
+    others = model_map_subjects(model_map) | configuration.subjects()
+    for model in models:
+        others |= model.subjects
     control.steer(subjects_of(replicas.roles, chain, process.shared.chain.stages, others))
     await control.synchronise()
     await process.background(control.watch(), "control")
-    await process.background(canary.rollout.run(), "canary")
+    for model in models:
+        await process.background(model.canary.rollout.run(), "canary" if model is models[0] else f"canary-{model.name}")
     idempotency = IdempotencyWindow(clock, _shared_keys(process))
     reports, tracing = _open_reports(process)
     base.security.tell_of([*(replica.tls for replica in replicas.values()), None if tracing is None else tracing.tls])
     durability = settings.journal.durability.value
     packets = PacketWriter(process.instance_id, process.shared.config_hash(), durability, control)
-    limits = KnownLimits(settings.replay.model_store, clock)
+    limits = KnownLimits(settings.replay.model_store, clock, [model.name for model in models])
     await limits.read_aliases()
     await process.background(limits.run(), "model-limits")
-    models = LimitGuards(limits.of, lambda: control.uncertain, lambda: control.out_of_domain)
-    guards = Guards(settings.guards, lambda: control.trading_state, clock, process.machine.wall_clock, models)
-    apply_configuration(configuration, cached_scores, rules, guards, packets, base.journal, process.stack)
+    of_models = LimitGuards(limits.of, lambda: control.uncertain, lambda: control.out_of_domain)
+    guards = Guards(settings.guards, lambda: control.trading_state, clock, process.machine.wall_clock, of_models)
+    apply_configuration(configuration, routing.cached_scores, rules, guards, packets, base.journal, process.stack)
     other_sets = OtherSets(
-        lambda: _sets_of(replicas.values(), embedded.model),
+        lambda: _sets_of(models),
         lambda feature_set: _cache_of(feature_set, process),
         settings.features.max_age_seconds,
         clock,
+        *(() if len(models) == 1 else (model_map.of,)),
     )
     await process.background(other_sets.run(), "other-sets")
     dataplane = DataPlane(
@@ -238,12 +199,12 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         idempotency=idempotency,
         markets=Markets(base.feature_cache, settings.features.max_age_seconds, clock, other_sets),
         chain=chain,
-        cached_scores=cached_scores,
+        cached_scores=routing.cached_scores,
         guards=guards,
         recording=Recording(base.journal, base.replies, packets, process.new_id),
-        shadow=canary.shadow,
+        shadow=routing.shadow,
         control=control,
-        observers=Observers(process.metrics, canary.objective, reports, base.loop_lag, embedded.check),
+        observers=Observers(process.metrics, routing.objective, reports, base.loop_lag, routing.check),
         budget_settings=settings.budget,
         clock=clock,
         wall_clock_ns=process.machine.wall_clock_ns,
@@ -251,9 +212,8 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     return RequestPath(
         dataplane=dataplane,
         replicas=replicas,
-        champion=champion,
-        embedded=embedded,
-        canary=canary,
+        models=models,
+        model_map=model_map,
         chain=chain,
         configuration=configuration,
         control=control,
@@ -265,27 +225,14 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     )
 
 
-def _sets_of(replicas: Iterable[Replica], embedded: EmbeddedModel) -> list[FeatureSet]:
-    """The feature sets that the models take which may decide now."""
-    sets = [replica.feature_set for replica in replicas]
-    return sets if embedded.scorer is None else [*sets, embedded.scorer.feature_set]
-
-
-async def _open_embedded(process: Process, primary: Role, canary: CanaryParts, control: ControlState) -> EmbeddedParts:
-    """The champion in this process, which follows the version that decides."""
-    settings, clock = process.settings, process.clock
-    model = EmbeddedModel(
-        settings.replay.model_store,
-        settings.replicas.champion_model,
-        lambda: canary.deployment.champion_version,
-        clock,
-    )
-    await process.background(model.run(), "embedded-model")
-    routing = canary.routing
-    stage = Embedded(
-        model, clock, lambda: control.embedded, routing.answer_on_trial, lambda: routing.canary is not None
-    )
-    return EmbeddedParts(model, stage, EmbeddedCheck(primary, settings.embedded, process.uniform, clock))
+def _sets_of(models: Iterable[Model]) -> dict[str, list[FeatureSet]]:
+    """The feature sets that each model takes, of the versions that may decide or be asked now."""
+    sets = {}
+    for model in models:
+        taken = sets[model.name] = [replica.feature_set for replica in model.replicas.values()]
+        if (scorer := model.embedded.model.scorer) is not None:
+            taken.append(scorer.feature_set)
+    return sets
 
 
 def _shared_keys(process: Process) -> SharedKeys:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, get_args
 
 from fallback.chain import StageName
 from server.inference.breaker import Mode
+from server.inference.model_map import read_rules
 
 if TYPE_CHECKING:
     from fallback.chain import Chain
+    from server.inference.model_map import ModelMap
     from server.inference.pool import Role
     from server.inference.replica import Replica
 
 CHAIN: Final = "chain"
+MODEL_MAP: Final = "model_map"
+"""Its value is a JSON list of rules; empty for none."""
 ON, OFF = "on", "off"
 STAGES: Final[tuple[StageName, ...]] = get_args(StageName)
 
@@ -68,11 +72,12 @@ def breaker_subjects(roles: Iterable[Role]) -> dict[str, Subject]:
         )
 
     for role in roles:
-        together = _Together(role.replicas)
-        for replica in role.replicas:
-            add(replica.name, partial(together.force_one, replica))
+        together = _Together(role)
+        for name in role.names:
+            add(name, partial(together.force_one, name))
         if role.several:
             add(role.name, together.force_all)
+        role.on_join(together.force_new)
     return subjects
 
 
@@ -84,44 +89,57 @@ def drain_subjects(roles: Iterable[Role]) -> dict[str, Subject]:
         subjects[drain_subject(name)] = Subject(OFF, one_of(ON, OFF), lambda value, _seconds: apply(value == ON))
 
     for role in roles:
-        together = _Together(role.replicas)
-        for replica in role.replicas:
-            add(replica.name, partial(together.drain_one, replica))
+        together = _Together(role)
+        for name in role.names:
+            add(name, partial(together.drain_one, name))
         if role.several:
             add(role.name, together.drain_all)
+        role.on_join(together.drain_new)
     return subjects
 
 
 class _Together:
-    """What was said of the endpoints of one role, of each by itself and of all together."""
+    """What was said of the endpoints of one role, of each by its name and of all together."""
 
-    def __init__(self, replicas: Sequence[Replica]) -> None:
-        self._replicas = replicas
+    def __init__(self, role: Role) -> None:
+        self._role = role
         self._mode = Mode.AUTOMATIC
         self._modes: dict[str, Mode] = {}
         self._drained = False
         self._drains: set[str] = set()
 
-    def force_one(self, replica: Replica, mode: Mode, seconds: float | None) -> None:
-        self._modes[replica.name] = mode
+    def force_one(self, name: str, mode: Mode, seconds: float | None) -> None:
+        self._modes[name] = mode
         if mode is Mode.AUTOMATIC:
             mode, seconds = self._mode, None  # the role's own end comes with another value
-        replica.breaker.force(mode, seconds)
+        for replica in self._role.replicas:
+            if replica.name == name:
+                replica.breaker.force(mode, seconds)
 
     def force_all(self, mode: Mode, seconds: float | None) -> None:
         self._mode = mode
-        for replica in self._replicas:
+        for replica in self._role.replicas:
             if self._modes.get(replica.name, Mode.AUTOMATIC) is Mode.AUTOMATIC:
                 replica.breaker.force(mode, seconds)
 
-    def drain_one(self, replica: Replica, drained: bool) -> None:
-        (self._drains.add if drained else self._drains.discard)(replica.name)
-        replica.drained = drained or self._drained
+    def force_new(self, replica: Replica) -> None:
+        """What holds for an endpoint that joins; its end comes with another value."""
+        mode = self._modes.get(replica.name, Mode.AUTOMATIC)
+        replica.breaker.force(self._mode if mode is Mode.AUTOMATIC else mode)
+
+    def drain_one(self, name: str, drained: bool) -> None:
+        (self._drains.add if drained else self._drains.discard)(name)
+        for replica in self._role.replicas:
+            self.drain_new(replica)
 
     def drain_all(self, drained: bool) -> None:
         self._drained = drained
-        for replica in self._replicas:
-            replica.drained = drained or replica.name in self._drains
+        for replica in self._role.replicas:
+            self.drain_new(replica)
+
+    def drain_new(self, replica: Replica) -> None:
+        """What holds for an endpoint that joins."""
+        replica.drained = self._drained or replica.name in self._drains
 
 
 def chain_subjects(chain: Chain, default: tuple[StageName, ...]) -> dict[str, Subject]:
@@ -138,3 +156,22 @@ def chain_subjects(chain: Chain, default: tuple[StageName, ...]) -> dict[str, Su
         chain.ask_in_order(tuple(sorted((stage for stage in STAGES if stage in names), key=names.index)))
 
     return {CHAIN: Subject(",".join(default), check, apply)}
+
+
+def model_map_subjects(model_map: ModelMap) -> dict[str, Subject]:
+    """Which named model decides which orders.
+
+    A model that this server does not have is no mistake here: other servers may have it, and the map is one for all.
+    """
+
+    def check(value: str) -> str:
+        try:
+            read_rules(value)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def in_words(value: str) -> str:
+        return "; ".join(map(str, read_rules(value))) or "the default model for every order"
+
+    return {MODEL_MAP: Subject("", check, lambda value, _seconds: model_map.set(read_rules(value)), in_words)}

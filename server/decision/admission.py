@@ -11,7 +11,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from feature_cache.constants import Constant
-from server.errors import DrainingError, OverloadedError
+from server.errors import DrainingError, OverloadedError, PretradeError
 
 _WINDOW_SECONDS: Final = 0.1
 _MIN_SAMPLES: Final = 20
@@ -23,11 +23,14 @@ _TARGET_SHARE: Final = 0.6
 _HARDLY_ANY_SECONDS: Final = 0.0075
 """A call that is allowed no more than this says nothing of an overload: on an idle server it may be late, too."""
 PATIENCE_SECONDS: Final = 0.5
-"""How long an order without a deadline waits for a place. A caller without one often asks again at once when it is
-refused, and a caller that waits costs nothing."""
+"""How long an order without a deadline, or a batch, waits for a place. A caller without a deadline often asks again at
+once when it is refused, and a caller that waits costs nothing."""
 _PATIENT_SHARE: Final = 0.75
-"""Of the limit, for orders without a deadline. It is less than the gate lets in, or the gate would refuse them before
-one of them could wait."""
+"""Of the limit, for orders that may wait. It is less than the gate lets in, or the gate would refuse them before one of
+them could wait."""
+WAITING_BATCHES: Final = 128
+"""Most batches that wait for places before they begin. One that waits costs its message and its orders, half a megabyte
+where they are 1,024."""
 
 _AHEAD_SHARE: Final = 0.5
 """Of the limit, for orders that begin while others of their call are under way. The next calls find room for all of
@@ -90,7 +93,10 @@ class Admission:
     last `reserved_share` of it is a lane of its own for orders that can only reduce an exposure.
 
     An order without a deadline is not shed at once. It waits while three quarters of the limit are under way, which
-    leaves the rest to orders that cannot wait, but not when `max_in_flight` are under way or wait already.
+    leaves the rest to orders that cannot wait, but not when `max_in_flight` are under way or wait already. A batch
+    waits in the same queue, as one, for some of its orders at a time: however far the limit has fallen, a batch is
+    decided piece by piece. If it were refused instead, a caller who asks again at once would take the time that the
+    limit needs to rise.
 
     Source: Netflix concurrency-limits, `Gradient2Limit`, with a target in place of the long-term latency, which drifts
     upwards in a long overload.
@@ -103,8 +109,9 @@ class Admission:
         self._samples: list[float] = []
         """Times as shares of their targets."""
         self._window_started = clock()
-        self._waiting: OrderedDict[asyncio.Future[bool], None] = OrderedDict()
-        """Resolved when there may be a place, the oldest first."""
+        self._waiting: OrderedDict[asyncio.Future[bool], int] = OrderedDict()
+        """Resolved when there may be a place, the oldest first, with the number of orders that wait for places."""
+        self._waiting_batches = 0
         self.in_flight = 0
         """Decisions under way."""
         self.shed = 0
@@ -132,8 +139,13 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """Orders without a deadline that wait for a place."""
+        """Orders without a deadline, and batches, that wait for a place."""
         return len(self._waiting)
+
+    @property
+    def waiting_orders(self) -> int:
+        """The same without the batches."""
+        return max(0, len(self._waiting) - self._waiting_batches)
 
     @property
     def must_wait(self) -> bool:
@@ -147,9 +159,33 @@ class Admission:
 
     async def place(self) -> None:
         """Waits until an ordinary order without a deadline may be admitted, or until it has waited long enough."""
-        until, is_next = self._clock() + PATIENCE_SECONDS, False
+        await self._place(1, PATIENCE_SECONDS, is_next=False)
+
+    async def places(self, orders: int, most_seconds: float, *, has_begun: bool) -> int:
+        """Waits in the same way for places of ordinary orders of one batch; how many of so many orders may begin now.
+
+        None where it has waited long enough, or too many others wait, and there is no place.
+
+        Args:
+            orders: That are to begin.
+            most_seconds: How long it may wait, if that is shorter than the patience.
+            has_begun: Others of the batch have. Then it is the next, so that the batches that have begun come to their
+                ends before others begin.
+        """
+        if has_begun or self._waiting_batches < WAITING_BATCHES:
+            self._waiting_batches += 1
+            try:
+                await self._place(orders, min(most_seconds, PATIENCE_SECONDS), is_next=has_begun)
+            finally:
+                self._waiting_batches -= 1
+        free = self._patient_limit - self.in_flight
+        return min(orders, free if free > 0 else max(0, self.ordinary_limit - self.in_flight))
+
+    async def _place(self, orders: int, seconds: float, *, is_next: bool) -> None:
+        """Waits until one of so many orders may be admitted."""
+        until = self._clock() + seconds
         while self._must_wait(is_next) and (left := until - self._clock()) > 0:
-            is_next = await self._turn(left, is_next)
+            is_next = await self._turn(orders, left, is_next)
 
     def _must_wait(self, is_next: bool) -> bool:
         """Whether an order has to wait: behind those that came before it, unless it is the next one."""
@@ -157,13 +193,13 @@ class Admission:
             return False
         return self.in_flight >= self._patient_limit or (bool(self._waiting) and not is_next)
 
-    async def _turn(self, seconds: float, is_next: bool) -> bool:
+    async def _turn(self, orders: int, seconds: float, is_next: bool) -> bool:
         """Waits so long at most for a place that is given back; whether there was one."""
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
         over = loop.call_later(seconds, _resolve, turn, False)
-        self._waiting[turn] = None
-        if is_next:  # somebody else took the place
+        self._waiting[turn] = orders
+        if is_next:  # of a batch that has begun, or somebody else took the place
             self._waiting.move_to_end(turn, last=False)
         try:
             return await turn
@@ -177,8 +213,11 @@ class Admission:
 
     def _call_next(self) -> None:
         """Has as many orders try again as there are places."""
-        for _ in range(min(len(self._waiting), self._patient_limit - self.in_flight)):
-            _resolve(self._waiting.popitem(last=False)[0], True)
+        free = self._patient_limit - self.in_flight
+        while free > 0 and self._waiting:
+            turn, orders = self._waiting.popitem(last=False)
+            _resolve(turn, True)
+            free -= orders
 
     def admit(self, reduce_only: bool) -> None:
         """Admits one decision, whose place is taken until it says `leave`.
@@ -187,12 +226,16 @@ class Admission:
             DrainingError: The server is about to stop.
             OverloadedError: Too many decisions are under way.
         """
-        if self.draining:
-            raise DrainingError("DRAINING", "the server is draining; try another one")
-        if self.in_flight >= (self.limit if reduce_only else self.ordinary_limit):
-            self.shed += 1
-            raise overloaded()
+        if self.draining or self.in_flight >= (self.limit if reduce_only else self.ordinary_limit):
+            raise self.refused(1)
         self.in_flight += 1
+
+    def refused(self, orders: int) -> PretradeError:
+        """Counts so many orders as shed; why they are not admitted."""
+        if self.draining:
+            return DrainingError("DRAINING", "the server is draining; try another one")
+        self.shed += orders
+        return overloaded()
 
     def admit_together(self, orders: int) -> bool:
         """The same for so many ordinary orders, all of them or none; nothing is shed."""

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from feature_cache.store.l1 import FeatureCache
     from server.decision.other_sets import OtherSets
 
-_BOOK_AGE = features.INDEX["book_age_ms"]
-_AGES = slice(_BOOK_AGE, features.INDEX["trade_age_ms"] + 1)
-assert features.NAMES[_AGES] == ("book_age_ms", "trade_age_ms"), "they grow with the snapshot's own age"
+_BOOK_AGE = features.MF1.index["book_age_ms"]
+_AGES = slice(_BOOK_AGE, features.MF1.index["trade_age_ms"] + 1)
+assert features.MF1.names[_AGES] == ("book_age_ms", "trade_age_ms"), "they grow with the snapshot's own age"
 
 
 class _Market:

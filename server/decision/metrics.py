@@ -47,7 +47,9 @@ ERRORS: Final = Counter("pretrade_errors", "Calls, and orders in batches and str
 EXPLANATIONS: Final = Counter("pretrade_explanations", "Explanations asked for beside replies.", ("status",))
 IN_FLIGHT: Final = Gauge("pretrade_in_flight", "Decisions under way.")
 ADMISSION_LIMIT: Final = Gauge("pretrade_admission_limit", "Decisions that may be under way.")
-ADMISSION_WAITING: Final = Gauge("pretrade_admission_waiting", "Orders without a deadline that wait for a place.")
+ADMISSION_WAITING: Final = Gauge(
+    "pretrade_admission_waiting", "Orders without a deadline, and batches, that wait for a place."
+)
 SHED: Final = Counter("pretrade_shed", "Calls refused by admission; with Envoy also before they are taken up.")
 IDEMPOTENT_REPEATS: Final = Counter("pretrade_idempotent_repeats", "Calls answered again.")
 IDEMPOTENT_WITHDRAWN: Final = Counter(
@@ -108,11 +110,16 @@ class DecisionMetrics:
 
     def observe(self, cases: Sequence[Pending], now: float) -> None:
         """Counts cases that were decided, and are about to be answered."""
+        # Whoever meets a bug in one of the cases asks again for each: nothing is counted before all were looked at.
         decided = [case.decided for case in cases if case.decided is not None]
-        self.decisions.update([(one.source, one.action) for one in decided])
-        self.reasons.update([reason for one in decided for reason in one.reasons])
-        self.degradations.update([degradation for case in cases for degradation in case.degradations])
-        self.latency.observe_all([now - case.budget.arrived for case in cases])
+        answers = [(one.source, one.action) for one in decided]
+        reasons = [reason for one in decided for reason in one.reasons]
+        degradations = [degradation for case in cases for degradation in case.degradations]
+        seconds = [now - case.budget.arrived for case in cases]
+        self.decisions.update(answers)
+        self.reasons.update(reasons)
+        self.degradations.update(degradations)
+        self.latency.observe_all(seconds)
         tally.count([case.budget.uses for case in cases], self.stages, self.allowances, self.skips)
 
     def observe_block(self, decided: DecidedBlock, now: float) -> None:

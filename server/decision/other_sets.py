@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import structlog
@@ -23,6 +23,7 @@ from feature_cache.feature_set import CALLER, ROW, FeatureSet, SetRow
 from feature_cache.features import MF1
 from feature_cache.store.codec import BookState
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.inference.model_map import DEFAULT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,29 +36,12 @@ _LOOK_SECONDS: Final = 0.1
 """Between two looks which sets the models take."""
 
 
-class _Part(NamedTuple):
-    """The features of a set that have one source."""
-
-    source: str
-    """The id of a set, this one's own among them."""
-    places: NDArray[np.intp]
-    """In the set."""
-    in_source: NDArray[np.intp]
-    """The same features in their source."""
-    ages: NDArray[np.float32]
-    """1 for an age, to which that of the source's vector is added; else 0."""
-
-
 class _Plan:
     """How the rows of a set are put together."""
 
     def __init__(self, feature_set: FeatureSet) -> None:
         self.feature_set: Final = feature_set
-        self.parts: Final = tuple(
-            _part(feature_set, source)
-            for source in dict.fromkeys(one.source for one in feature_set.features)
-            if source != CALLER
-        )
+        self.parts: Final = feature_sets.parts_of(feature_set)
         self.computed: Final = frozenset(part.source for part in self.parts if part.source != MF1.id)
         """Ids of the sets whose vectors it needs besides those of `mf1`."""
         self.must_bring: Final = np.array(
@@ -66,41 +50,32 @@ class _Plan:
         )
 
 
-def _part(feature_set: FeatureSet, source: str) -> _Part:
-    places = feature_set.from_source(source)
-    origin = feature_set if not source else feature_sets.by_id(source)
-    assert origin is not None, "a set is known only with its sources"
-    names = [feature_set.names[place] for place in places]
-    return _Part(
-        origin.id,
-        np.array(places, dtype=np.intp),
-        np.array([origin.index[name] for name in names], dtype=np.intp),
-        np.array([1.0 if feature_set.features[place].is_age else 0.0 for place in places], dtype=np.float32),
-    )
-
-
 class OtherSets:
     """Puts together the rows of the sets that models take now.
 
     Args:
-        in_use: The sets of the models that may decide now.
+        in_use: The sets of the versions that may decide or be asked now, by model.
         follow: Makes the server's copy of a computed set, still to be run.
         max_age_seconds: Older features are stale.
         clock: Monotonic seconds.
+        model_of: The model of an order, whose sets alone it needs rows of.
     """
 
     def __init__(
         self,
-        in_use: Callable[[], Iterable[FeatureSet]],
+        in_use: Callable[[], Mapping[str, Iterable[FeatureSet]]],
         follow: Callable[[FeatureSet], FeatureCache],
         max_age_seconds: float,
         clock: Callable[[], float],
+        model_of: Callable[[Case], str] = lambda case: DEFAULT,
     ) -> None:
+        self._model_of = model_of
         self._in_use = in_use
         self._follow = follow
         self._max_age_seconds = max_age_seconds
         self._clock = clock
-        self._plans: tuple[_Plan, ...] = ()
+        self._plans: dict[str, tuple[_Plan, ...]] = {}
+        """By model, of those that take other sets than `mf1`."""
         self._caches: dict[str, FeatureCache] = {}
 
     @property
@@ -123,14 +98,17 @@ class OtherSets:
 
     def look(self) -> list[FeatureCache]:
         """Sees which sets the models take; returns the copies that are new, for `run` to run."""
-        sets = {one.fingerprint: one for one in self._in_use() if one is not MF1}
-        if sets.keys() == {plan.feature_set.fingerprint for plan in self._plans}:
+        in_use = self._in_use().items()
+        sets = {model: dict.fromkeys(one for one in taken if one is not MF1) for model, taken in in_use}
+        sets = {model: taken for model, taken in sets.items() if taken}
+        if sets == {model: dict.fromkeys(plan.feature_set for plan in plans) for model, plans in self._plans.items()}:
             return []
-        known = {plan.feature_set.fingerprint: plan for plan in self._plans}
-        self._plans = tuple(known.get(number) or _Plan(one) for number, one in sets.items())
-        _log.info("feature sets of models", sets=[plan.feature_set.version for plan in self._plans])
+        plans = {plan.feature_set: plan for of_model in self._plans.values() for plan in of_model}
+        plans = {one: plans.get(one) or _Plan(one) for of_model in sets.values() for one in of_model}
+        self._plans = {model: tuple(plans[one] for one in of_model) for model, of_model in sets.items()}
+        _log.info("feature sets of models", sets=[one.version for one in plans])
         new = []
-        for set_id in {one for plan in self._plans for one in plan.computed} - self._caches.keys():
+        for set_id in {one for plan in plans.values() for one in plan.computed} - self._caches.keys():
             computed = feature_sets.by_id(set_id)
             assert computed is not None
             self._caches[set_id] = self._follow(computed)
@@ -138,10 +116,11 @@ class OtherSets:
         return new
 
     def fill_in(self, cases: Sequence[Case], now: float) -> None:
-        """Gives each case that has features of `mf1` a row of every set, as far as its parts are there."""
+        """Gives each case with features of `mf1` a row of each set that its model takes, if its parts are there."""
         for case in cases:
-            if case.features is not None:
-                rows = {plan.feature_set: self._row(plan, case, now) for plan in self._plans}
+            plans = self._plans.get(self._model_of(case))
+            if plans is not None and case.features is not None:
+                rows = {plan.feature_set: self._row(plan, case, now) for plan in plans}
                 case.others = {feature_set: row for feature_set, row in rows.items() if row is not None}
 
     def _row(self, plan: _Plan, case: Case, now: float) -> SetRow | None:

@@ -23,6 +23,7 @@ from server.control.state import ControlState
 from server.decision import decision_wire
 from server.decision.protowire import prefixed, template
 from server.inference import model_sets
+from server.inference.model_map import DEFAULT
 from server.journal.entries import NO_AGE
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from server.decision.decided_block import DecidedBlock
     from server.decision.record import Decided
 
-_BOOK_AGE: Final = features.INDEX["book_age_ms"]
+_BOOK_AGE: Final = features.MF1.index["book_age_ms"]
 _BOOK_STATES: Final = {
     BookState.UNKNOWN: packet_pb2.BOOK_STATE_UNKNOWN,
     BookState.VALID: packet_pb2.BOOK_STATE_VALID,
@@ -49,6 +50,9 @@ _CACHED_FROM: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "cached_fro
 _CONTEXT: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "trace_id", "correlation_id")
 _SCORED_INPUT: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "scored_input")
 _SCORED_SET: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "scored_feature_set")
+_CHOSEN_MODEL: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "chosen_model")
+_UNNAMED: Final = frozenset(("", DEFAULT))
+"""What the model map says of an order that goes to the default model, or that it was not asked for."""
 _PARTS: Final = 1024
 """Parts that are kept for the next entries."""
 
@@ -392,6 +396,8 @@ def _rest(case: Case, order: Order, answer: Answer) -> bytes:
             rest += _FROM_CALLER
     if case.others is not None and answer.source in MODEL_SOURCES:
         rest += _scored(case.others.get(model_sets.of(answer.model_version)))
+    if case.model not in _UNNAMED:
+        rest += _CHOSEN_MODEL % prefixed(case.model.encode())
     if answer.cached_from:
         rest += _CACHED_FROM % prefixed(answer.cached_from.encode())
     if (context := order.context) is not NO_CONTEXT:

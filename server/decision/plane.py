@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, TypeVar
 
 from fallback.budget import Budget, BudgetSettings
 from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Case, Order
@@ -19,15 +21,14 @@ from server.decision.pending_block import PendingBlock
 from server.decision.promise import Promise, Promises
 from server.decision.record import Decided
 from server.decision.recorder import Recorder, Recording, fail
-from server.errors import DeadlineError, JournalError, OverloadedError
+from server.errors import DeadlineError, JournalError, OverloadedError, PretradeError
 from server.journal.reply_status import unconfirmed
 from server.timing.deadlines import Deadlines
 
 if TYPE_CHECKING:
-    from fallback.cached_score import CachedScores
     from fallback.chain import Chain
     from fallback.guards import Guards
-    from server.canary.burn import Objective
+    from server.canary.burn import Notes
     from server.control.state import ControlState
     from server.decision.admission import Admission
     from server.decision.idempotency import IdempotencyWindow
@@ -35,17 +36,19 @@ if TYPE_CHECKING:
     from server.decision.metrics import DecisionMetrics
     from server.decision.reports import DecisionReports
     from server.decision.shared_keys import KeyedOrder, Remembered
-    from server.inference.embedded_check import EmbeddedCheck
-    from server.inference.shadow import Shadow
+    from server.inference.routed import Check, Mirror, Scores
     from server.journal.reply_status import Cause
     from server.timing.loop_lag import LoopLag
 
+T = TypeVar("T")
 Deciding = asyncio.Future[Decided] | Promise[Pending]
 """A decision to come."""
 DecidingTogether = asyncio.Future[PendingBlock]
 """Those of some orders of a call."""
 _NOT_AGAIN = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_OUT_OF_DOMAIN))
 """Scores that are not used for a later order: those that the audit does not hold, and of features no model has seen."""
+_WAITING_SHARE = 0.5
+"""Of the time that a batch has left, for waiting for places. What remains is to suffice for some of its orders."""
 _OUT_OF_TIME = frozenset(
     (
         pb.DEGRADATION_NO_TIME_FOR_MODEL,
@@ -63,11 +66,11 @@ class Observers:
     """What counts decisions and tells of them."""
 
     metrics: DecisionMetrics
-    objective: Objective
+    objective: Notes
     reports: DecisionReports
     loop_lag: LoopLag
     """How late the event loop is."""
-    embedded_check: EmbeddedCheck
+    embedded_check: Check
     """Has the primary score a sample of what the embedded model decided."""
 
 
@@ -88,10 +91,10 @@ class DataPlane:
         idempotency: IdempotencyWindow,
         markets: Markets,
         chain: Chain,
-        cached_scores: CachedScores,
+        cached_scores: Scores,
         guards: Guards,
         recording: Recording,
-        shadow: Shadow,
+        shadow: Mirror,
         control: ControlState,
         observers: Observers,
         budget_settings: BudgetSettings,
@@ -148,6 +151,18 @@ class DataPlane:
     def has_places(self, orders: int) -> bool:
         """Whether so many orders may begin before others of their call have ended."""
         return self._admission.has_places(orders)
+
+    async def places(self, orders: int, deadline: float | None, *, has_begun: bool) -> int:
+        """Waits until some orders of a batch may begin, and for half of the time until its deadline at most; how many.
+
+        None where there was no place for them. `has_begun` says that others of the batch have begun.
+        """
+        left = math.inf if deadline is None else deadline - self._clock()
+        return await self._admission.places(orders, _WAITING_SHARE * left, has_begun=has_begun)
+
+    def refused(self, orders: int) -> PretradeError:
+        """Why so many orders are not admitted, which are counted as shed."""
+        return self._admission.refused(orders)
 
     async def decide(self, order: Order, arrived: float, deadline: float | None) -> Decided:
         """Decides one order; the decision is durable when this returns.
@@ -554,11 +569,38 @@ class DataPlane:
         Returns:
             The cases that a bug was met with.
         """
-        try:
-            self._follow_up(cases, now)
-        except Exception:  # a bug that one order meets is none of the others' business
-            return {case: error for case in cases if (error := self._follow_up_alone(case, now)) is not None}
-        return {}
+        failed = dict[Pending, Exception]()
+        is_mirrored, mirrored = self._control.shadow, []
+        in_time: list[tuple[float, float]] = []
+        for case in cases:
+            answer, decided, budget = case.answer, case.decided, case.budget
+            assert answer is not None
+            assert decided is not None
+            source = answer.source
+            by_model, allowed = source in MODEL_SOURCES, budget.deadline - budget.arrived
+            try:
+                if source in CHAMPION_SOURCES and _NOT_AGAIN.isdisjoint(decided.reasons):
+                    # A score that is used again must be found in the audit, where a replay of its second use looks for
+                    # it. That of a model on trial is not: its flows are its own.
+                    self._cached_scores.remember(case, answer, decided.decision_id)
+                if source == pb.SOURCE_EMBEDDED:
+                    self._embedded_check.sample(case, answer, decided.decision_id)
+                self._objective.note(case, by_model)
+            except Exception as error:  # a bug that one order meets is none of the others' business
+                failed[case] = error
+                continue
+            if case.features is not None and (is_mirrored or source == pb.SOURCE_CANARY):
+                mirrored.append((case, answer, decided.decision_id))
+            if by_model or _OUT_OF_TIME.isdisjoint(case.degradations):
+                in_time.append((now - budget.arrived, allowed))
+            else:
+                self._admission.dropped(allowed)
+        self._admission.answered(in_time)
+        sound = [case for case in cases if case not in failed] if failed else cases
+        _all_or_each(self._shadow.mirror, mirrored, itemgetter(0), failed)
+        _all_or_each(lambda some: self._reports.decided(some, now), sound, _itself, failed)
+        _all_or_each(lambda some: self._metrics.observe(some, now), sound, _itself, failed)
+        return failed
 
     def _after_block(self, decided: DecidedBlock, now: float) -> None:
         """The same for decisions that were made in columns."""
@@ -570,46 +612,35 @@ class DataPlane:
         if self._control.shadow:
             self._shadow.mirror_block(decided)
         self._embedded_check.sample_block(decided)
-        self._objective.answered_together(count, allowed)
+        self._objective.note_block(decided)
         self._admission.answered([(now - budget.arrived, allowed)] * count)
         self._reports.decided_block(decided, now)
         self._metrics.observe_block(decided, now)
         self._admission.leave(count)
 
-    def _follow_up_alone(self, case: Pending, now: float) -> Exception | None:
-        """Does for one case what met a bug when it was done for all: what was counted before that is counted twice."""
-        try:
-            self._follow_up((case,), now)
-        except Exception as error:
-            return error
-        return None
 
-    def _follow_up(self, cases: Sequence[Pending], now: float) -> None:
-        is_mirrored, mirrored = self._control.shadow, []
-        in_time: list[tuple[float, float]] = []
-        for case in cases:
-            answer, decided, budget = case.answer, case.decided, case.budget
-            assert answer is not None
-            assert decided is not None
-            source = answer.source
-            if source in CHAMPION_SOURCES and _NOT_AGAIN.isdisjoint(decided.reasons):
-                # A score that is used again must be found in the audit, where a replay of its second use looks for it.
-                # That of a model on trial is not: its flows are its own.
-                self._cached_scores.remember(case, answer, decided.decision_id)
-            if case.features is not None and (is_mirrored or source == pb.SOURCE_CANARY):
-                mirrored.append((case, answer, decided.decision_id))
-            if source == pb.SOURCE_EMBEDDED:
-                self._embedded_check.sample(case, answer, decided.decision_id)
-            by_model, allowed = source in MODEL_SOURCES, budget.deadline - budget.arrived
-            self._objective.note(case, by_model)
-            if by_model or _OUT_OF_TIME.isdisjoint(case.degradations):
-                in_time.append((now - budget.arrived, allowed))
-            else:
-                self._admission.dropped(allowed)
-        self._admission.answered(in_time)
-        self._shadow.mirror(mirrored)
-        self._reports.decided(cases, now)
-        self._metrics.observe(cases, now)
+def _all_or_each(
+    step: Callable[[Sequence[T]], None],
+    items: Sequence[T],
+    case_of: Callable[[T], Pending],
+    failed: dict[Pending, Exception],
+) -> None:
+    """Does something for all, or, where a bug is met, for each by itself, and notes the cases that meet it then.
+
+    The step must meet a bug before it counts anything, or what it has counted counts twice.
+    """
+    try:
+        step(items)
+    except Exception:
+        for item in items:
+            try:
+                step((item,))
+            except Exception as error:
+                failed[case_of(item)] = error
+
+
+def _itself(case: Pending) -> Pending:
+    return case
 
 
 @contextmanager

@@ -63,8 +63,8 @@ def drift(
 
     Exit codes: 0 nothing drifted, 1 no comparison, 4 something drifted.
     """
-    store = ModelStore([models or directory / "models"])
-    markout = Registry(models or model_store(directory)).champions_markout()
+    root = models or model_store(directory)
+    store, markout = ModelStore([root]), Registry(root).champions_markout()
     try:
         with closing(AuditQuery(*targets(database_url, journal, directory))) as query:
             packets = _sample(query, since, until, limit)

@@ -44,7 +44,7 @@ def by_regime(
 
     Args:
         forecast: Of the model.
-        rows: float32[n, N_FEATURES], different inputs of the model.
+        rows: float32[n, features of `mf1`], different inputs of the model.
         traded: Whether each was decided as TRADE.
         decision_ids: Of these decisions.
         eligible: Decision id → the market's own label, where it is known.

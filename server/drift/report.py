@@ -147,9 +147,10 @@ def _reliability(quality: Mapping[str, Quality]) -> Figure:
 
 def _missing(summary: Summary) -> Figure:
     instruments = list(summary.missing)
-    names = list(next(iter(summary.missing.values())))
-    shares = np.array([[summary.missing[one][name] for name in names] for one in instruments])
-    figure = _figure(10, 2 + 0.3 * len(instruments))
+    names = list(dict.fromkeys(name for shares in summary.missing.values() for name in shares))
+    # Where the model scored nothing of an instrument, nothing is known of what it alone takes.
+    shares = np.array([[summary.missing[one].get(name, np.nan) for name in names] for one in instruments])
+    figure = _figure(max(10, 0.22 * len(names)), 2 + 0.3 * len(instruments))
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Reds", aspect="auto")
     axes.set_yticks(range(len(instruments)), instruments)

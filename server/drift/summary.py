@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES
-from feature_cache import features
+from feature_cache import feature_sets
+from feature_cache.feature_set import ROW
+from feature_cache.features import MF1
 from feature_cache.har import Forecast
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -40,10 +42,8 @@ FALSE_ALARMS: Final = 0.01
 """Probability that any feature of a report without drift is called drifted."""
 FEWEST: Final = 30
 """Independent values below which nothing is said."""
-NOT_JUDGED: Final[Mapping[str, str]] = dict.fromkeys(
-    ("book_age_ms", "trade_age_ms"), "holds the time from the exchange to the server, which training knows nothing of"
-)
-"""Features that are shown beside their reference, and never called drifted; with the reason.
+AN_AGE: Final = "holds the time from the exchange to the server, which training knows nothing of"
+"""Why ages are shown beside their reference, and never called drifted.
 
 A sample is made at an instant at which everything has arrived. A server decides on a vector that was published,
 batched, stored and delivered, and adds the time that this took to both ages. On a local stack, whose publisher collects
@@ -118,7 +118,8 @@ class Summary:
     regimes: tuple[Regime, ...] = ()
     """How the model did in calm and in restless markets; none where it says nothing of volatility."""
     missing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Share of undefined values by instrument and feature, of all decisions; without features all of them are."""
+    """Share of undefined values by instrument and feature. Those of `mf1` are of all decisions; without features all of
+    them are undefined. Further ones of a model of another set are of what it scored."""
 
     @property
     def drifted(self) -> tuple[Drift, ...]:
@@ -164,7 +165,7 @@ def summarise(
     seen: set[tuple[str, int, int]] = set()
     for packet in found:
         instrument = packet.order.instrument
-        if packet.feature_set_id != features.MF1.id or len(packet.model_input) != 4 * features.N_FEATURES:
+        if packet.feature_set_id != MF1.id or len(packet.model_input) != MF1.row_bytes:
             missing.add_nothing(instrument)
             continue
         missing.add(instrument, packet.model_input)
@@ -201,26 +202,57 @@ def summarise(
         return replace(summary, problem=str(error))
     except (KeyError, TypeError, ValueError):
         return replace(summary, problem=f"model {version} says nothing of what it learnt from that can be compared")
-    matrix = np.frombuffer(b"".join(rows.values), dtype=features.ROW).reshape(-1, features.N_FEATURES)
+    matrix = np.frombuffer(b"".join(rows.values), dtype=ROW).reshape(-1, len(MF1))
     # By the archive, which says what its model takes whether or not this process knows the set.
-    taken = described.get("feature_names", features.NAMES)
-    if any(len(row) != features.ROW.itemsize * len(taken) for row in rows.scored):
+    taken = described.get("feature_names", MF1.names)
+    if any(len(row) != ROW.itemsize * len(taken) for row in rows.scored):
         return replace(summary, problem=f"model {version} takes other features than its decisions say")
-    scored = np.frombuffer(b"".join(rows.scored), dtype=features.ROW).reshape(-1, len(taken))
+    scored = np.frombuffer(b"".join(rows.scored), dtype=ROW).reshape(-1, len(taken))
     columns: dict[str, NDArray[Any]] = {name: scored[:, i] for i, name in enumerate(taken)}
     columns[SCORE] = np.array(rows.scores, dtype=np.float64)
     names = np.array(rows.instruments)
     seconds = np.array(rows.market_times, dtype=np.float64) / 1e9
-    alpha = FALSE_ALARMS / max(1, len(columns.keys() & references.keys() - NOT_JUDGED.keys()))
-    compared = {name: Column(name, references[name], columns[name], names) for name in columns if name in references}
-    drifts = tuple(one.drift(seconds, alpha) for one in compared.values())
-    regimes = () if forecast is None else by_regime(forecast, matrix, rows.traded, rows.ids, eligible)
-    return replace(summary, drifts=drifts, windows=_over_time(rows.times, compared), regimes=regimes)
+    ages = _ages_of(described)
+    alpha = FALSE_ALARMS / max(1, len(columns.keys() & references.keys() - ages))
+    compared = {
+        name: Column(name, references[name], values, names, AN_AGE if name in ages else "")
+        for name, values in columns.items()
+        if name in references
+    }
+    return replace(
+        summary,
+        drifts=tuple(one.drift(seconds, alpha) for one in compared.values()),
+        windows=_over_time(rows.times, compared),
+        regimes=() if forecast is None else by_regime(forecast, matrix, rows.traded, rows.ids, eligible),
+        missing=_with_scored(summary.missing, taken, scored, names),
+    )
 
 
 def metadata_of(files: Mapping[str, bytes]) -> Mapping[str, Any]:
     """The metadata among an archive's files."""
     found: Mapping[str, Any] = json.loads(files["metadata.json"])
+    return found
+
+
+def _ages_of(described: Mapping[str, Any]) -> frozenset[str]:
+    """The ages among the features that a model takes; those of `mf1` where its set is not known here."""
+    feature_set = feature_sets.by_fingerprint(int(described.get("feature_set_fingerprint", MF1.fingerprint))) or MF1
+    return frozenset(feature_set.names[place] for place in feature_set.ages)
+
+
+def _with_scored(
+    missing: Mapping[str, Mapping[str, float]],
+    taken: Sequence[str],
+    scored: NDArray[np.float32],
+    instruments: NDArray[np.str_],
+) -> dict[str, dict[str, float]]:
+    """What is missing, and of a model's features those that `mf1` has not."""
+    others = [(place, name) for place, name in enumerate(taken) if name not in MF1.index]
+    undefined = np.isnan(scored)
+    found = {instrument: dict(shares) for instrument, shares in missing.items()}
+    for instrument in np.unique(instruments).tolist():
+        of_instrument = undefined[instruments == instrument]
+        found[instrument] |= {name: float(of_instrument[:, place].mean()) for place, name in others}
     return found
 
 
@@ -236,8 +268,11 @@ def _decided_at(packet: packet_pb2.DecisionPacket) -> int:
 class Column:
     """The values of one feature, or of the score, beside their reference."""
 
-    def __init__(self, name: str, reference: Reference, values: NDArray[Any], instruments: NDArray[np.str_]) -> None:
+    def __init__(
+        self, name: str, reference: Reference, values: NDArray[Any], instruments: NDArray[np.str_], not_judged: str = ""
+    ) -> None:
         self._name = name
+        self._not_judged = not_judged
         self._reference = reference
         self._values = values
         self._instruments = instruments
@@ -249,22 +284,21 @@ class Column:
         values = self._values[self._known]
         weights = self._weights(self._known)
         if not weights:
-            return Drift(self._name, 0.0, None, 0, 0, 0.0, 0.0, NOT_JUDGED.get(self._name, ""))
+            return Drift(self._name, 0.0, None, 0, 0, 0.0, 0.0, self._not_judged)
         expected = self._reference.mixed(weights)
         independent = self._independent(seconds, weights)
         # Where the limits are simulated, mixtures and sizes are taken in steps.
         typical = self._reference.mixed(rounded_weights(weights))
         bound = limit(typical.shares, rounded_size(typical.independent), rounded_size(independent), alpha)
-        not_judged = NOT_JUDGED.get(self._name, "")
         return Drift(
             name=self._name,
             psi=_index(expected, self._reference.counts(values), independent),
-            limit=bound if independent >= FEWEST and not not_judged else None,
+            limit=bound if independent >= FEWEST and not self._not_judged else None,
             independent=round(independent),
             reference_independent=round(expected.independent),
             undefined=float(np.isnan(values).mean()),
             undefined_before=expected.shares[-1],
-            not_judged=not_judged,
+            not_judged=self._not_judged,
         )
 
     def index_of(self, inside: NDArray[np.bool_]) -> float:
@@ -311,11 +345,11 @@ class _Missing:
     """Counts undefined values by instrument."""
 
     def __init__(self) -> None:
-        self._undefined: dict[str, NDArray[np.int64]] = defaultdict(lambda: np.zeros(features.N_FEATURES, np.int64))
+        self._undefined: dict[str, NDArray[np.int64]] = defaultdict(lambda: np.zeros(len(MF1), np.int64))
         self._rows: Counter[str] = Counter()
 
     def add(self, instrument: str, row: bytes) -> None:
-        self._undefined[instrument] += np.isnan(np.frombuffer(row, dtype=features.ROW))
+        self._undefined[instrument] += np.isnan(np.frombuffer(row, dtype=ROW))
         self._rows[instrument] += 1
 
     def add_nothing(self, instrument: str) -> None:
@@ -324,6 +358,6 @@ class _Missing:
 
     def shares(self) -> dict[str, dict[str, float]]:
         return {
-            instrument: {name: float(counts[i]) / self._rows[instrument] for name, i in features.INDEX.items()}
+            instrument: {name: float(counts[i]) / self._rows[instrument] for name, i in MF1.index.items()}
             for instrument, counts in sorted(self._undefined.items())
         }

@@ -236,6 +236,7 @@ class GrpcApplication:
             len(calls),
             sum(call.orders for call in calls),
             sum(call.is_patient and call.orders == 1 for call in calls),
+            sum(call.orders > 1 for call in calls),
         )
 
     async def run(self) -> None:

@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from server.decision.admission import Admission, AdmissionSettings, overloaded
+from server.decision.admission import WAITING_BATCHES, Admission, AdmissionSettings, overloaded
 from server.envoy import transcoding
 from server.envoy.framing import Header, status_headers
 from server.rpc import status
@@ -70,6 +70,8 @@ class UnderWay(NamedTuple):
     """In them, as many as are decided at once."""
     patient: int
     """Calls of one order without a deadline: those that may wait for a place."""
+    batches: int
+    """Calls of several orders, which may wait for places as well."""
 
 
 class CallLimits:
@@ -88,7 +90,8 @@ class CallLimits:
 
     Calls without a deadline may wait for a place in admission, until `max_in_flight` are under way or wait. If they are
     a third of the calls under way, the gate lets in a third of those that may wait. They are slow by the gate's own
-    measure, which must not close it for that reason: the least is then a third of the most.
+    measure, which must not close it for that reason: the least is then a third of the most. Batches may wait as well,
+    some at a time, and count in the same way.
 
     Args:
         settings: Bounds of the limit.
@@ -100,23 +103,26 @@ class CallLimits:
         self._admission = admission
         self._calls = float(settings.max_in_flight)
         self._least = float(settings.min_in_flight)
-        self._patient_share = 0.0
+        self._patient_share = self._batch_share = 0.0
 
     def update(self, under_way: UnderWay) -> Mapping[str, int]:
         """Envoy's runtime settings, by the calls that are under way now."""
-        places, waiting = max(self._admission.ordinary_limit, self._settings.min_in_flight), self._admission.waiting
+        places = max(self._admission.ordinary_limit, self._settings.min_in_flight)
+        waiting = self._admission.waiting_orders
         calls, orders = under_way.calls - waiting, under_way.orders - waiting
         wanted = places if orders <= places else max(1.0, places * calls / orders)
         self._calls = min(wanted, _GROWTH * self._calls)
         if under_way.calls:
             self._patient_share = under_way.patient / under_way.calls
+            self._batch_share = under_way.batches / under_way.calls
         room = self._patient_share * (self._settings.max_in_flight - places)
-        most = int(self._calls + room)
+        room += self._batch_share * WAITING_BATCHES
+        most = min(self._settings.max_in_flight, int(self._calls + room))
         if self._admission.keeps_up:
             self._least = min(most, self._least + math.sqrt(self._least))
         else:
             self._least = self._settings.min_in_flight
-        least = max(int(self._least), int(self._patient_share * most))
+        least = max(int(self._least), int((self._patient_share + self._batch_share) * most))
         return {_MOST: most, _LEAST: min(least, most)}
 
 

@@ -9,7 +9,7 @@ import grpc.aio
 from feature_cache.feature_set import FeatureSet
 from pretrade.wire.torchserve import inference_pb2, inference_pb2_grpc
 from server.inference import wire
-from server.inference.wire import ScoreBatch
+from server.inference.wire import ModelIdentity, ScoreBatch
 
 ProtocolName = Literal["torchserve", "oip"]
 """`torchserve`: its own `Predictions`. `oip`: the Open Inference Protocol of Triton, KServe and MLServer."""
@@ -22,8 +22,20 @@ class Codec(Protocol):
     """The words of one protocol. Outcomes of failed calls are classed by `outcome.classify`, whatever the protocol."""
 
     @property
-    def feature_set(self) -> FeatureSet | None:
-        """The set that the model takes, where that is known from elsewhere; None where the server says it."""
+    def protocol(self) -> ProtocolName:
+        """Its name."""
+
+    def learn(self, model: ModelIdentity) -> None:
+        """Takes note of a version that the server is going to be asked for, where answers do not describe it."""
+
+    def feature_set_of(self, version: str) -> FeatureSet | None:
+        """The set that a version takes, where that is known from elsewhere; None where the server says it."""
+
+    def served_name(self, version: str) -> str:
+        """What the server calls a version."""
+
+    def version_of(self, served_name: str) -> str:
+        """The version that the server calls so; that name, where it is not known."""
 
     def open(self, channel: grpc.aio.Channel) -> Call:
         """The method that scores."""
@@ -45,7 +57,22 @@ class Codec(Protocol):
 class TorchServe:
     """TorchServe's own protocol, with the header that our handler puts before the scores."""
 
-    feature_set = None
+    protocol: ProtocolName = "torchserve"
+
+    def learn(self, model: ModelIdentity) -> None:
+        """See `Codec`: its answers say what they are of."""
+
+    def feature_set_of(self, version: str) -> FeatureSet | None:
+        """See `Codec`."""
+        return None
+
+    def served_name(self, version: str) -> str:
+        """See `Codec`."""
+        return version
+
+    def version_of(self, served_name: str) -> str:
+        """See `Codec`."""
+        return served_name
 
     def open(self, channel: grpc.aio.Channel) -> Call:
         """See `Codec`."""

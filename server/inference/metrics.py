@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from feature_cache.metrics import Counter, Gauge, Histogram, declared
@@ -114,20 +114,21 @@ def of_replicas(replicas: Iterable[Replica]) -> Iterator[Metric]:
     yield from histograms
 
 
-def of_attempts(champion: Champion) -> Iterator[Metric]:
-    """One scrape."""
+def of_attempts(champions: Sequence[Champion]) -> Iterator[Metric]:
+    """One scrape, of all models together; the replicas' names tell theirs apart."""
     attempts = ATTEMPTS.family()
-    for (replica, outcome), count in champion.attempts.copy().items():
-        attempts.add_metric((replica, outcome.value), count)
+    for champion in champions:
+        for (replica, outcome), count in champion.attempts.copy().items():
+            attempts.add_metric((replica, outcome.value), count)
     second = SECOND_ATTEMPTS.family()
     for labels in itertools.product(("retry", "hedge"), ("granted", "refused", "won")):
-        second.add_metric(labels, champion.second_attempts[labels])
+        second.add_metric(labels, sum(champion.second_attempts[labels] for champion in champions))
     yield from (attempts, second)
 
 
-def of_shadow(shadow: Shadow) -> Iterator[Metric]:
-    """One scrape."""
-    rows = SHADOW_ROWS.family()
-    for fate, count in shadow.fates().items():
-        rows.add_metric((fate,), count)
+def of_shadow(shadows: Sequence[Shadow]) -> Iterator[Metric]:
+    """One scrape, of all models together."""
+    rows, fates = SHADOW_ROWS.family(), [shadow.fates() for shadow in shadows]
+    for fate in fates[0]:
+        rows.add_metric((fate,), sum(of_model[fate] for of_model in fates))
     yield rows

@@ -5,6 +5,9 @@ else a decision needs, above all the threshold and the feature set. For this pro
 the model: the `NAME.json` that is exported beside every archive, or a file of your own with the fields of
 `ModelDescription`. An answer counts only while the server says that it serves the version described.
 
+Versions that are loaded later, for a canary or as the next champion, are described by their archives in the registry.
+Every request names the version that it means, under the name that the server has for it.
+
 A request holds one FP32 tensor `[rows, features]`, with NaN where a feature is undefined. An answer holds one FP32 or
 FP64 tensor: `[rows]` or `[rows, 1]` scores, or `[rows, 2]` probabilities of both classes, the second being the score.
 Scores are calibrated probabilities; `python -m torchserve.mlserver` writes the champion as an XGBoost model that gives
@@ -13,13 +16,17 @@ those. They equal the handler's to 1e-6 and not to the last bit. A replay of suc
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Annotated, Final, Literal, Self
 
 import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, field_validator, model_validator
 
 from feature_cache import feature_sets
 from feature_cache.feature_set import FeatureSet
@@ -29,6 +36,9 @@ from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.wire import LAST_EXPIRY, ModelIdentity, ScoreBatch
 
 _METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
+_HASH: Final = re.compile("[0-9a-f]{16}")
+_NUMBER_DIGITS: Final = 15
+"""Hex digits of a version that a signed 64-bit number always holds."""
 _DTYPES: Final = {"FP32": "<f4", "FP64": "<f8"}
 
 
@@ -47,6 +57,13 @@ class OpenInferenceSettings(BaseModel):
     `oip`."""
     challenger: FilePath | None = None
     """The same for the challenger."""
+    version_names: Literal["hash", "number"] = "hash"
+    """What such servers call the versions that this server loads into them, see `replicas.management`. `hash`: their 16
+    hex digits. `number`: their first 15 hex digits as a decimal number, for Triton, whose versions are numbers."""
+    triton_configs: Mapping[Annotated[str, Field(pattern="^[!-~]{1,64}$")], FilePath] = {}
+    """Triton's configuration of a model, a file with one JSON object (`ModelConfig`), by model name. It is sent with
+    each load request, with the versions to be served as its `version_policy`. Unset: the `config.pbtxt` in Triton's
+    repository decides which versions are served, and no version is unloaded while its files are there."""
 
     @field_validator("champion", "challenger")
     @classmethod
@@ -54,6 +71,24 @@ class OpenInferenceSettings(BaseModel):
         if path is not None:
             ModelDescription.read(path)
         return path
+
+    @field_validator("triton_configs")
+    @classmethod
+    def _are_objects(cls, paths: Mapping[str, Path]) -> Mapping[str, Path]:
+        for model, path in paths.items():
+            try:
+                is_object = isinstance(json.loads(path.read_text()), dict)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{model}: {path}: {error}") from error
+            if not is_object:
+                raise ValueError(f"{model}: {path} does not hold one JSON object")
+        return paths
+
+    @model_validator(mode="after")
+    def _tritons_versions_are_numbers(self) -> Self:
+        if self.triton_configs and self.version_names != "number":
+            raise ValueError("triton_configs: needs version_names=number, for Triton's versions are numbers")
+        return self
 
 
 class ModelDescription(BaseModel):
@@ -70,7 +105,7 @@ class ModelDescription(BaseModel):
     expires_at: int = Field(default=0, ge=0, le=LAST_EXPIRY)
     """Unix seconds after which its scores must not be used; 0 for never."""
     served_version: str | None = None
-    """What the server calls this version, for example `1` in a Triton repository; unset: `version`."""
+    """What the server calls this version, for example `1` in a Triton repository; unset: as `version_names` says."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -111,11 +146,46 @@ class OpenInference:
         ValueError: This process does not know the model's feature set.
     """
 
+    protocol: Final = "oip"
+
     def __init__(self, settings: OpenInferenceSettings, description: ModelDescription) -> None:
         self._settings = settings
-        self._description = description
-        self.feature_set: Final = description.feature_set
-        self._served_version = description.served_version or description.version
+        self._described = description.version
+        self._names = {description.version: description.served_version} if description.served_version else {}
+        """What the server calls a version, where somebody has said so."""
+        self._known: dict[str, ModelIdentity] = {}
+        """The versions that are known, by the server's names."""
+        self.learn(
+            ModelIdentity(
+                "",
+                description.version,
+                float(np.float32(description.threshold)),
+                description.expires_at,
+                description.feature_set,
+            )
+        )
+
+    def learn(self, model: ModelIdentity) -> None:
+        """See `Codec`."""
+        self._known[self.served_name(model.version)] = model
+
+    def feature_set_of(self, version: str) -> FeatureSet:
+        """See `Codec`; of a version that is not known, that of the one described."""
+        known = self._known.get(self.served_name(version))
+        return (known or self._known[self.served_name(self._described)]).feature_set
+
+    def served_name(self, version: str) -> str:
+        """See `Codec`."""
+        name = self._names.get(version)
+        if name is None:
+            numbered = self._settings.version_names == "number" and _HASH.fullmatch(version)
+            name = str(int(version[:_NUMBER_DIGITS], 16)) if numbered else version
+        return name
+
+    def version_of(self, served_name: str) -> str:
+        """See `Codec`."""
+        known = self._known.get(served_name)
+        return served_name if known is None else known.version
 
     def open(self, channel: grpc.aio.Channel) -> Call:
         """See `Codec`."""
@@ -127,7 +197,7 @@ class OpenInference:
 
     def request(self, model_name: str, rows: list[bytes], version: str, feature_set: FeatureSet) -> ModelInferRequest:
         """See `Codec`."""
-        served = self._served_version if version == self._description.version else version
+        served = self.served_name(version or self._described)
         request = ModelInferRequest(model_name=model_name, model_version=served)
         if self._settings.output_name:
             request.outputs.add(name=self._settings.output_name)
@@ -138,17 +208,13 @@ class OpenInference:
 
     def parse(self, model_name: str, n_rows: int, answer: ModelInferResponse) -> ScoreBatch:
         """See `Codec`."""
-        if answer.model_version != self._served_version:
-            raise _bad(f"model version {answer.model_version[:64]!r}, described is {self._served_version!r}")
-        described = self._description
-        identity = ModelIdentity(
-            model_name,
-            described.version,
-            float(np.float32(described.threshold)),
-            described.expires_at,
-            self.feature_set,
-        )
-        return ScoreBatch(identity, self._scores(n_rows, answer))
+        model = self._known.get(answer.model_version)
+        if model is None:
+            known = ", ".join(repr(name) for name in self._known)
+            raise _bad(f"model version {answer.model_version[:64]!r}, described are {known}")
+        if model.name != model_name:
+            model = self._known[answer.model_version] = replace(model, name=model_name)
+        return ScoreBatch(model, self._scores(n_rows, answer))
 
     def _scores(self, n_rows: int, answer: ModelInferResponse) -> NDArray[np.float32]:
         wanted = self._settings.output_name

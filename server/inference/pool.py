@@ -29,19 +29,28 @@ class Pool:
     An endpoint whose last batch failed or was slow is taken only when no other is available, until a batch or one of
     its probes succeeds, which come every 100 ms by then.
 
+    Endpoints may come and go: see `members.py`. One that is left gets no new rows; those that wait there get theirs.
+
     Args:
         name: The role: `primary`, `secondary` or `challenger`.
-        replicas: The endpoints.
+        replicas: The endpoints; none as yet where they come and go.
         random: Uniform in [0, 1).
+        names: Of all endpoints that it may have; empty for those of the endpoints.
     """
 
     several: Final = True
 
-    def __init__(self, name: str, replicas: Collection[Replica], random: Callable[[], float]) -> None:
+    def __init__(
+        self, name: str, replicas: Collection[Replica], random: Callable[[], float], names: Collection[str] = ()
+    ) -> None:
         self.name = name
         self.replicas: tuple[Replica, ...] = tuple(replicas)
+        self.candidates: tuple[Replica, ...] = ()
+        """Endpoints that get no rows yet: they have not answered, or are not warm."""
+        self.names: Final = tuple(names) or tuple(replica.name for replica in self.replicas)
         self._random = random
         self._listeners: list[Callable[[Outcome, float], None]] = []
+        self._welcomes: list[Callable[[Replica], None]] = []
         self._present: Replica | None = None
 
     @property
@@ -52,7 +61,7 @@ class Pool:
     @property
     def drained(self) -> bool:
         """True when on-call sends no orders to any of them."""
-        return all(replica.drained for replica in self.replicas)
+        return bool(self.replicas) and all(replica.drained for replica in self.replicas)
 
     @property
     def model(self) -> ModelIdentity | None:
@@ -64,6 +73,22 @@ class Pool:
         self._listeners.append(listener)
         for replica in self.replicas:
             replica.on_batch(listener)
+
+    def on_join(self, listener: Callable[[Replica], None]) -> None:
+        """Registers a function that is called with each endpoint that joins, before it gets its first row."""
+        self._welcomes.append(listener)
+
+    def join(self, replica: Replica) -> None:
+        """Adds an endpoint."""
+        for listener in self._listeners:
+            replica.on_batch(listener)
+        for welcome in self._welcomes:
+            welcome(replica)
+        self.replicas = tuple(sorted((*self.replicas, replica), key=lambda one: self.names.index(one.name)))
+
+    def leave(self, replica: Replica) -> None:
+        """Sends an endpoint no more rows."""
+        self.replicas = tuple(one for one in self.replicas if one is not replica)
 
     def pick(self, tried: Collection[str] = _NONE_TRIED) -> Replica | None:
         """The endpoint that rows go to now; None when none is available.

@@ -156,7 +156,7 @@ class Replica:
         self._batch_listeners: list[Callable[[Outcome, float], None]] = []
         self._settings = limits.probes
         self._clock = clock
-        self._codec = codec
+        self.codec: Final = codec
         self._open_channel = open_channel if tls is None else tls.channel
         self._retired: set[asyncio.Task[None]] = set()
         self._asked: set[asyncio.Task[ScoreBatch]] = set()
@@ -178,6 +178,8 @@ class Replica:
         """Why it gets no orders although nobody drained it and its breaker is closed; empty when it may get some."""
         self.proven = asyncio.Event()
         """Set by the first sound answer."""
+        self.tried = asyncio.Event()
+        """Set when it has given a sound answer and is warm."""
         self.outcomes: Counter[Outcome] = Counter()
         """Batches and probes by outcome since start."""
         self.transitions: Counter[State] = Counter()
@@ -199,9 +201,12 @@ class Replica:
         """
         self._batch_listeners.append(listener)
 
+    def on_join(self, listener: Callable[[Replica], None]) -> None:
+        """See `Pool.on_join`: no endpoint ever joins it."""
+
     async def __aenter__(self) -> Replica:
         self._channel = self._open_channel(self.endpoint, options=_CHANNEL_OPTIONS)
-        self._call = self._codec.open(self._channel)
+        self._call = self.codec.open(self._channel)
         self._prober = asyncio.create_task(self._probe_forever(), name=f"probe-{self.name}")
         return self
 
@@ -218,7 +223,7 @@ class Replica:
     @property
     def feature_set(self) -> FeatureSet:
         """The set of the rows that its model takes, as far as that is known."""
-        return self._codec.feature_set or model_sets.of(self._version)
+        return self.codec.feature_set_of(self._version) or model_sets.of(self._version)
 
     @property
     def _version(self) -> str:
@@ -229,6 +234,16 @@ class Replica:
     def available(self) -> bool:
         """True when it is not drained or ejected and the breaker lets a live row pass."""
         return not self.drained and not self.ejected and self.breaker.passes
+
+    @property
+    def names(self) -> tuple[str]:
+        """Of the endpoints that it may have."""
+        return (self.name,)
+
+    @property
+    def candidates(self) -> tuple[Replica, ...]:
+        """Endpoints that are still to join it: none ever."""
+        return ()
 
     @property
     def replicas(self) -> tuple[Replica]:
@@ -268,14 +283,14 @@ class Replica:
             raise BatchFailedError(Outcome.OVERLOAD, "rows of several feature sets")
         try:
             answer = await self._call(
-                self._codec.request(self.model_name, rows, version or "", feature_set),
+                self.codec.request(self.model_name, rows, version or "", feature_set),
                 timeout=self._settings.call_bound_seconds,
                 metadata=self._metadata(traceparent),
             )
         except grpc.aio.AioRpcError as error:
             model_sets.learn_from_refusal(version or self._version, error.details() or "")
             raise BatchFailedError(classify(error.code(), error.details() or ""), error.details() or "") from error
-        batch = self._codec.parse(self.model_name, len(rows), answer)
+        batch = self.codec.parse(self.model_name, len(rows), answer)
         if version is not None and batch.model.version != version:
             raise BatchFailedError(Outcome.BAD_ANSWER, f"model version {batch.model.version}, expected {version}")
         model_sets.learn(batch.model.version, batch.model.feature_set)
@@ -336,7 +351,7 @@ class Replica:
                 await channel.close(grace=None)
                 self._connect_at = self._clock() + _AGAIN_SECONDS
                 return
-        old, self._channel, self._call = self._channel, channel, self._codec.open(channel)
+        old, self._channel, self._call = self._channel, channel, self.codec.open(channel)
         self._connected_with = version
         _log.info("new certificates are in use", replica=self.name)
         closing = asyncio.create_task(old.close(grace=self._settings.call_bound_seconds))
@@ -356,6 +371,8 @@ class Replica:
             if self.healthy and not self.warm:
                 async with self._warm_up_turn:
                     await self._warm_up()
+            if self.healthy:
+                self.tried.set()
             probed_at = self._clock()
             while (wait := self._next_probe(probed_at) - self._clock()) > _CLOCK_RESOLUTION_SECONDS:
                 self._recheck.clear()

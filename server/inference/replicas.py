@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,12 +17,23 @@ class Replicas(Mapping[str, "Replica"]):
     Args:
         primary, secondary: Who serves the champion; no secondary where the primary's endpoints are all there is.
         challengers: The challenger where a canary is served, and any others.
+        beside: Those of other models, for who looks at all replicas of a server.
+        management: `host:port` of the management services, by the endpoint's name; it changes as endpoints come and go.
     """
 
-    def __init__(self, primary: Role, secondary: Role | None, challengers: tuple[Role, ...]) -> None:
+    def __init__(
+        self,
+        primary: Role,
+        secondary: Role | None,
+        challengers: tuple[Role, ...],
+        beside: tuple[Role, ...] = (),
+        management: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.primary = primary
         self.secondary = secondary
         self.challengers = challengers
+        self._beside = beside
+        self.management = management
 
     @property
     def challenger(self) -> Role:
@@ -36,7 +48,7 @@ class Replicas(Mapping[str, "Replica"]):
     @property
     def roles(self) -> tuple[Role, ...]:
         """Everyone, primary first."""
-        return (*self.champions, *self.challengers)
+        return (*self.champions, *self.challengers, *self._beside)
 
     def find(self, name: str) -> Role:
         """The endpoint with this name, or all that serve the role with this name.

@@ -64,6 +64,7 @@ class Shadow:
         sample_share: Share of the decisions that are mirrored; a canary's own always are.
         random: Uniform in [0, 1).
         on_trial: Whether a challenger serves a canary now.
+        tells: Whether a case may tell something of the canary.
         observe: Called for every row that two models scored.
         observe_decision: Called for every decision of a canary.
     """
@@ -75,6 +76,7 @@ class Shadow:
         sample_share: float = 1.0,
         random: Callable[[], float] = lambda: 0.0,
         on_trial: Callable[[Role], bool] = lambda challenger: False,
+        tells: Callable[[Case], bool] = lambda case: True,
         observe: Callable[[Pair], None] = lambda pair: None,
         observe_decision: Callable[[str], None] = lambda decision_id: None,
     ) -> None:
@@ -83,6 +85,7 @@ class Shadow:
         self._sample_share = sample_share
         self._random = random
         self._on_trial = on_trial
+        self._tells = tells
         self._observe = observe
         self._observe_decision = observe_decision
         self.offered = 0
@@ -122,14 +125,16 @@ class Shadow:
         if by_champion:
             for challenger in self._challengers:
                 on_trial = self._on_trial(challenger)
-                rows = [one for one in by_champion if not one[0].from_caller] if on_trial else by_champion
+                rows = by_champion
+                if on_trial:
+                    rows = [one for one in by_champion if not one[0].from_caller and self._tells(one[0])]
                 self._send(challenger.pick(), rows, False, 0.0)
 
     def mirror_block(self, decided: DecidedBlock) -> None:
         """Offers the rows of decisions that the champion has made in columns."""
         block = decided.block
         if self._sample_share < 1.0:
-            self.mirror([(block.case(place), block.answer(place), one) for place, one in enumerate(decided.ids)])
+            self.mirror(decided.each())
             return
         for challenger in self._challengers:
             replica = challenger.pick()

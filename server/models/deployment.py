@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from server.errors import ChangeInDoubtError, ModelUnknownError
-from server.models.loading import LoadError, ModelLoader
+from server.models.loading import ModelLoader
+from server.models.management import LoadError
 from server.models.markout import Markout
 from server.models.registry import ModelUnusableError
 
@@ -54,6 +55,7 @@ class Deployment:
         set_champion: Changes the control state.
         keep_previous_seconds: How long the champion's predecessor stays loaded.
         clock: Monotonic seconds.
+        may_be_first: Whether a version may become the champion where there is none: its replicas then host others.
     """
 
     def __init__(
@@ -65,7 +67,9 @@ class Deployment:
         set_champion: SetChampion,
         keep_previous_seconds: float,
         clock: Callable[[], float],
+        may_be_first: bool = False,
     ) -> None:
+        self._may_be_first = may_be_first
         self.loader: Final = loader
         self.champions: Final = champions
         self._registry = registry
@@ -138,6 +142,12 @@ class Deployment:
         elif replica.wanted_version != self._champion:
             self.spawn(self._switch(role, replica, self._champion))
 
+    def join(self, role: Role, replica: Replica) -> None:
+        """Has an endpoint that is new to a role serve the version that decides, before it decides an order."""
+        if self._champion is not None and self._registry is not None and replica.wanted_version != self._champion:
+            replica.ejected = f"does not serve model {self._champion} yet"
+        self.welcome(role, replica)
+
     def repair(self) -> None:
         """Loads the champion again into a replica that lost it: after a restart it has only its first version."""
         if self._clock() < self._next_repair:
@@ -167,7 +177,7 @@ class Deployment:
                 it is seen that it does.
         """
         previous = self.champion_version
-        if not previous:
+        if not previous and not self._may_be_first:
             raise DeploymentError("no champion has answered yet")
         await self.load(version, reversed(self.champions))
         if wanted is not None and not wanted():
@@ -191,6 +201,8 @@ class Deployment:
         """
         record = await asyncio.to_thread(self.registry.usable, version)
         for role in roles:
+            if not role.replicas:
+                raise LoadError(f"{role.name}: none of its endpoints has answered yet")
             failures = []
             for replica in role.replicas:
                 try:
@@ -241,7 +253,7 @@ class Deployment:
         for replica in self._replicas:
             with contextlib.suppress(LoadError):
                 await self.loader.make_default(replica, version)
-            if previous != version:
+            if previous not in ("", version):
                 self.spawn(self._unload_later(replica, previous))
 
     async def _switch(self, role: Role, replica: Replica, version: str) -> None:
@@ -262,7 +274,7 @@ class Deployment:
     def _move_aliases(self, champion: str, previous: str) -> None:
         try:
             self.registry.set_alias("champion", champion)
-            if previous != champion:
+            if previous not in ("", champion):
                 self.registry.set_alias("previous", previous)
         except (OSError, ModelUnknownError, ModelUnusableError) as error:
             _log.error("model aliases not moved: a replica that starts will have the old one", error=str(error))

@@ -23,6 +23,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import ModelFailedError, ModelUnknownError
 from server.inference.embedded import EmbeddedScorer, problem_of_library
 from server.inference.embedded_margins import CannotScoreError
+from server.inference.model_map import DEFAULT
 from server.inference.wire import ModelIdentity
 from server.models.archive import Archive, ModelStore
 from server.models.registry import ModelUnusableError, Registry, record_of
@@ -48,6 +49,7 @@ class EmbeddedModel:
         name: Under which the replicas serve the champion.
         champion_version: The champion's version; empty while none is known.
         clock: Monotonic seconds.
+        model: Whose champion it is, for the registry's alias.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class EmbeddedModel:
         name: str,
         champion_version: Callable[[], str],
         clock: Callable[[], float],
+        model: str = DEFAULT,
     ) -> None:
+        self._model = model
         self._model_store = model_store
         self._name = name
         self._champion_version = champion_version
@@ -130,7 +134,8 @@ class EmbeddedModel:
     async def _follow(self, model_store: Path) -> None:
         """Loads the champion's version, unless that is loaded already or was tried a moment ago."""
         if not self._champion_version():
-            self._alias = await asyncio.to_thread(lambda: Registry(model_store).aliases().get("champion", ""))
+            registry = Registry(model_store, self._model)
+            self._alias = await asyncio.to_thread(lambda: registry.aliases().get("champion", ""))
         version = self._wanted
         if not version or version == self.version:
             return

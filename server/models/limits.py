@@ -8,7 +8,7 @@ unknown, and decisions say so (`MODEL_LIMITS_UNKNOWN`). Without a model store mo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ import structlog
 
 from fallback.model_limits import NO_LIMITS, UNKNOWN, ModelLimits
 from server.errors import ModelUnknownError
+from server.inference.model_map import DEFAULT
 from server.models.archive import ModelStore
 from server.models.registry import Registry, record_of
 
@@ -35,10 +36,14 @@ class KnownLimits:
     Args:
         model_store: Folder with the archives; None: this server knows of no limits.
         clock: Monotonic seconds.
+        models: Whose aliases are read before serving.
     """
 
-    def __init__(self, model_store: Path | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, model_store: Path | None, clock: Callable[[], float], models: Iterable[str] = (DEFAULT,)
+    ) -> None:
         self._model_store = model_store
+        self._models = tuple(models)
         self._clock = clock
         self._known: dict[str, ModelLimits] = {}
         self._wanted: dict[str, float] = {}
@@ -62,7 +67,9 @@ class KnownLimits:
         if self._model_store is None:
             _log.info("no model store: the guards UNCERTAIN and OUT_OF_DOMAIN know of no limits")
             return
-        for version in set((await asyncio.to_thread(Registry(self._model_store).aliases)).values()):
+        registries = [Registry(self._model_store, model) for model in self._models]
+        aliases = await asyncio.to_thread(lambda: [registry.aliases() for registry in registries])
+        for version in {version for of_model in aliases for version in of_model.values()}:
             await self._read(self._model_store, version)
 
     async def run(self) -> None:

@@ -16,13 +16,21 @@ if TYPE_CHECKING:
     from server.models.embedding import EmbeddedModel
     from server.models.expiry import ModelExpiry
 
-EMBEDDED_READY: Final = Gauge("pretrade_embedded_ready", "1 while the champion's own version is loaded here.")
-EMBEDDED_LOADS: Final = Counter(
-    "pretrade_embedded_loads", "Attempts to load a version: loaded, or refused before it answered anything.", ("fate",)
+EMBEDDED_READY: Final = Gauge(
+    "pretrade_embedded_ready", "1 while the champion's own version is loaded here.", ("model",)
 )
-EMBEDDED_ROWS: Final = Counter("pretrade_embedded_rows", "Rows for the embedded model: scored or failed.", ("fate",))
+EMBEDDED_LOADS: Final = Counter(
+    "pretrade_embedded_loads",
+    "Attempts to load a version: loaded, or refused before it answered anything.",
+    ("model", "fate"),
+)
+EMBEDDED_ROWS: Final = Counter(
+    "pretrade_embedded_rows", "Rows for the embedded model: scored or failed.", ("model", "fate")
+)
 EMBEDDED_CHECKS: Final = Counter(
-    "pretrade_embedded_checks", "Sampled rows of the embedded model that the primary was to score too.", ("fate",)
+    "pretrade_embedded_checks",
+    "Sampled rows of the embedded model that the primary was to score too.",
+    ("model", "fate"),
 )
 MODEL_EXPIRES_IN_SECONDS: Final = Gauge(
     "pretrade_model_expires_in_seconds",
@@ -35,17 +43,22 @@ METRICS: Final = declared(globals())
 """Every metric of this folder, in the order of the page that explains them."""
 
 
-def of_embedded(model: EmbeddedModel, stage: Embedded, check: EmbeddedCheck) -> Iterator[Metric]:
-    """One scrape."""
-    yield EMBEDDED_READY.family(model.scorer is not None)
-    loads, rows, checks = EMBEDDED_LOADS.family(), EMBEDDED_ROWS.family(), EMBEDDED_CHECKS.family()
-    loads.add_metric(("loaded",), model.loads)
-    loads.add_metric(("refused",), model.refused)
-    rows.add_metric(("scored",), stage.scored)
-    rows.add_metric(("failed",), stage.failed)
-    for fate, count in check.fates.items():
-        checks.add_metric((fate,), count)
-    yield from (loads, rows, checks)
+def of_embedded(
+    models: Iterable[tuple[str, EmbeddedModel, Embedded, EmbeddedCheck]],
+) -> Iterator[Metric]:
+    """One scrape, of every named model."""
+    ready, loads, rows, checks = (
+        one.family() for one in (EMBEDDED_READY, EMBEDDED_LOADS, EMBEDDED_ROWS, EMBEDDED_CHECKS)
+    )
+    for name, model, stage, check in models:
+        ready.add_metric((name,), model.scorer is not None)
+        loads.add_metric((name, "loaded"), model.loads)
+        loads.add_metric((name, "refused"), model.refused)
+        rows.add_metric((name, "scored"), stage.scored)
+        rows.add_metric((name, "failed"), stage.failed)
+        for fate, count in check.fates.items():
+            checks.add_metric((name, fate), count)
+    yield from (ready, loads, rows, checks)
 
 
 def of_expiry(replicas: Iterable[Replica], expiry: ModelExpiry) -> Iterator[Metric]:

@@ -3,7 +3,8 @@
 It is a folder that all servers see::
 
     versions/<version>.mar   archives, never changed once they are there
-    aliases/<alias>          one line, a version; replaced whole
+    aliases/<alias>          one line, a version; replaced whole; of the default model
+    aliases/<model>/<alias>  the same of another model of the server
     cards/<version>/         its model card, and what was measured of it
 
 Training puts archives and cards into it (`torchserve/export.py`, `local/training`); servers read them and move the
@@ -30,6 +31,7 @@ from feature_cache import feature_sets
 from feature_cache.feature_set import ROW, FeatureSet
 from feature_cache.features import MF1
 from server.errors import ModelUnknownError
+from server.inference.model_map import DEFAULT, qualified
 from server.models.archive import Archive, read_archive
 from server.models.markout import Markout, markout_of
 
@@ -97,10 +99,12 @@ class Registry:
 
     Args:
         root: Its folder; one that does not exist holds nothing.
+        model: Whose aliases are meant. All models share the versions.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, model: str = DEFAULT) -> None:
         self.root = root
+        self._aliases = root / _ALIASES if model == DEFAULT else root / _ALIASES / model
 
     def records(self) -> list[ModelRecord]:
         """Every version, the newest first."""
@@ -111,6 +115,16 @@ class Registry:
         """The version of every alias that is set."""
         versions = {alias: self._read_alias(alias) for alias in ALIASES}
         return {alias: version for alias, version in versions.items() if version is not None}
+
+    def aliases_of_all(self) -> Mapping[str, str]:
+        """The same of every model; those of others than the default one follow its name: `scalper/champion`."""
+        folder = self.root / _ALIASES
+        names = [DEFAULT, *sorted(path.name for path in folder.glob("*") if path.is_dir())]
+        return {
+            qualified(name, alias): version
+            for name in names
+            for alias, version in Registry(self.root, name).aliases().items()
+        }
 
     def resolve(self, version_or_alias: str) -> str:
         """The version that is meant.
@@ -184,8 +198,8 @@ class Registry:
             raise ValueError(f"alias: one of {', '.join(ALIASES)}")
         self.usable(version)
         before = self._read_alias(alias)
-        path = self.root / _ALIASES / alias
-        path.parent.mkdir(exist_ok=True)
+        path = self._aliases / alias
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"{alias}.{os.getpid()}.new")
         with unfinished.open("w") as file:
             file.write(f"{version}\n")
@@ -201,7 +215,7 @@ class Registry:
 
     def _read_alias(self, alias: str) -> str | None:
         try:
-            version = (self.root / _ALIASES / alias).read_text().strip()
+            version = (self._aliases / alias).read_text().strip()
         except OSError:
             return None
         return version if is_version(version) else None

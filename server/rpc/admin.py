@@ -23,11 +23,10 @@ from server.decision.metrics import DecisionMetrics
 from server.drift.watch import DriftWatch
 from server.errors import InvalidChangeError
 from server.journal.journal import Journal
-from server.models.embedding import EmbeddedModel
 from server.process.health import Health
 from server.process.slot import Slot
 from server.rpc.call import Call
-from server.rpc.canary import CanarySteering
+from server.rpc.models import ModelSteering
 from server.rpc.steering import Steering, duration
 from server.security.identity import known_name, longest_name
 
@@ -83,9 +82,8 @@ class AdminServicer:
         control: ControlState,
         configuration: Configuration[Any],
         steering: Steering,
-        canaries: CanarySteering,
+        models: ModelSteering,
         serving: ServingParts,
-        embedded: EmbeddedModel,
         market: MarketParts,
         records: RecordParts,
     ) -> None:
@@ -93,7 +91,7 @@ class AdminServicer:
         self._control = control
         self._configuration = configuration
         self._steering = steering
-        self._canaries = canaries
+        self._models = models
         self._changes = records.changes
         self._journal = records.journal
         self._unshipped = records.unshipped
@@ -102,7 +100,6 @@ class AdminServicer:
         self._drift = records.drift
         self._instruments = market.instruments
         self._max_feature_age_seconds = market.max_feature_age_seconds
-        self._embedded = embedded
         self._health = serving.health
         self._metrics = serving.metrics
         self._admission = serving.admission
@@ -112,6 +109,7 @@ class AdminServicer:
 
     async def GetStatus(self, request: pb.GetStatusRequest, call: Call) -> pb.GetStatusResponse:
         """Everything on one page."""
+        default = self._models.default
         reports = {} if request.this_process_only else await self._reports.read(self._instruments)
         return pb.GetStatusResponse(
             instance_id=self._instance_id,
@@ -139,10 +137,12 @@ class AdminServicer:
             process_count=1 if self._slot is None else self._slot.processes,
             control=self._control.status(),
             chain_stages=self._steering.chain(),
-            canary=self._canaries.current(),
+            canary=default.canaries.current(),
             drift=self._drift.state,
-            embedded=pb.EmbeddedStatus(model_version=self._embedded.version, problem=self._embedded.problem),
-            champion=await self._canaries.champion(),
+            embedded=pb.EmbeddedStatus(model_version=default.embedded.version, problem=default.embedded.problem),
+            champion=await default.canaries.champion(),
+            model_map=self._models.rules(),
+            models=self._models.others(),
         )
 
     async def _processes(self, this_one_only: bool) -> list[pb.ProcessStatus]:
@@ -208,41 +208,49 @@ class AdminServicer:
         """Sets who may answer, in which order."""
         return await self._steering.set_chain(request, _author(request, call))
 
+    async def GetModelMap(self, request: pb.GetModelMapRequest, call: Call) -> pb.GetModelMapResponse:
+        """Which model decides which orders."""
+        return self._models.get()
+
+    async def SetModelMap(self, request: pb.SetModelMapRequest, call: Call) -> pb.SetModelMapResponse:
+        """Sets which model decides which orders."""
+        return await self._models.set(request, _author(request, call))
+
     async def StartCanary(self, request: pb.StartCanaryRequest, call: Call) -> pb.StartCanaryResponse:
         """Begins to give a model version orders."""
-        return await self._canaries.start(request, _author(request, call))
+        return await self._models.of(request).start(request, _author(request, call))
 
     async def SetCanaryWeight(self, request: pb.SetCanaryWeightRequest, call: Call) -> pb.SetCanaryWeightResponse:
         """Sets the canary's share by hand."""
-        return await self._canaries.set_weight(request, _author(request, call))
+        return await self._models.of(request).set_weight(request, _author(request, call))
 
     async def PromoteCanary(self, request: pb.PromoteCanaryRequest, call: Call) -> pb.PromoteCanaryResponse:
         """Makes the canary the champion now."""
-        return await self._canaries.promote(request, _author(request, call))
+        return await self._models.of(request).promote(request, _author(request, call))
 
     async def AbortCanary(self, request: pb.AbortCanaryRequest, call: Call) -> pb.AbortCanaryResponse:
         """Ends the canary."""
-        return await self._canaries.abort(request, _author(request, call))
+        return await self._models.of(request).abort(request, _author(request, call))
 
     async def GetCanary(self, request: pb.GetCanaryRequest, call: Call) -> pb.GetCanaryResponse:
         """The canary with its evidence."""
-        return await self._canaries.get(request)
+        return await self._models.of(request).get(request)
 
     async def RollBack(self, request: pb.RollBackRequest, call: Call) -> pb.RollBackResponse:
         """Makes the champion's predecessor the champion again."""
-        return await self._canaries.roll_back(request, _author(request, call))
+        return await self._models.of(request).roll_back(request, _author(request, call))
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         """Every version in the registry."""
-        return await self._canaries.list_models()
+        return await self._models.list_models()
 
     async def LoadModel(self, request: pb.LoadModelRequest, call: Call) -> pb.LoadModelResponse:
         """Loads a version into replicas."""
-        return await self._canaries.load_model(request, _author(request, call))
+        return await self._models.of(request).load_model(request, _author(request, call))
 
     async def SetModelAlias(self, request: pb.SetModelAliasRequest, call: Call) -> pb.SetModelAliasResponse:
         """Points an alias at a version."""
-        return await self._canaries.set_alias(request, _author(request, call))
+        return await self._models.of(request).set_alias(request, _author(request, call))
 
     async def ReloadConfiguration(
         self, request: pb.ReloadConfigurationRequest, call: Call

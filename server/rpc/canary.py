@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from pydantic import ValidationError
 
 from pretrade.admin.v1 import admin_pb2 as pb
 from server.canary.evidence import Check, Verdict
 from server.canary.plan import Canary
 from server.canary.rollout import CanaryError, Rollout
 from server.canary.settings import check_steps
-from server.canary.subjects import CANARY, CHAMPION
+from server.canary.subjects import canary_subject, champion_subject
 from server.control.state import ControlState, Wanted
 from server.errors import (
     ChangeRefusedError,
@@ -23,10 +24,12 @@ from server.errors import (
     ModelUnknownError,
     UnknownSubjectError,
 )
+from server.inference import model_sets
+from server.inference.model_map import DEFAULT, qualified
 from server.inference.replicas import Replicas
 from server.models.deployment import Deployment, DeploymentError
 from server.models.expiry import ModelExpiry
-from server.models.loading import LoadError
+from server.models.management import LoadError
 from server.models.registry import (
     ALIASES,
     CANDIDATE,
@@ -68,6 +71,7 @@ class CanarySteering:
         new_id: Makes a unique, time-ordered id.
         wall_seconds: Seconds since the Unix epoch.
         expiry: Tells when models expire.
+        model: The name of the model whose canaries these are.
     """
 
     def __init__(
@@ -80,7 +84,10 @@ class CanarySteering:
         new_id: Callable[[], str],
         wall_seconds: Callable[[], float],
         expiry: ModelExpiry,
+        model: str = DEFAULT,
     ) -> None:
+        self._model = model
+        self._canary_subject, self._champion_subject = canary_subject(model), champion_subject(model)
         self._rollout = rollout
         self._deployment = deployment
         self._control = control
@@ -118,11 +125,28 @@ class CanarySteering:
             raise InvalidChangeError("expires_in: a canary ends by its settings' patience")
         champion = self._deployment.champion_version
         if not champion:
-            raise ChangeRefusedError("no champion has answered yet: there is nothing to compare a canary with")
+            raise ChangeRefusedError(
+                "no champion has answered yet: there is nothing to compare a canary with"
+                + ("" if self._model == DEFAULT else f" (`pretrade models alias champion … --model {self._model}`)")
+            )
         version = await self._resolve(request.model_version)
-        canary = Canary.start(self._new_id(), version, champion, steps, author, request.reason, self._wall_seconds())
+        try:
+            canary = Canary.start(
+                self._new_id(),
+                version,
+                champion,
+                steps,
+                author,
+                request.reason,
+                self._wall_seconds(),
+                request.instrument,
+                request.strategy,
+            )
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            raise InvalidChangeError(f"{wrong['loc'][0]}: must be a pattern of at most 64 characters") from None
         if request.dry_run:
-            change = await self._put(request, author, CANARY, canary.model_dump_json())
+            change = await self._put(request, author, self._canary_subject, canary.model_dump_json())
             return pb.StartCanaryResponse(canary=self._message(canary, checks=False), change=change)
         self._expect(request)
         change = await _refused(self._rollout.start(canary))
@@ -135,7 +159,7 @@ class CanarySteering:
         before = self._running()
         after = before.weighted(request.weight, request.hold, self._wall_seconds())
         # Made of the canary as it is known here: one that another server has just rolled back stays out.
-        made = self._put(request, author, CANARY, after.model_dump_json(), unchanged=True)
+        made = self._put(request, author, self._canary_subject, after.model_dump_json(), unchanged=True)
         if request.dry_run:
             change = await made
         else:
@@ -146,7 +170,7 @@ class CanarySteering:
         """Makes the canary the champion now."""
         canary = self._running()
         if request.dry_run:
-            change = await self._put(request, author, CHAMPION, canary.model_version)
+            change = await self._put(request, author, self._champion_subject, canary.model_version)
         else:
             self._expect(request)
             change = await _refused(self._rollout.promote(canary, author, request.reason))
@@ -157,7 +181,7 @@ class CanarySteering:
         canary = self._running()
         if request.dry_run:
             after = canary.ended("aborted", request.reason, self._wall_seconds())
-            change = await self._put(request, author, CANARY, after.model_dump_json())
+            change = await self._put(request, author, self._canary_subject, after.model_dump_json())
         else:
             self._expect(request)
             change = await self._rollout.end(canary, "aborted", author, request.reason)
@@ -173,20 +197,46 @@ class CanarySteering:
         change = await self._make_champion(request, author, version)
         return pb.RollBackResponse(previous_version=before, model_version=version, change=change)
 
-    async def list_models(self) -> pb.ListModelsResponse:
-        """Every version in the registry."""
+    async def list_models(self, others: Sequence[CanarySteering] = ()) -> pb.ListModelsResponse:
+        """Every version in the registry, which all models share.
+
+        Args:
+            others: Those of the other models, for their aliases and replicas.
+        """
         try:
             registry = self._deployment.registry
         except DeploymentError as error:
             raise ChangeRefusedError(str(error)) from None
-        loaded = {name: await self._deployment.loader.loaded(replica) for name, replica in self._replicas.items()}
-        champion = self._deployment.champion_version
+        models = (self, *others)
+        loaded = {name: versions for one in models for name, versions in (await one.loaded()).items()}
 
         def described() -> list[pb.ModelVersion]:
-            aliases = _aliases(registry, champion)
+            aliases = {alias: version for one in models for alias, version in one.aliases().items()}
             return [_model(record, registry.standing(record.version), aliases, loaded) for record in registry.records()]
 
         return pb.ListModelsResponse(models=await asyncio.to_thread(described))
+
+    async def loaded(self) -> dict[str, list[str]]:
+        """The versions that each of its replicas has loaded."""
+        loader = self._deployment.loader
+        return {name: await loader.loaded(replica) for name, replica in self._replicas.items()}
+
+    def aliases(self) -> dict[str, str]:
+        """The version of each of its aliases, which follow its name where it is not the default model. Blocks."""
+        found = _aliases(self._deployment.registry, self._deployment.champion_version)
+        return {qualified(self._model, alias): version for alias, version in found.items()}
+
+    def standing_of_model(self) -> pb.NamedModel:
+        """What is known of the model in one line."""
+        champions = [replica for role in self._replicas.champions for replica in role.replicas]
+        version = self._deployment.champion_version
+        return pb.NamedModel(
+            name=self._model,
+            champion_version=version,
+            feature_set=model_sets.of(version).version if version else "",
+            available=any(replica.available and replica.healthy for replica in champions),
+            canary=self.current(),
+        )
 
     async def champion(self) -> pb.ChampionStatus | None:
         """The version that decides without a canary, and how good it is known to be."""
@@ -216,8 +266,10 @@ class CanarySteering:
 
     async def load_model(self, request: pb.LoadModelRequest, author: str) -> pb.LoadModelResponse:
         """Loads a version; it gets no orders by that."""
-        names = list(request.replicas) or [role.name for role in self._replicas.champions]
-        if unknown := set(names) - set(known := self._replicas.names):
+        known = self._replicas.names
+        asked = [name if name in known else qualified(self._model, name) for name in request.replicas]
+        names = asked or [role.name for role in self._replicas.champions]
+        if unknown := set(names) - set(known):
             raise UnknownSubjectError(f"replicas: {', '.join(sorted(unknown))}; one of {', '.join(known)}")
         version = await self._resolve(request.model_version)
         if not request.dry_run:
@@ -243,7 +295,7 @@ class CanarySteering:
 
     async def _make_champion(self, request: Asking, author: str, version: str) -> pb.Change:
         if request.dry_run:
-            return await self._put(request, author, CHAMPION, version)
+            return await self._put(request, author, self._champion_subject, version)
         self._expect(request)
         return await _refused(self._deployment.make_champion(version, author, request.reason))
 
@@ -256,12 +308,10 @@ class CanarySteering:
             raise ChangeRefusedError(str(error)) from None
 
     async def _known(self, version: str) -> pb.ModelVersion:
-        registry = self._deployment.registry
-        loaded = {name: await self._deployment.loader.loaded(replica) for name, replica in self._replicas.items()}
-        champion = self._deployment.champion_version
+        registry, loaded = self._deployment.registry, await self.loaded()
 
         def described() -> pb.ModelVersion:
-            return _model(registry.describe(version), registry.standing(version), _aliases(registry, champion), loaded)
+            return _model(registry.describe(version), registry.standing(version), self.aliases(), loaded)
 
         return await asyncio.to_thread(described)
 
@@ -302,6 +352,7 @@ class CanarySteering:
         value: str,
     ) -> pb.Change:
         """Records what was done to a model, or would be, that is no part of the control state."""
+        what = qualified(self._model, what)
         change = pb.Change(
             subject=f"model/{what}",
             previous=previous,
@@ -332,6 +383,9 @@ class CanarySteering:
             step_started_at=_instant(canary.step_started_at),
             author=canary.author,
             reason=canary.reason,
+            model="" if self._model == DEFAULT else self._model,
+            instrument=canary.instrument,
+            strategy=canary.strategy,
         )
         if canary.ended_at is not None:
             message.ended_at.CopyFrom(_instant(canary.ended_at))

@@ -275,19 +275,34 @@ class DecisionServicer:
         """The results of a batch, in the order of its orders. It is taken up slice by slice.
 
         A slice begins while those before it wait for the model and for the disk, where there are places for its orders;
-        otherwise it begins when there are, or when those before it have ended. Other calls have a turn in between.
+        otherwise it begins when there are, or when those before it have ended. A call of which nothing is under way
+        waits in line for places, and its next slice has as many orders as it finds places. Other calls have a turn in
+        between.
+
+        Raises:
+            OverloadedError: There was no place for any of its orders.
         """
         begun: list[Begun | BegunTogether] = []
         results: list[Reply] = []
+        is_patient = not any(order.reduce_only for order in orders)  # those have places of their own, and need not wait
         try:
-            for first in range(0, len(orders), _BATCH_SLICE):
-                some = orders[first : first + _BATCH_SLICE]
-                if first:
+            taken = 0
+            while taken < len(orders):
+                number = min(len(orders) - taken, _BATCH_SLICE)
+                if begun:
                     await asyncio.sleep(0)
-                while len(results) < len(begun) and not self._dataplane.has_places(len(some)):
+                while len(results) < len(begun) and not self._dataplane.has_places(number):
                     await _end_of(begun[len(results)])
                     results.append(self._result_in_batch(begun[len(results)], call))
-                begun += self._begin_slice(some, call)
+                if is_patient and len(results) == len(begun):
+                    arrived = self._clock()
+                    places = await self._dataplane.places(number, call.deadline, has_begun=bool(begun))
+                    if not begun and not places:
+                        raise self._failed(self._dataplane.refused(len(orders)), orders[0], arrived, call)
+                    is_patient = places > 0  # else it has waited long enough: what finds no place is refused
+                    number = places or number
+                begun += self._begin_slice(orders[taken : taken + number], call)
+                taken += number
             for one in begun[len(results) :]:
                 await _end_of(one)
                 results.append(self._result_in_batch(one, call))

@@ -13,6 +13,7 @@ from server.control.state import ControlState, Wanted
 from server.control.subjects import CHAIN, OFF, ON, breaker_subject, drain_subject, flag_subject
 from server.errors import InvalidChangeError, UnknownSubjectError
 from server.inference.breaker import Mode, State
+from server.inference.endpoints import role_of
 from server.inference.pool import Role
 from server.inference.replica import Replica
 from server.inference.replicas import Replicas
@@ -116,7 +117,7 @@ class Steering:
     async def drain(self, request: pb.DrainReplicaRequest, author: str) -> pb.DrainReplicaResponse:
         """Sends a replica no more orders."""
         subject = drain_subject(self._known(request.replica))
-        change = await self._change(request, author, subject, ON, _expiry(request))
+        change = await self._change(request, author, subject, ON, expiry(request))
         return pb.DrainReplicaResponse(replica=self._replica(request.replica), change=change)
 
     async def resume(self, request: pb.ResumeReplicaRequest, author: str) -> pb.ResumeReplicaResponse:
@@ -130,7 +131,7 @@ class Steering:
         mode = _MODES.get(request.mode)
         if mode is None:
             raise InvalidChangeError("mode: must be one of the breaker modes")
-        change = await self._change(request, author, subject, mode.value, _expiry(request))
+        change = await self._change(request, author, subject, mode.value, expiry(request))
         return pb.SetBreakerResponse(replica=self._replica(request.replica), change=change)
 
     def flag_list(self) -> pb.ListFlagsResponse:
@@ -151,7 +152,7 @@ class Steering:
         if request.name not in FLAGS:
             raise UnknownSubjectError(f"name: one of {', '.join(FLAGS)}")
         value = ON if request.enabled else OFF
-        change = await self._change(request, author, flag_subject(request.name), value, _expiry(request))
+        change = await self._change(request, author, flag_subject(request.name), value, expiry(request))
         return pb.SetFlagResponse(flag=self._flag(request.name), change=change)
 
     async def set_trading_state(self, request: pb.SetTradingStateRequest, author: str) -> pb.SetTradingStateResponse:
@@ -159,14 +160,14 @@ class Steering:
         name = _TRADING_STATES.get(request.state)
         if name is None:
             raise InvalidChangeError("state: must be ACTIVE, REDUCING or HALTED")
-        change = await self._change(request, author, TRADING_STATE, name, _expiry(request), tuple(request.lifts))
+        change = await self._change(request, author, TRADING_STATE, name, expiry(request), tuple(request.lifts))
         previous = pb.TradingState.Value(f"TRADING_STATE_{change.previous}")
         return pb.SetTradingStateResponse(previous=previous, state=self._control.trading_state, change=change)
 
     async def set_chain(self, request: pb.SetChainRequest, author: str) -> pb.SetChainResponse:
         """Sets who may answer, in which order."""
         value = ",".join(request.stages) if request.stages else None
-        change = await self._change(request, author, CHAIN, value, _expiry(request))
+        change = await self._change(request, author, CHAIN, value, expiry(request))
         return pb.SetChainResponse(stages=self.chain(), change=change)
 
     def chain(self) -> list[str]:
@@ -182,18 +183,7 @@ class Steering:
         expires_in_seconds: float | None = None,
         lifts: tuple[str, ...] = (),
     ) -> pb.Change:
-        expected = request.expected_control_version if request.HasField("expected_control_version") else None
-        wanted = Wanted(
-            subject,
-            value,
-            author,
-            request.reason,
-            expires_in_seconds,
-            expected_version=expected,
-            dry_run=request.dry_run,
-            lifts=lifts,
-        )
-        return await self._control.change(wanted)
+        return await change_of(self._control, request, author, subject, value, expires_in_seconds, lifts)
 
     def _known(self, replica: str) -> str:
         names = self._replicas.names
@@ -220,7 +210,7 @@ class Steering:
             modes = {replica.breaker.mode for replica in found.replicas}
             return pb.ReplicaStatus(
                 name=name,
-                role=_ROLES.get(name, pb.REPLICA_ROLE_CHALLENGER),
+                role=_ROLES.get(role_of(name), pb.REPLICA_ROLE_CHALLENGER),
                 endpoint=",".join(replica.endpoint for replica in found.replicas),
                 breaker_mode=_MODE_MESSAGES[modes.pop()] if len(modes) == 1 else pb.BREAKER_MODE_UNSPECIFIED,
                 healthy=any(replica.healthy for replica in found.replicas),
@@ -233,7 +223,7 @@ class Steering:
         name = replica.name
         status = pb.ReplicaStatus(
             name=name,
-            role=_ROLES.get(role.name, pb.REPLICA_ROLE_CHALLENGER),
+            role=_ROLES.get(role_of(role.name), pb.REPLICA_ROLE_CHALLENGER),
             endpoint=replica.endpoint,
             breaker_state=_STATES[replica.breaker.state],
             breaker_mode=_MODE_MESSAGES[replica.breaker.mode],
@@ -263,6 +253,43 @@ class Steering:
         return status
 
 
+async def change_of(
+    control: ControlState,
+    request: Asking,
+    author: str,
+    subject: str,
+    value: str | None,
+    expires_in_seconds: float | None = None,
+    lifts: tuple[str, ...] = (),
+    detail: tuple[str, ...] = (),
+) -> pb.Change:
+    """Makes a change of the control state as a request asks for it; raises what `ControlState.change` does.
+
+    Args:
+        control: What is changed.
+        request: Why, for which version, and whether only to see what would change.
+        author: Who asks.
+        subject: What is set.
+        value: To what; None for what the settings say.
+        expires_in_seconds: When it ends; None for never.
+        lifts: See `Wanted`.
+        detail: See `Wanted`.
+    """
+    expected = request.expected_control_version if request.HasField("expected_control_version") else None
+    wanted = Wanted(
+        subject,
+        value,
+        author,
+        request.reason,
+        expires_in_seconds,
+        expected_version=expected,
+        dry_run=request.dry_run,
+        detail=detail,
+        lifts=lifts,
+    )
+    return await control.change(wanted)
+
+
 def duration(seconds: float) -> Duration:
     """Seconds as a message."""
     message = Duration()
@@ -277,7 +304,8 @@ class _Expiring(Protocol):
     def HasField(self, field_name: Literal["expires_in"]) -> bool: ...
 
 
-def _expiry(request: _Expiring) -> float | None:
+def expiry(request: _Expiring) -> float | None:
+    """Seconds until a change ends; None for one without an end. Raises `InvalidChangeError` for none that may be."""
     if not request.HasField("expires_in"):
         return None
     seconds = request.expires_in.seconds + request.expires_in.nanos / 1e9

@@ -42,13 +42,15 @@ class ClientTls:
         name: Of the server, for the log and the metrics.
         settings: Name the files.
         wall_clock: Seconds since the Unix epoch.
+        host: The name that all of the server's addresses were found by; empty where addresses have it.
 
     Raises:
         OSError: A file cannot be read, or is invalid.
     """
 
-    def __init__(self, name: str, settings: ClientTlsSettings, wall_clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, settings: ClientTlsSettings, wall_clock: Callable[[], float], host: str = "") -> None:
         self._name = name
+        self._host = host
         self._settings = settings
         self._wall_clock = wall_clock
         named = {"ca": settings.ca, "certificate": settings.certificate, "key": settings.key}
@@ -87,7 +89,7 @@ class ClientTls:
         Args:
             host: The name that the address was found by; empty where the address has it.
         """
-        name = self._settings.server_name or host
+        name = self._settings.server_name or self._host or host
         return [(_NAME_OPTION, name)] if name else []
 
     def channel(

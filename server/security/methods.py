@@ -28,6 +28,7 @@ ROLES: Final = {
     f"{_ADMIN}ListFlags": _READS,
     f"{_ADMIN}GetCanary": _READS,
     f"{_ADMIN}ListModels": _READS,
+    f"{_ADMIN}GetModelMap": _READS,
     # What on-call does at 3 a.m.; of a canary only what ends it.
     f"{_ADMIN}DrainReplica": _STEERS,
     f"{_ADMIN}ResumeReplica": _STEERS,
@@ -38,6 +39,7 @@ ROLES: Final = {
     f"{_ADMIN}RollBack": _STEERS,
     # What changes who decides.
     f"{_ADMIN}SetChain": _DEPLOYS,
+    f"{_ADMIN}SetModelMap": _DEPLOYS,
     f"{_ADMIN}ReloadConfiguration": _DEPLOYS,
     f"{_ADMIN}StartCanary": _DEPLOYS,
     f"{_ADMIN}SetCanaryWeight": _DEPLOYS,

@@ -13,10 +13,12 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from feature_cache.bars.settings import PREFIX, BarsSettings
+
 ROOT: Final = Path(__file__).parents[2]
 TEXT: Final = (ROOT / "compose.yaml").read_text()
 SERVICES: Final[dict[str, dict[str, Any]]] = yaml.safe_load(TEXT)["services"]
-OURS: Final = ("server", "worker", "market", "ingest", "primary", "secondary", "challenger")
+OURS: Final = ("server", "worker", "market", "ingest", "bars", "primary", "secondary", "challenger")
 
 
 def settings(service: str, module: str) -> dict[str, Any]:
@@ -90,6 +92,18 @@ def test_the_worker_takes_its_settings_and_finds_everybody() -> None:
     assert loaded["metrics_host"] == "0.0.0.0"
 
 
+def test_the_keeper_of_bars_is_only_there_when_asked_for_takes_its_settings_and_finds_everybody() -> None:
+    service = SERVICES["bars"]
+    assert service["profiles"] == ["bars"]
+    assert service["entrypoint"] == ["python", "-m", "feature_cache.bars"]
+    given = {name.removeprefix(PREFIX).lower(): value for name, value in service["environment"].items()}
+    given["database_url"] = given["database_url"].replace("${DATABASE_PASSWORD:?choose one}", "word")
+    taken = BarsSettings.model_validate(given)
+    assert taken.kafka_bootstrap_servers.split(":")[0] in SERVICES
+    assert "@postgres:" in taken.database_url.get_secret_value()
+    assert taken.metrics_host == "0.0.0.0"
+
+
 def test_the_market_feeds_the_instruments_that_are_decided() -> None:
     market = SERVICES["market"]
     done = subprocess.run(
@@ -111,6 +125,9 @@ def test_prometheus_scrapes_the_ports_on_which_metrics_are_served() -> None:
     live = jobs.pop("pretrade-ingest")["dns_sd_configs"][0]
     assert live["names"] == ["ingest"]
     assert f"--metrics-port={live['port']}" in SERVICES["ingest"]["command"]
+    kept = jobs.pop("pretrade-bars")["dns_sd_configs"][0]
+    assert kept["names"] == ["bars"]
+    assert str(kept["port"]) == SERVICES["bars"]["environment"]["PRETRADE_BARS_METRICS_PORT"]
     assert {name: job["static_configs"][0]["targets"] for name, job in jobs.items()} == {
         "pretrade-server": [f"server:{settings('server', 'server')['metrics']['port']}"],
         "pretrade-worker": [f"worker:{settings('worker', 'feature_cache.worker')['metrics_port']}"],

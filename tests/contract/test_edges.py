@@ -582,6 +582,25 @@ def test_envoy_refuses_calls_beyond_the_limit_before_anybody_takes_them_up(tmp_p
         eventually(lambda: refusal(stub, request), lambda refused: refused is None)
 
 
+@pytest.mark.parametrize("edge", ["envoy", "grpcio"])
+def test_batches_are_decided_where_there_is_no_place_for_all_of_their_orders(tmp_path: Path, edge: str) -> None:
+    limit, size, callers = 40, 256, 6
+    changes = {
+        "PRETRADE_GRPC__EDGE": edge,
+        "PRETRADE_ADMISSION__MAX_IN_FLIGHT": f"{limit}",
+        "PRETRADE_ADMISSION__MIN_IN_FLIGHT": f"{limit}",
+    }
+    request = pb.DecideBatchRequest(orders=[order(f"{number}") for number in range(size)])
+    with server_group(tmp_path, 1, **changes) as group, grpc.insecure_channel(group.decision) as channel:
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        for _ in range(3):  # the gate's limit follows what was under way before
+            calls = [stub.DecideBatch.future(request, timeout=4 * _SECONDS) for _ in range(callers)]
+            for call in calls:
+                refs = [result.decision.order_ref for result in call.result().results]
+                assert refs == [f"{number}" for number in range(size)]
+        assert group.metric("pretrade_shed_total") == 0
+
+
 def refusal(stub: decision_pb2_grpc.DecisionServiceStub, request: pb.DecideRequest) -> Any:
     """How a call is refused; None when it is not."""
     try:

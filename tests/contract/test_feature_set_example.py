@@ -44,7 +44,7 @@ def test_the_example_passes_its_own_check(file: Path) -> None:
 async def test_a_worker_computes_the_example_from_a_market(file: Path) -> None:
     (registered,) = computed_by(WorkerSettings(features_file=file))
     numbers = registered.feature_set
-    assert [feature.source for feature in numbers.features] == ["mf1", "mf1", "", "", CALLER]
+    assert [feature.source for feature in numbers.features] == ["mf1", "mf1", "mf1", "", "", CALLER]
     guest = Guest(registered)
     engines = Engines(1, Guests([guest]))
     engines.assign(0, 0, 0)
@@ -62,7 +62,7 @@ async def test_a_worker_computes_the_example_from_a_market(file: Path) -> None:
     found = ready[-1]
     assert found.feature_set is numbers
     values = dict(zip(numbers.names, found.values.tolist(), strict=True))
-    assert 0.0 <= values["buys"] <= 1.0
+    assert -1.0 <= values["flow"] <= 1.0
     assert abs(values["momentum_bps"]) < 100.0
     elsewhere = [place for place, feature in enumerate(numbers.features) if feature.source]
     assert np.isnan(found.values[elsewhere]).all()

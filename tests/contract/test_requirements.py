@@ -67,6 +67,8 @@ def test_every_package_has_hashes_and_nothing_says_where_it_is_from(name: str) -
         ("server", "embedded"),
         ("server", "envoy"),
         ("worker", "worker"),
+        ("worker", "ta"),
+        ("worker", "export"),
         ("build", "compile"),
         ("dev", "dev"),
         ("deploy", "deploy"),
@@ -96,7 +98,15 @@ def test_the_wheel_is_built_by_what_pyproject_names(project: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "extra"), [("server", "worker"), ("server", "envoy"), ("worker", "worker"), ("dev", "dev")]
+    ("name", "extra"),
+    [
+        ("server", "worker"),
+        ("server", "envoy"),
+        ("worker", "worker"),
+        ("worker", "ta"),
+        ("worker", "export"),
+        ("dev", "dev"),
+    ],
 )
 def test_the_lock_is_whole(name: str, extra: str) -> None:
     """All that is asked for by what is asked for, as far as it is installed here, is in it: pip looks for no more."""

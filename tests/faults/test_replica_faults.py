@@ -31,7 +31,7 @@ def test_without_replicas_the_same_model_answers_in_the_servers_own_process(prod
         assert (decision.model_name, decision.model_version) == (before.model_name, before.model_version)
         assert (decision.threshold, decision.HasField("score")) == (before.threshold, True)
         assert pb.STAGE_EMBEDDED in {use.stage for use in decision.budget.stages}
-    assert product.metric("pretrade_embedded_rows_total", fate="scored") >= len(answered)
+    assert product.metric("pretrade_embedded_rows_total", model="default", fate="scored") >= len(answered)
     product.switch("embedded", False)
     fallback = product.decide()
     assert fallback.source in (pb.SOURCE_CACHED_SCORE, pb.SOURCE_RULES)
@@ -122,8 +122,8 @@ def test_an_embedded_model_that_is_asked_first_is_checked_by_the_primary(product
     assert not first.degradations
     assert {use.stage for use in first.budget.stages}.isdisjoint((pb.STAGE_PRIMARY, pb.STAGE_SECONDARY))
     with Load(product, count=4) as load:
-        eventually(lambda: product.metric("pretrade_embedded_checks_total", fate="agreed"), bool)
+        eventually(lambda: product.metric("pretrade_embedded_checks_total", model="default", fate="agreed"), bool)
     assert load.sources() <= {pb.SOURCE_EMBEDDED, pb.SOURCE_NONE}, "nobody where the features were stale"
-    assert product.metric("pretrade_embedded_checks_total", fate="disagreed") == 0
+    assert product.metric("pretrade_embedded_checks_total", model="default", fate="disagreed") == 0
     version = product.status().embedded
     assert (version.model_version, version.problem) == (first.model_version, "")

@@ -67,7 +67,7 @@ class Workers:
 
     def start(self) -> int:
         """Starts one; returns its process id."""
-        env = worker_part.env(self._stack.endpoints, 0)
+        env = worker_part.env(self._stack.endpoints, 0, None)
         with (self._logs / f"worker-{len(self.running)}.log").open("wb") as log:
             self.running.append(subprocess.Popen(worker_part.argv(), env=env, stderr=log, stdout=subprocess.DEVNULL))
         return self.running[-1].pid

@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from support.batches import together
+from support.guest_sets import MIXED, REGISTERED, know
 from typer.testing import CliRunner
 
-from feature_cache import features
+from feature_cache.feature_sets import Registered
+from feature_cache.features import MF1
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.commands import app
@@ -52,8 +54,11 @@ def packet(i: int, random: np.random.Generator) -> packet_pb2.DecisionPacket:
     answer.budget.used_us, answer.budget.allowed_us = int(random.integers(9_000)), 20_000
     for stage in (pb.STAGE_FEATURES, pb.STAGE_PRIMARY, pb.STAGE_GUARDS):
         answer.budget.stages.add(stage=stage, allowed_us=20_000, used_us=int(random.integers(5_000)))
-    whole.model_input = random.normal(size=features.N_FEATURES).astype("<f4").tobytes()
-    whole.feature_set_id = features.MF1.id
+    whole.model_input = random.normal(size=len(MF1)).astype("<f4").tobytes()
+    whole.feature_set_id = MF1.id
+    if i % 60 == 0:
+        whole.scored_input = np.array([i, np.nan, 0.5], dtype="<f4").tobytes()
+        whole.scored_feature_set = MIXED.version
     whole.features.sequence, whole.features.event_time_ns = i, at_ns - int(random.integers(20_000_000))
     whole.features.age_us = int(random.integers(20_000))
     whole.attempts.add(
@@ -127,7 +132,25 @@ def test_duckdb_and_pandas_open_the_export_and_the_evidence_in_it_verifies(
     assert len(frame) == ROWS
     assert frame["decided_at"].dt.tz is not None
     assert set(frame["action"]) == {"TRADE"}
-    assert set(frame["features"].map(len)) == {features.N_FEATURES}
+    assert set(frame["features"].map(len)) == {len(MF1)}
+
+
+@pytest.mark.parametrize(("known", "names"), [((REGISTERED,), MIXED.names), ((), ("0", "1", "2"))])
+def test_what_models_of_another_set_scored_is_queried_by_name_where_the_set_is_known(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: tuple[Registered, ...], names: tuple[str, ...]
+) -> None:
+    know(monkeypatch, *known)
+    export(url, tmp_path / "cold")
+    table = f"read_parquet('{tmp_path}/cold/day=*/*/*.parquet')"
+    with duckdb.connect() as duck:
+        columns = ", ".join(f"scored_features['{name}']" for name in names)
+        found = duck.execute(
+            f"SELECT {columns} FROM {table} WHERE scored_feature_set = '{MIXED.version}' ORDER BY 1"
+        ).fetchall()
+        others = f"SELECT count(*) FROM {table} WHERE scored_feature_set IS NULL AND scored_features IS NULL"
+        assert duck.execute(others).fetchall() == [(ROWS - len(found),)]
+    assert [one[0] for one in found] == list(range(0, ROWS, 60))
+    assert all(np.isnan(one[1]) and one[2] == 0.5 for one in found)
 
 
 def test_a_packet_takes_little_space(url: str, tmp_path: Path) -> None:

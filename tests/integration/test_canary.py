@@ -173,7 +173,7 @@ def test_a_canary_decides_its_flows_until_an_operator_ends_it(
     assert code is grpc.StatusCode.FAILED_PRECONDITION
     assert "is under way" in why
     eventually(lambda: {one.source for one in traders.trade(50)}, lambda found: pb.SOURCE_CANARY in found, LOAD_SECONDS)
-    assert product.metric("pretrade_canary_weight") == 0.5
+    assert product.metric("pretrade_canary_weight", model="default") == 0.5
     plan = Canary.start(canary_id, version, champion, (0.5, 1.0), "ann", "looks better", now=0.0)
     answered = [traders.strategies[one.decision_id] for one in traders.decisions if one.source == pb.SOURCE_CANARY]
     assert all(plan.takes(INSTRUMENTS[0], strategy) for strategy in answered), "other flows never see it"

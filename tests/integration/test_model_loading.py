@@ -14,9 +14,11 @@ import pytest
 from local.demo.variants import inverted, recalibrated
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
+from server.inference.addresses import addresses_of
 from server.inference.breaker import BreakerSettings
 from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
-from server.models.loading import LoadError, ModelLoader, addresses_of
+from server.models.loading import ModelLoader
+from server.models.management import LoadError
 from server.models.registry import ModelUnusableError, Registry
 
 pytestmark = [pytest.mark.stack, pytest.mark.long]

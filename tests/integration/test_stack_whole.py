@@ -15,6 +15,7 @@ from sqlalchemy import create_engine, inspect, select
 from support.figures import Figure
 from support.harness import listened_on, stack_admin_channel
 
+from feature_cache.bars.store import BarStore
 from feature_cache.store.codec import BookState, decode
 from feature_cache.store.vectors import key_of
 from local.stack.settings import LocalSettings
@@ -38,7 +39,7 @@ class Start(NamedTuple):
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[Start]:
     seen: list[Progress] = []
-    settings = LocalSettings(dir=tmp_path_factory.mktemp("whole"), model_store=model_store)
+    settings = LocalSettings(dir=tmp_path_factory.mktemp("whole"), model_store=model_store, bars=True)
     began = time.monotonic()
     with Stack(settings, report=seen.append) as stack:
         yield Start(stack, seen, time.monotonic() - began)
@@ -115,6 +116,15 @@ def test_metrics_are_served(stack: Stack) -> None:
     for url in (stack.endpoints.metrics_url, stack.endpoints.worker_url):
         with urllib.request.urlopen(f"{url}/metrics", timeout=5.0) as answer:
             assert b"# HELP" in answer.read()
+
+
+def test_bars_of_every_instrument_are_kept(stack: Stack) -> None:
+    assert stack.endpoints.database_url
+    store, deadline = BarStore(stack.endpoints.database_url), time.monotonic() + DEADLINE_SECONDS
+    while set(store.instruments()) != set(stack.endpoints.instruments):
+        assert time.monotonic() < deadline
+        assert not stack["bars"].wait(0.05)
+    store.close()
 
 
 def test_everything_listens_on_the_loopback_interface_only(stack: Stack) -> None:

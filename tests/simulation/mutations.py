@@ -113,10 +113,16 @@ MUTATIONS: Final = (
     Mutation(
         "a batch that ends before it is answered counts as heard",
         "server/rpc/decision.py",
-        "            for result in results:\n                self.not_sent(result)\n            raise\n",
-        "            for result in results:\n                self.sent(result)\n            raise\n",
+        "            for result in results:\n                self.not_sent(result)\n            for one in begun",
+        "            for result in results:\n                self.sent(result)\n            for one in begun",
         "its row says it was replied",
-        "audit",
+        "batches",
+        (
+            (
+                "                self._give_up(one)\n            raise\n",
+                "                self.sent(self._result_in_batch(one, call))\n            raise\n",
+            ),
+        ),
     ),
     Mutation(
         "what a stream that ends has not sent counts as heard",
@@ -170,8 +176,8 @@ MUTATIONS: Final = (
     Mutation(
         "both attempts of a decision go to one replica",
         "server/inference/champion.py",
-        "        for place, seat in enumerate(seats):\n",
-        "        for place, seat in enumerate(seats[:1] * 2):\n",
+        "        choices = self._choices(case, seats, (case.asked_of,))\n",
+        "        choices = self._choices(case, (self._first,), ())\n",
         "I5:",
         "models",
     ),

@@ -23,6 +23,6 @@ def that_trades(path: Path) -> ControlFile:
 
 def role_of(name: str, breaker: Breaker) -> Any:
     """A role whose one replica is nothing but a breaker."""
-    replica = SimpleNamespace(name=name, breaker=breaker, several=False)
+    replica = SimpleNamespace(name=name, names=(name,), breaker=breaker, several=False, on_join=lambda listener: None)
     replica.replicas = (replica,)
     return replica

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from feature_cache.compiled import SWITCH
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.audit.v1 import packet_pb2
 from pretrade.client import retries
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -132,10 +133,8 @@ class Group:
         decision that was shipped twice, has two ids here.
         """
         found: dict[str, list[str]] = defaultdict(list)
-        with closing(sqlite3.connect(self.directory / "audit.db")) as database:
-            for (packed,) in database.execute("SELECT entry FROM journal_entries"):
-                for packet in packets(entry_of(packed)):
-                    found[packet.decision.order_ref].append(packet.decision.decision_id)
+        for packet in shipped(self.directory):
+            found[packet.decision.order_ref].append(packet.decision.decision_id)
         return found
 
     def verify(self) -> None:
@@ -143,6 +142,14 @@ class Group:
         found = list(verify(self.env["PRETRADE_DATABASE_URL"], self.directory / "journal.db"))
         assert len(found) >= 4, "two journals at least, on disk and in SQL"
         assert all(isinstance(one, Verified) for one in found)
+
+
+def shipped(directory: Path) -> Iterator[packet_pb2.DecisionPacket]:
+    """What the servers whose database is in `directory` have shipped, in the order of their journals."""
+    query = "SELECT entry FROM journal_entries ORDER BY journal_id, position"
+    with closing(sqlite3.connect(directory / "audit.db")) as database:
+        for (packed,) in database.execute(query):
+            yield from packets(entry_of(packed))
 
 
 def server_environment(directory: Path, **changes: str) -> dict[str, str]:

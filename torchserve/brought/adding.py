@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from feature_cache import har
 from feature_cache.feature_set import FeatureSet
-from feature_cache.features import MF1
 from torchserve.brought.data import Data
 from torchserve.brought.errors import BroughtError
 from torchserve.brought.reading import Brought, check_undefined, probe_rows, prove
@@ -42,8 +41,6 @@ _PART_NAMES: Final = ("calibration", "threshold", "test")
 _CANNED: Final = 14
 _BACKGROUND: Final = 32
 """Rows that explanations start from."""
-_MOST_DOMAIN: Final = 62
-"""Features whose patterns of undefined values fit into an integer."""
 _LIBRARIES: Final = ("numpy", "onnxruntime", "torch", "xgboost-cpu", "lightgbm", "scikit-learn")
 _NO_TIME: Final = "drift and OUT_OF_DOMAIN: the dataset has no column `time`"
 _NO_DATA: Final = (
@@ -228,9 +225,8 @@ class _Learnt(NamedTuple):
         if data.has_time:
             metadata["trained_until"] = samples.until
             metadata["reference"] = _references(data, split, scores, adding.feature_set)
-            domain, why_not = _domain(model, data, split, adding.feature_set)
-            metadata["domain"] = domain
-            lacks += [why_not] if why_not else []
+            calibration, chose = samples.take(split.calibration), samples.take(split.threshold)
+            metadata["domain"] = domain_of(model.seen_by, calibration, chose, data.step_seconds)
         else:
             lacks.append(_NO_TIME)
         notes = []
@@ -300,16 +296,6 @@ def _references(
         for name, place in feature_set.index.items()
     }
     return found | {SCORE: asdict(reference_histogram(scores[split.calibration], calibration, data.step_seconds))}
-
-
-def _domain(model: Servable, data: Data, split: Split, feature_set: FeatureSet) -> tuple[dict[str, Any] | None, str]:
-    """What the model has seen, or why that is not known."""
-    if feature_set != MF1:
-        return None, f"OUT_OF_DOMAIN: it is measured for {MF1.id} alone"
-    if len(feature_set) > _MOST_DOMAIN:
-        return None, f"OUT_OF_DOMAIN: it is measured for at most {_MOST_DOMAIN} features"
-    samples = data.samples
-    return domain_of(model.seen_by, samples.take(split.calibration), samples.take(split.threshold)), ""
 
 
 def _installed() -> Iterator[tuple[str, str]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from torchserve.brought.adding import Added
+from torchserve.validity import expiry_text
 
 FILE: Final = "card.md"
 STANDING: Final = "brought, not trained here: not held against the baselines"
@@ -42,7 +42,7 @@ def _lines(version: str, added: Added, source: str, command: str) -> Iterable[st
     yield ""
     yield (
         f"A score is the probability of {about['label']['text']}, as far as the dataset's label is that. TRADE at"
-        f" {about['threshold']:.4f} or more. {_expiry(about['expires_at'])}"
+        f" {about['threshold']:.4f} or more. It {expiry_text(about['expires_at'])}."
     )
     yield ""
     yield from _parts(about.get("ensemble"))
@@ -60,12 +60,6 @@ def _lines(version: str, added: Added, source: str, command: str) -> Iterable[st
     yield "## Made by"
     yield ""
     yield f"`{command}`"
-
-
-def _expiry(expires_at: int) -> str:
-    if not expires_at:
-        return "It does not expire."
-    return f"It may decide on markets until {datetime.fromtimestamp(expires_at, UTC):%Y-%m-%d %H:%M} UTC."
 
 
 def _parts(ensemble: Mapping[str, Any] | None) -> Iterable[str]:

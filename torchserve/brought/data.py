@@ -87,6 +87,7 @@ def read_data(path: Path, feature_set: FeatureSet, label_column: str = "", label
         source=described.get("source", f"brought: {path.name}"),
         source_sha256=sha256_of([path]),
         label=meant,
+        feature_set=feature_set,
     )
     samples = samples.take(np.argsort(time_ns, kind="stable"))
     return Data(samples, has_time, _step_seconds(samples) if has_time else 0.0)

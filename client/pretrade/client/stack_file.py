@@ -46,7 +46,7 @@ class Endpoints:
     database_url: str | None
     """SQLAlchemy URL, with its password."""
     primary: str | None
-    """gRPC `host:port`, as the next four."""
+    """gRPC `host:port`, as the next four; several with commas between them."""
     secondary: str | None
     challenger: str | None
     decision: str | None
@@ -62,7 +62,7 @@ class Endpoints:
     model_store: str | None
     """Folder of the models' archives, every version that was trained there."""
     management: Mapping[str, str] = field(default_factory=dict)
-    """gRPC address of the management service of each TorchServe that the stack runs, by part."""
+    """gRPC address of the management service of each TorchServe that the stack runs, by role; several as above."""
     token_files: Mapping[str, str] = field(default_factory=dict)
     """`key_file.json` of each TorchServe that asks for tokens, by part."""
     instruments: tuple[str, ...]

@@ -12,7 +12,9 @@ from typing import Final
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from feature_cache.feature_sets import FILE_VARIABLE
 from local.stack.errors import NotReadyError
+from local.stack.parts.sets_file import sets_file
 from local.stack.ports import LOOPBACK
 from pretrade.client.credentials import ClientCredentials
 from pretrade.client.stack_file import Endpoints
@@ -56,6 +58,7 @@ def env(endpoints: Endpoints, ports: Mapping[str, int]) -> Mapping[str, str]:
         "PRETRADE_REPLICAS__MANAGEMENT": json.dumps(endpoints.management),
         "PRETRADE_REPLICAS__TOKEN_FILES": json.dumps(endpoints.token_files),
         "PRETRADE_INSTRUMENTS": json.dumps(endpoints.instruments),
+        **sets_file(FILE_VARIABLE),
     }
     return os.environ | {name: value for name, value in values.items() if value is not None}
 

@@ -20,7 +20,10 @@ from server.models.registry import ModelUnusableError, Registry
 
 TOKEN_FILE: Final = "key_file.json"  # noqa: S105 - a name
 """Where a TorchServe that asks for tokens writes them, in its working directory."""
-_PROBE_TIMEOUT_SECONDS: Final = 2.0
+_PROBE_TIMEOUT_SECONDS: Final = 20.0
+"""A call that ends by its deadline is cancelled, and TorchServe restarts its worker if that is when the answer is due.
+On a busy machine the first answer takes seconds: a probe that asked again after two kept a replica without a worker for
+a minute. Without a model or a worker it answers at once."""
 
 
 def address(port: int) -> str:

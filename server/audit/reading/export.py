@@ -27,8 +27,10 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from pyarrow import fs
 
-from feature_cache import features
+from feature_cache.feature_set import ROW
+from feature_cache.features import MF1
 from pretrade.audit.v1 import packet_pb2
+from server.audit.reading.vectors import scored_features
 from server.audit.store.schema import DECISIONS, JOURNAL_ENTRIES
 from server.audit.store.store import Store
 from server.journal.entries import entry_of, packet_of
@@ -68,18 +70,25 @@ SCHEMA: Final = pa.schema(
         ("journal_row", pa.int64()),
         ("feature_set_id", _FEW),
         ("features", pa.list_(pa.float32())),
+        ("scored_feature_set", _FEW),
+        ("scored_features", pa.map_(pa.string(), pa.float32())),
         ("mid_price", pa.float64()),
         ("packet", pa.binary()),
     ],
-    metadata={f"feature_names.{features.MF1.id}": ",".join(features.NAMES)},
+    metadata={f"feature_names.{MF1.id}": ",".join(MF1.names)},
 )
 """Columns of a file; `instrument` and `day` are in its path. `packet` is a `pretrade.audit.v1.DecisionPacket`; from it
-come `feature_set_id`, `features` as the model saw them (their names are in the schema's metadata) and `mid_price`."""
+come `feature_set_id`, `features` as rules and guards saw them, and a model of the same set (their names are in the
+schema's metadata), and `mid_price`. Where a model of another set scored, `scored_feature_set` is that set, with its
+fingerprint, and `scored_features` what the model saw, by name: see `vectors.py`."""
 ENTRIES: Final = pa.schema(
     [("journal_id", _FEW), ("position", pa.int64()), ("entry", pa.binary()), ("hash", pa.binary(32))]
 )
 """Columns of the evidence. `entry` is a `pretrade.audit.v1.JournalEntry`."""
-_OF_PACKET: Final = {"packet", "feature_set_id", "features", "mid_price"}
+_OF_PACKET: Final = {
+    *("packet", "mid_price"),
+    *("feature_set_id", "features", "scored_feature_set", "scored_features"),
+}
 _ROWS: Final = 10_000
 """Rows of a row group."""
 _READ_ROWS: Final = 1_000
@@ -179,7 +188,9 @@ def _table(connection: sa.Connection, rows: Sequence[Any]) -> pa.Table:
     columns: dict[str, Sequence[Any]] = {
         "packet": [packet.SerializeToString() for packet in packets],
         "feature_set_id": [packet.feature_set_id or None for packet in packets],
-        "features": [np.frombuffer(packet.model_input, "<f4") if packet.model_input else None for packet in packets],
+        "features": [np.frombuffer(packet.model_input, ROW) if packet.model_input else None for packet in packets],
+        "scored_feature_set": [packet.scored_feature_set or None for packet in packets],
+        "scored_features": [list(scored_features(packet).items()) or None for packet in packets],
         "mid_price": [packet.mid_price or None for packet in packets],
     }
     columns |= zip(rows[0]._fields, zip(*rows, strict=True), strict=True)

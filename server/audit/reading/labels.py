@@ -29,8 +29,8 @@ from server.models.markout import Markout
 
 MAX_BOOK_AGE_MS: Final = 2_000.0
 """With an older book at the end of the horizon there is no label."""
-_BOOK_AGE: Final = features.INDEX["book_age_ms"]
-_SPREAD: Final = features.INDEX["spread_bps"]
+_BOOK_AGE: Final = features.MF1.index["book_age_ms"]
+_SPREAD: Final = features.MF1.index["spread_bps"]
 _BINS: Final = 10
 
 

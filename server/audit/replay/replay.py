@@ -42,6 +42,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
 from server.decision.record import hash_of
 from server.errors import InvalidOrderError, NotReplayableError
+from server.inference.endpoints import role_of
 from server.inference.wire import ModelIdentity
 from server.models.archive import Archive, RunningModels
 from server.models.embedding import EmbeddedModels
@@ -238,7 +239,7 @@ class Replayer:
         source, version = packet.decision.source, packet.decision.model_version
         attempt = next((one for one in packet.attempts if one.outcome == "success"), None)
         expected = f"{_REPLICAS[source]} {version}"
-        if attempt is None or f"{attempt.replica} {attempt.model_version}" != expected:
+        if attempt is None or f"{role_of(attempt.replica)} {attempt.model_version}" != expected:
             answered = f"{attempt.replica} {attempt.model_version}" if attempt else "no attempt succeeded"
             return Difference("attempts", expected, answered)
         row = _scored_row(packet)
@@ -346,10 +347,19 @@ def _scored_row(packet: packet_pb2.DecisionPacket) -> bytes:
 
 
 def _others(packet: packet_pb2.DecisionPacket) -> dict[FeatureSet, SetRow] | None:
-    """What a model of another set scored, if this process knows that set as it was."""
-    found = feature_sets.by_id(packet.scored_feature_set.partition("/")[0]) if packet.scored_feature_set else None
-    if found is None or found.version != packet.scored_feature_set or len(packet.scored_input) != found.row_bytes:
+    """What a model of another set scored.
+
+    Raises:
+        NotReplayableError: This process does not know the set as it was.
+    """
+    if not packet.scored_feature_set:
         return None
+    found = feature_sets.by_version(packet.scored_feature_set)
+    if found is None or len(packet.scored_input) != found.row_bytes:
+        raise NotReplayableError(
+            f"the model took features of the set {packet.scored_feature_set}; known here are {feature_sets.names()}:"
+            f" name the file of yours in {feature_sets.FILE_VARIABLE}"
+        )
     return {found: SetRow.of(found, packet.scored_input)}
 
 
@@ -357,7 +367,8 @@ def _order(message: pb.Order) -> Order:
     try:
         return OrderReader((message.instrument,)).read(message)
     except InvalidOrderError as error:
-        raise NotReplayableError(f"the order is none that this version accepts: {error}") from error
+        hint = f"; {feature_sets.FILE_VARIABLE} names a file with others" if message.HasField("features") else ""
+        raise NotReplayableError(f"the order is none that this version accepts: {error}{hint}") from error
 
 
 def _facts(packet: packet_pb2.DecisionPacket) -> tuple[str, ...]:

@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.cases import Clock, new_case
+from support.guest_sets import MIXED
 
 from fallback.guards import Guards, GuardSettings
 from fallback.model_limits import NO_LIMITS, UNKNOWN, LimitGuards, ModelLimits, limits_of
-from fallback.order import Answer, Case
+from fallback.order import Answer, Brought, Case
 from feature_cache import features
 from feature_cache.domain import LOOK_NS
+from feature_cache.feature_set import SetRow
 from feature_cache.store.codec import BookState, FeatureSnapshot
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 
-DOMAIN = {
+DOMAIN: dict[str, Any] = {
     "features": ["imbalance_l1", "rv_5s_bps"],
     "patterns": [0],
     "low": [-1.0, 0.0],
@@ -170,6 +172,53 @@ def test_a_stuck_feature_is_found_over_time_and_the_decision_says_so() -> None:
     own = row(0.25, 9.0)
     assert market.objections(new_case(values=own, caller_features=own)) == [], "the caller's own are not stuck"
     assert market.objections(on(20, 0.3, 9.0)) == []
+
+
+def of_guest(look: int, weighted_mid: float, trades: float, urgency: float, side: pb.Side.ValueType) -> Case:
+    """An order that a model of the set MIXED has scored."""
+    case = new_case(side=side, values=row())
+    values = np.array([weighted_mid, trades, urgency], dtype=np.float32)
+    turned = MIXED.for_sell(values) if side == pb.SIDE_SELL else values
+    case.others = {MIXED: SetRow.of(MIXED, turned.tobytes())}
+    case.snapshot = on(look, 0.1, 1.0).snapshot
+    case.order.brought = Brought(MIXED, np.array([math.nan, math.nan, urgency], dtype=np.float32))
+    return case
+
+
+OF_GUEST = DOMAIN | {"features": list(MIXED.names)}
+OF_GUEST |= {name: [*OF_GUEST[name], 1.0] for name in ("high", "low")} | {"low": [-9.0, 0.0, 0.0]}
+OF_GUEST |= {name: [*OF_GUEST[name], [-9.0, 9.0]] for name in ("values", "scores")}
+OF_GUEST |= {
+    "whitening": np.eye(3).tolist(),
+    "most_same": [10] * 3,
+    "most_turned": [40.0] * 3,
+    "high": [9.0, 40.0, 1.0],
+}
+
+
+def test_a_model_of_another_set_is_held_to_what_it_has_scored() -> None:
+    market = Market(limits_of({"domain": OF_GUEST}, MIXED))
+    for side in (pb.SIDE_BUY, pb.SIDE_SELL):
+        assert market.objections(of_guest(1, 1.0, 2.0, 0.5, side)) == []
+        assert market.objections(of_guest(2, 1.0, 41.0, 0.5, side)) == [OUTSIDE]
+        assert market.objections(of_guest(3, 1.0, math.nan, 0.5, side)) == [OUTSIDE]
+
+
+def test_of_another_set_a_stuck_feature_is_found_and_what_callers_bring_may_stay_as_it_is() -> None:
+    """Orders of both sides follow each other: what is watched is in market orientation."""
+
+    def found(weighted_mid: float | None, brought: float = math.nan) -> list[bool]:
+        market, objected = Market(limits_of({"domain": OF_GUEST}, MIXED)), []
+        for look in range(30):
+            side = (pb.SIDE_BUY, pb.SIDE_SELL)[look % 2]
+            case = of_guest(look, 0.1 * look if weighted_mid is None else weighted_mid, 0.1 * look, 0.5, side)
+            case.order.brought = Brought(MIXED, np.array([brought, math.nan, 0.5], dtype=np.float32))
+            objected.append(market.objections(case) == [OUTSIDE])
+        return objected
+
+    assert found(1.5).index(True) == 11
+    assert not any(found(None)), "urgency is the caller's"
+    assert not any(found(1.5, brought=1.5)), "the caller has brought what was stuck"
 
 
 def test_models_that_no_longer_decide_are_forgotten_and_those_that_do_are_watched_on() -> None:

@@ -13,6 +13,7 @@ from support.twins import compiled_here
 
 from feature_cache import features
 from feature_cache.domain import LOOK_NS, Domain, Watch
+from feature_cache.feature_set import CALLER, Feature, FeatureSet
 
 NAMES = ["imbalance_l1", "ofi_1s", "rv_5s_bps"]
 
@@ -178,14 +179,14 @@ def edges(d: int) -> st.SearchStrategy[list[list[float]]]:
     return st.lists(st.lists(value, min_size=d, max_size=d), min_size=1, max_size=12)
 
 
-def random_domain(d: int, seed: int) -> dict[str, Any]:
+def random_domain(d: int, seed: int, feature_set: FeatureSet = features.MF1) -> dict[str, Any]:
     """A model of d features, of which one has had a single value."""
     random = np.random.default_rng(seed)
     factor = random.normal(size=(d, d))
     lengths = [1, *random.integers(2, 9, d - 1)]
     return described(
-        features=list(features.NAMES[:d]),
-        patterns=[0, 1, *random.integers(0, 2**d, 4).tolist()],
+        features=list(feature_set.names[:d]),
+        patterns=[0, 1, *random.integers(0, 2 ** min(d, 60), 4).tolist()],
         low=[-9.0] * d,
         high=[9.0] * d,
         values=[sorted(random.normal(size=n).tolist()) for n in lengths],
@@ -209,6 +210,46 @@ def test_the_compiled_twin_says_of_every_vector_what_numpy_says(seen: tuple[int,
     for row in rows:
         assert compiled._take_compiled(row) == plain._take(row)
         assert (compiled.same.tolist(), compiled.turned.tolist()) == (plain.same.tolist(), plain.turned.tolist())
+
+
+WIDE = FeatureSet(
+    "wide",
+    tuple(
+        Feature(f"f{i}", "", "Of a guest.", signed=i % 2 == 0, source=CALLER if i in (3, 70) else "")
+        for i in range(150)
+    ),
+)
+
+
+def test_more_features_than_a_number_has_bits_have_their_patterns_and_the_callers_are_not_watched() -> None:
+    patterns = [0, 1 << 149 | 1, 1 << 64]
+    domain = Domain(random_domain(150, 4, WIDE) | {"patterns": patterns, "distance": 1e9}, WIDE)
+    assert domain.seen is not None
+    rows = np.zeros((6, 150), features.ROW)
+    undefined: list[list[int]] = [[], [0, 149], [64], [0], [149], [0, 64]]
+    for row, places in zip(rows, undefined, strict=True):
+        row[places] = math.nan
+    expected = [False, False, False, True, True, True]
+    assert domain.outside(rows).tolist() == expected
+    assert domain.are_outside([row.tobytes() for row in rows]) == expected
+    random = np.random.default_rng(5)
+    compiled, plain = Watch(domain), Watch(domain)
+    stuck = random.normal(size=150).astype(np.float32)
+    for look in range(30):
+        row = random.normal(size=150).astype(np.float32)
+        row[[3, 5, 70]] = stuck[[3, 5, 70]]
+        row[::7] = math.nan if look % 5 else 0.0
+        assert compiled._take_compiled(row) == plain._take(row)
+        assert (compiled.same.tolist(), compiled.turned.tolist()) == (plain.same.tolist(), plain.turned.tolist())
+    assert plain.same[[3, 5, 70]].tolist() == [0, 29, 0]
+    assert plain.turned[5] == 0 < plain.turned[4], "it has no direction, and the next one has"
+    assert plain.turned[70] == 0
+
+
+@pytest.mark.parametrize("pattern", [-1, 8, 1 << 70])
+def test_a_pattern_of_other_features_is_refused(pattern: int) -> None:
+    with pytest.raises(ValueError, match="not of its features"):
+        Domain(described(patterns=[0, pattern]))
 
 
 def test_the_compiled_twin_refuses_what_is_no_row() -> None:

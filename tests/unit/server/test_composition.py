@@ -57,8 +57,13 @@ def health_of(primary: SimpleNamespace, explaining: SimpleNamespace, clock: Cloc
     )
     path: Any = SimpleNamespace(
         control=SimpleNamespace(problem=""),
-        embedded=SimpleNamespace(model=SimpleNamespace(fault="")),
-        replicas=SimpleNamespace(roles=(primary,)),
+        models=[
+            SimpleNamespace(
+                name="default",
+                embedded=SimpleNamespace(model=SimpleNamespace(fault="")),
+                replicas=SimpleNamespace(roles=(primary,)),
+            )
+        ],
         tracing=None,
     )
     process: Any = SimpleNamespace(settings=Settings(), clock=clock)
@@ -68,7 +73,7 @@ def health_of(primary: SimpleNamespace, explaining: SimpleNamespace, clock: Cloc
 
 def sound_primary() -> SimpleNamespace:
     primary = SimpleNamespace(name="primary", endpoint="somewhere", token=None, tls=None, healthy=True, warm=True)
-    primary.replicas, primary.several, primary.ejected = (primary,), False, ""
+    primary.replicas, primary.candidates, primary.several, primary.ejected = (primary,), (), False, ""
     return primary
 
 

@@ -17,9 +17,12 @@ from feature_engine.selection import DropHighPSIFeatures
 from numpy.typing import NDArray
 from sklearn.metrics import brier_score_loss
 from support.drift_alarms import rates
+from support.guest_sets import know
 from torchmetrics.classification import BinaryCalibrationError
 
 from feature_cache import features
+from feature_cache.feature_set import CALLER, Feature, FeatureSet
+from feature_cache.feature_sets import Registered
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.labels import LabelledDecision, quality
@@ -27,7 +30,7 @@ from server.audit.reading.reading import Reading, ReadingProcess, Task
 from server.drift.cli import print_report
 from server.drift.psi import Reference, independent_values, limit, psi, references_of
 from server.drift.report import write_report
-from server.drift.summary import NOT_JUDGED, Drift, Summary, summarise
+from server.drift.summary import Drift, Summary, summarise
 from server.drift.watch import DriftSettings, DriftWatch
 from server.errors import ModelUnknownError
 from server.rpc.reading import drift_status
@@ -296,6 +299,44 @@ def test_a_model_of_another_set_is_compared_by_what_it_scored() -> None:
     assert told.problem == "model v1 takes other features than its decisions say"
 
 
+def test_of_a_model_of_another_set_ages_are_not_judged_and_what_is_missing_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aged = FeatureSet(
+        "aged",
+        (
+            Feature("imbalance_l1", "", "Copied.", -1.0, 1.0, signed=True, source="mf1"),
+            Feature("halt_age_ms", "ms", "Since the last halt.", lowest=0.0, is_age=True, source=CALLER),
+        ),
+    )
+    learnt_from = np.random.default_rng(14).uniform(-1, 1, size=(8_000, 2))
+    scored = np.random.default_rng(15).uniform(-1, 1, size=(1_500, 2))
+    scored[:, 1] += 5
+    scored[::4, 1] = np.nan
+    histograms = {
+        name: asdict(reference_histogram(learnt_from[:, i], sampled(learnt_from.astype(np.float32))))
+        for i, name in enumerate(aged.names)
+    }
+    found = packets(market(1_500, 13), uniform(1_500))
+    for packet, row in zip(found, scored, strict=True):
+        packet.scored_input, packet.scored_feature_set = row.astype("<f4").tobytes(), aged.version
+    elsewhere = packets(market(3, 13), uniform(3))
+    for packet in elsewhere:
+        packet.order.instrument, packet.decision.model_version = "ETHUSDT.SIM", "v0"
+    about = {"feature_names": list(aged.names), "feature_set_fingerprint": aged.fingerprint, "reference": histograms}
+    know(monkeypatch, Registered(aged, None, "the tests"))
+    told = summarise(found + elsewhere, known(about), "v1")
+    assert [one.name for one in told.drifts if one.not_judged] == ["halt_age_ms"]
+    assert told.drifted == ()
+    assert {name: shares.get("halt_age_ms") for name, shares in told.missing.items()} == {
+        "BTCUSDT.SIM": pytest.approx(0.25),
+        "ETHUSDT.SIM": None,
+    }
+    assert all(shares["spread_bps"] == 0 for shares in told.missing.values())
+    write_report(tmp_path / "report.html", told, {})
+    assert "<!-- halt_age_ms -->" in (tmp_path / "report.html").read_text().split("Missing values")[1]
+
+
 def test_after_a_change_of_model_only_what_the_champion_scored_is_compared() -> None:
     before = packets(market(1_000, 10) + 3, uniform(1_000), version="v0")
     after = packets(market(900, 11), uniform(900))
@@ -320,8 +361,7 @@ def test_a_canary_is_compared_when_it_is_asked_for_and_is_no_champion() -> None:
 
 def test_ages_are_shown_and_not_judged_because_training_knows_nothing_of_the_way_to_the_server() -> None:
     rows = market(1_500, 3)
-    for name in NOT_JUDGED:
-        rows[:, features.INDEX[name]] += 5
+    rows[:, list(features.MF1.ages)] += 5
     found = summarise(packets(rows, uniform(1_500)), known(learnt(market(8_000, 4))))
     ages = [one for one in found.drifts if one.not_judged]
     assert {one.name for one in ages} == {"book_age_ms", "trade_age_ms"}
@@ -339,7 +379,8 @@ def test_another_mixture_of_the_same_instruments_is_no_drift() -> None:
     first = summarise(packets(market(1_500, 6), uniform(1_500)), known({"reference": histograms}))
     assert first.drifted == ()
     second = packets(market(1_500, 7), uniform(1_500), "ETHUSDT.SIM")
-    assert len(summarise(second, known({"reference": histograms})).drifted) == features.N_FEATURES - len(NOT_JUDGED)
+    drifted = summarise(second, known({"reference": histograms})).drifted
+    assert len(drifted) == len(features.MF1) - len(features.MF1.ages)
 
 
 @pytest.mark.parametrize("memory_seconds", [1.0, 30.0])
@@ -382,11 +423,11 @@ def test_false_alarms_are_rare_and_a_shift_is_seen_in_a_market_with_a_memory(
 def test_the_picture_over_time_leaves_room_for_what_is_judged(tmp_path: Path) -> None:
     rows = market(600, 3)
     rows[:, 2] += 1
-    rows[:, [features.INDEX[name] for name in NOT_JUDGED]] += 1_000
+    rows[:, list(features.MF1.ages)] += 1_000
     write_report(tmp_path / "drift.html", summarise(packets(rows, uniform(600)), known(learnt(market(4_000, 4)))), {})
     picture = (tmp_path / "drift.html").read_text().partition("PSI over time")[2].partition("<h2>")[0]
     assert f"<!-- {features.NAMES[2]} -->" in picture
-    assert [name for name in NOT_JUDGED if f"<!-- {name} -->" in picture] == []
+    assert [name for name in ("book_age_ms", "trade_age_ms") if f"<!-- {name} -->" in picture] == []
 
 
 @pytest.mark.parametrize("compared", [True, False])

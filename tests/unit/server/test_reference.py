@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from prometheus_client.core import HistogramMetricFamily
 
+from feature_cache.bars import metrics as bars_metrics
 from feature_cache.metrics import Counter, Declaration
 from feature_cache.sources import metrics as ingest_metrics
 from feature_cache.worker import metrics as worker_metrics
@@ -16,7 +17,7 @@ from server.composition import metrics_port
 from server.reference import LABELS, PAGES, metrics_page, reasons_page, settings, settings_page
 from server.timing.histogram import LATENCY_EDGES_SECONDS, Histogram
 
-ALL = (*metrics_port.METRICS, *worker_metrics.METRICS, *ingest_metrics.METRICS)
+ALL = (*metrics_port.METRICS, *worker_metrics.METRICS, *ingest_metrics.METRICS, *bars_metrics.METRICS)
 
 
 @pytest.mark.parametrize(("page", "made"), [("metrics.md", metrics_page), ("reason-codes.md", reasons_page)])

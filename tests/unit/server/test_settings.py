@@ -90,7 +90,7 @@ def test_a_variable_that_names_no_setting_refuses_to_start(monkeypatch: pytest.M
         load()
 
 
-@pytest.mark.parametrize("variable", ["PRETRADE_WORKER_X", "PRETRADE_LOCAL_X"])
+@pytest.mark.parametrize("variable", ["PRETRADE_WORKER_X", "PRETRADE_LOCAL_X", "PRETRADE_TA1_X", "PRETRADE_BARS_X"])
 def test_variables_of_the_other_processes_are_left_alone(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv("PRETRADE_GRPC__EDGE", "grpcio")
     monkeypatch.setenv(variable, "1")
@@ -182,4 +182,30 @@ def test_a_constant_cannot_be_set(monkeypatch: pytest.MonkeyPatch, name: str) ->
 def test_a_file_of_feature_sets_that_is_wrong_refuses_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PRETRADE_FEATURES__FILE", str(tmp_path / "sets.py"))
     with pytest.raises(ValueError, match=r"sets\.py: cannot be run: FileNotFoundError"):
+        load()
+
+
+def test_a_model_besides_the_default_one_has_settings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRETRADE_MODELS", '{"scalper": {"primary": "far:7070"}}')
+    settings = load()
+    assert settings.of_model("default") is settings
+    scalper = settings.of_model("scalper")
+    assert (scalper.replicas.primary, scalper.replicas.champion_model) == ("far:7070", "scalper")
+    assert scalper.budget is settings.budget
+
+
+@pytest.mark.parametrize(
+    ("models", "sentence"),
+    [
+        ('{"champion": {}}', "champion is no name for a model; candidate, challenger, champion, default, previous are"),
+        ('{"Scalper": {}}', "String should match pattern"),
+        ('{"scalper": {"management": {"primary": "a:1,b:2"}}}', "models.scalper: .*primary has 1 endpoints"),
+        ('{"scalper": {"endpoint": "a:1"}}', "Extra inputs are not permitted"),
+    ],
+)
+def test_a_model_that_makes_no_sense_refuses_to_start(
+    monkeypatch: pytest.MonkeyPatch, models: str, sentence: str
+) -> None:
+    monkeypatch.setenv("PRETRADE_MODELS", models)
+    with pytest.raises(ValueError, match=f"(?s){sentence}"):
         load()

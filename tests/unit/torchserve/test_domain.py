@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from feature_cache import features
 from feature_cache.domain import LOOK_NS, Domain, Watch
+from feature_cache.features import MF1
 from torchserve.dataset import Samples
 from torchserve.domain import Caught, caught, domain_of, false_alarms, read_by
 from torchserve.fitting import Fitted
@@ -29,7 +30,7 @@ def later(samples: Samples, settings: TrainingSettings) -> Samples:
 
 @pytest.fixture(scope="module")
 def found(domain: Domain, later: Samples) -> dict[tuple[str, str], Caught]:
-    return {(one.feature, one.corruption): one for one in caught(domain, later)}
+    return {(one.feature, one.corruption): one for one in caught(domain, later, domain.names)}
 
 
 def fitted(model: TrainedModel) -> Fitted:
@@ -44,9 +45,9 @@ def test_trees_read_what_they_split_by_and_a_network_reads_all(
     for name in features.NAMES:
         column = features.INDEX[name]
         lowest[:, column], highest[:, column] = -1e9, 1e9
-        assert (champion.margin()(lowest) != champion.margin()(highest)).any() == (name in read_by(champion)), name
+        assert (champion.margin()(lowest) != champion.margin()(highest)).any() == (name in read_by(champion, MF1)), name
         lowest[:, column] = highest[:, column] = samples.rows[:500, column]
-    assert read_by(fitted(models["challenger"])) == list(features.NAMES)
+    assert read_by(fitted(models["challenger"]), MF1) == list(features.NAMES)
 
 
 def test_what_was_seen_goes_through_the_metadata_and_is_the_same_when_it_is_made_again(

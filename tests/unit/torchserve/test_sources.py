@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from support.guest_sets import ALL, MIXED, RECORDED, REGISTERED, Trades, know
 from typer.testing import CliRunner
 
-from feature_cache import features
-from feature_cache.feature_set import FeatureSet
+from feature_cache.feature_set import FeatureSetError
+from feature_cache.feature_sets import Registered
+from feature_cache.features import MF1
 from feature_cache.sources.session import read_session, session_files
 from feature_cache.sources.simulator import simulate
 from pretrade.client.cli.main import app
@@ -21,7 +23,7 @@ from pretrade.market.v1 import market_pb2 as pb
 from torchserve import sources
 from torchserve.dataset import Samples, SamplesError, collect
 from torchserve.label import Label
-from torchserve.sources import load_samples, read_dataset, write_dataset
+from torchserve.sources import dataset_set, load_samples, read_dataset, write_dataset
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
 
@@ -41,16 +43,14 @@ def test_what_is_written_is_read_back_to_the_bit(samples: Samples, tmp_path: Pat
 def test_the_columns_are_for_people_too(samples: Samples, tmp_path: Path) -> None:
     write_dataset(samples, tmp_path / "a.parquet")
     table = pq.read_table(tmp_path / "a.parquet")
-    assert table.column_names == ["time", "instrument", "sell", "eligible", "markout_bps", *features.NAMES]
+    assert table.column_names == ["time", "instrument", "sell", "eligible", "markout_bps", *MF1.names]
     assert set(table.column("instrument").to_pylist()) == {"BTCUSDT.SIM"}
     assert samples.eligible[samples.sell].mean() == pytest.approx(
         np.array(table.column("eligible"))[np.array(table.column("sell"))].mean()
     )
 
 
-def test_a_file_of_another_feature_set_or_content_is_refused(
-    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_a_set_that_is_not_known_or_of_other_content_is_refused(samples: Samples, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_dataset(samples, path)
     table = pq.read_table(path)
@@ -58,12 +58,51 @@ def test_a_file_of_another_feature_set_or_content_is_refused(
     pq.write_table(swapped, tmp_path / "changed.parquet")
     with pytest.raises(SamplesError, match="not those that its metadata tells of"):
         read_dataset(tmp_path / "changed.parquet")
-    monkeypatch.setattr(features, "MF1", FeatureSet("mf1", features.MF1.features[::-1]))
-    with pytest.raises(SamplesError, match="feature_set_fingerprint"):
-        read_dataset(path)
+    described = json.loads(table.schema.metadata[b"pretrade"]) | {"feature_set_fingerprint": 0xABC}
+    pq.write_table(table.replace_schema_metadata({b"pretrade": json.dumps(described)}), tmp_path / "other.parquet")
+    with pytest.raises(SamplesError, match=f"holds features of mf1/00000abc; known here are {MF1.version}"):
+        read_dataset(tmp_path / "other.parquet")
     (tmp_path / "text.parquet").write_text("text")
     with pytest.raises(SamplesError, match="not a dataset of pretrade"):
         read_dataset(tmp_path / "text.parquet")
+
+
+def test_a_file_of_another_set_has_its_features_and_those_of_mf1_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know(monkeypatch, *ALL)
+    path = tmp_path / "a.parquet"
+    arguments = ["dataset", "build", "--seconds", "60", "--features", "recorded", "--horizon", "1", "--out", str(path)]
+    built = CliRunner().invoke(app, arguments)
+    assert built.exit_code == 0, built.output
+    read = read_dataset(path)
+    again = load_samples([], simulated_seconds=60, label=Label(horizon_seconds=1), feature_set=RECORDED)
+    assert read.feature_set == dataset_set(path) == RECORDED
+    assert (read.sha256(), read.rows.shape[1]) == (again.sha256(), len(RECORDED))
+    of_mf1 = load_samples([], simulated_seconds=60, label=Label(horizon_seconds=1))
+    assert read.of_mf1.sha256() == of_mf1.sha256()
+    assert read.take(np.arange(5)).of_mf1.rows.shape == (5, len(MF1))
+    assert load_samples([path]).feature_set == load_samples([path], feature_set=RECORDED).feature_set == RECORDED
+    with pytest.raises(SamplesError, match=f"holds features of {RECORDED.version}, not {MF1.version}"):
+        load_samples([path], feature_set=MF1)
+    know(monkeypatch)
+    with pytest.raises(SamplesError, match=f"of {RECORDED.version}; known here are {MF1.version}: .* in PRETRADE_FEA"):
+        read_dataset(path)
+
+
+def test_what_no_recording_has_cannot_be_learnt_from_and_a_guests_fault_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    know(monkeypatch, *ALL)
+    with pytest.raises(SamplesError, match=r"no recording has urgency, which callers bring\. `pretrade dataset feat"):
+        load_samples([], simulated_seconds=60, feature_set=MIXED)
+
+    def broken(instrument: str) -> Trades:
+        raise SystemError("no licence")
+
+    know(monkeypatch, REGISTERED, Registered(RECORDED, broken, "the tests"))
+    with pytest.raises(FeatureSetError, match=r"recorded of the tests: SystemError\('no licence'\)"):
+        load_samples([], simulated_seconds=60, feature_set=RECORDED)
 
 
 def test_nothing_that_happens_later_changes_what_is_known_now() -> None:

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from pretrade.client.cli.model_versions import LOAD_SECONDS, Version, dry
-from pretrade.client.cli.options import USER, AdminTarget, AsJson, Author, Directory, DryRun, Expect, Reason, Yes
+from pretrade.client.cli.options import (
+    DEFAULT_MODEL,
+    USER,
+    AdminTarget,
+    AsJson,
+    Author,
+    Directory,
+    DryRun,
+    Expect,
+    Model,
+    Reason,
+    Yes,
+)
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
 if TYPE_CHECKING:
@@ -43,6 +55,13 @@ def start(
     steps: Annotated[
         str | None, typer.Option(help="Percent of the order flows at each step, up to 100, like 1,5,25,50,100.")
     ] = None,
+    instrument: Annotated[
+        str, typer.Option(metavar="PATTERN", help="Only orders of instruments that fit, like 'BTC*'. [all]")
+    ] = "",
+    strategy: Annotated[
+        str, typer.Option(metavar="PATTERN", help="Only orders of strategies that fit, like 'sweep-?'. [all]")
+    ] = "",
+    model: Model = DEFAULT_MODEL,
     author: Author = USER,
     reason: Reason = _REASON,
     expect: Expect = None,
@@ -54,22 +73,32 @@ def start(
 ) -> None:
     """Load and check a version, and give it the first share of the order flows; more as its evidence allows.
 
-    Without one it is the version trained last.
+    Without one it is the version trained last. With a pattern it takes its steps in the orders that fit, and becomes
+    the champion only by `pretrade canary promote`.
     """
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
     from pretrade.client.cli.changing import How, changed
     from pretrade.client.cli.connection import connected
+    from pretrade.client.cli.views import covered
 
     def risk(would: admin_pb2.StartCanaryResponse) -> str:
         canary = would.canary
         request.model_version = canary.model_version  # an alias may be moved while the question is read
         return (
-            f"{canary.model_version} then decides {canary.weight:.0%} of the order flows in place of champion "
-            f"{canary.champion_version}, and more by itself as its evidence allows: "
+            f"{canary.model_version} then decides {canary.weight:.0%} of the order flows{covered(canary)} in place of "
+            f"champion {canary.champion_version}, and more by itself as its evidence allows: "
             f"{', '.join(f'{step:.0%}' for step in canary.steps)}."
         )
 
-    request = admin_pb2.StartCanaryRequest(model_version=version, steps=_shares(steps), author=author, reason=reason)
+    request = admin_pb2.StartCanaryRequest(
+        model_version=version,
+        steps=_shares(steps),
+        instrument=instrument,
+        strategy=strategy,
+        model=model,
+        author=author,
+        reason=reason,
+    )
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=LOAD_SECONDS)
@@ -83,6 +112,7 @@ def status(
         int, typer.Option(min=0, max=1_000, help="Also list so many of the decisions that it made.")
     ] = 0,
     watch: Annotated[bool | None, typer.Option("--watch/--once", help="Keep refreshing until it ends.")] = None,
+    model: Model = DEFAULT_MODEL,
     target: AdminTarget = None,
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,
@@ -102,7 +132,9 @@ def status(
         stub = admin_pb2_grpc.AdminServiceStub(channel)
 
         def ask() -> admin_pb2.GetCanaryResponse:
-            return stub.GetCanary(admin_pb2.GetCanaryRequest(affected_decisions=affected), timeout=RPC_SECONDS)
+            return stub.GetCanary(
+                admin_pb2.GetCanaryRequest(model=model, affected_decisions=affected), timeout=RPC_SECONDS
+            )
 
         found = ask()
         if watch and not as_json and found.HasField("canary"):
@@ -127,6 +159,7 @@ def status(
 def weight(
     percent: Annotated[float, typer.Argument(min=0, max=100, help="Percent of the order flows.")],
     hold: Annotated[bool, typer.Option("--hold/--go-on", help="Hold it there, or let it take its steps.")] = True,
+    model: Model = DEFAULT_MODEL,
     author: Author = USER,
     reason: Reason = _REASON,
     expect: Expect = None,
@@ -144,7 +177,9 @@ def weight(
     def risk(would: admin_pb2.SetCanaryWeightResponse) -> str:
         return f"The canary {would.canary.model_version} then decides {percent:g} % of the order flows."
 
-    request = admin_pb2.SetCanaryWeightRequest(weight=percent / 100, hold=hold, author=author, reason=reason)
+    request = admin_pb2.SetCanaryWeightRequest(
+        weight=percent / 100, hold=hold, model=model, author=author, reason=reason
+    )
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         response = changed(stub.SetCanaryWeight, request, How(expect=expect, dry_run=dry_run, yes=yes), risk)
@@ -153,6 +188,7 @@ def weight(
 
 @canary_app.command(epilog=_EXIT_CODES)
 def promote(
+    model: Model = DEFAULT_MODEL,
     author: Author = USER,
     reason: Reason = _REASON,
     expect: Expect = None,
@@ -170,7 +206,7 @@ def promote(
     def risk(would: admin_pb2.PromoteCanaryResponse) -> str:
         return f"The canary {would.canary.model_version} then decides every order, whatever its evidence."
 
-    request = admin_pb2.PromoteCanaryRequest(author=author, reason=reason)
+    request = admin_pb2.PromoteCanaryRequest(model=model, author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=LOAD_SECONDS)
@@ -180,6 +216,7 @@ def promote(
 
 @canary_app.command(epilog=_EXIT_CODES)
 def abort(
+    model: Model = DEFAULT_MODEL,
     author: Author = USER,
     reason: Reason = _REASON,
     expect: Expect = None,
@@ -193,7 +230,7 @@ def abort(
     from pretrade.client.cli.changing import How, changed
     from pretrade.client.cli.connection import connected
 
-    request = admin_pb2.AbortCanaryRequest(author=author, reason=reason)
+    request = admin_pb2.AbortCanaryRequest(model=model, author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         response = changed(stub.AbortCanary, request, How(expect=expect, dry_run=dry_run))
@@ -202,6 +239,7 @@ def abort(
 
 @canary_app.command(epilog=_EXIT_CODES)
 def rollback(
+    model: Model = DEFAULT_MODEL,
     author: Author = USER,
     reason: Reason = _REASON,
     expect: Expect = None,
@@ -221,7 +259,7 @@ def rollback(
     def risk(would: admin_pb2.RollBackResponse) -> str:
         return f"{would.model_version} then decides every order, and no longer {would.previous_version}."
 
-    request = admin_pb2.RollBackRequest(author=author, reason=reason)
+    request = admin_pb2.RollBackRequest(model=model, author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=LOAD_SECONDS)

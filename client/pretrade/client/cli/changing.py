@@ -105,10 +105,18 @@ def show(response: Message, change: admin_pb2.Change, *, as_json: bool) -> None:
 
 def without(stub: admin_pb2_grpc.AdminServiceStub, replica: str) -> str:
     """The risk of taking a replica out: none while another champion gets orders."""
-    if not replica.startswith(("primary", "secondary")):
+    model, _, name = replica.rpartition("/")
+    if not name.startswith(("primary", "secondary")):
         return ""
     found = stub.ListReplicas(admin_pb2.ListReplicasRequest(), timeout=RPC_SECONDS).replicas
-    others = [one for one in found if one.role in _CHAMPIONS and replica not in (one.name, _role_of(one))]
+    others = [
+        one
+        for one in found
+        if one.role in _CHAMPIONS
+        and one.name.rpartition("/")[0] == model
+        and replica != one.name
+        and name != _role_of(one)
+    ]
     if any(one.healthy and not one.drained and _passes(one) for one in others):
         return ""
     return "No champion is left then: cached scores, rules or no source will answer."

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from pretrade.client.cli.options import USER, AdminTarget, AsJson, Author, Directory, DryRun, Expect, Reason, Yes
+from pretrade.client.cli.options import (
+    DEFAULT_MODEL,
+    USER,
+    AdminTarget,
+    AsJson,
+    Author,
+    Directory,
+    DryRun,
+    Expect,
+    Model,
+    Reason,
+    Yes,
+)
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
 if TYPE_CHECKING:
@@ -53,6 +65,7 @@ def load(
     replica: Annotated[
         list[str] | None, typer.Option(help="Load it into this one; can be repeated. [primary and secondary]")
     ] = None,
+    model: Model = DEFAULT_MODEL,
     author: Author = USER,
     reason: Reason = _REASON,
     dry_run: DryRun = False,
@@ -67,7 +80,7 @@ def load(
     from pretrade.client.cli.connection import connected
 
     request = admin_pb2.LoadModelRequest(
-        model_version=version, replicas=replica or (), author=author, reason=reason, dry_run=dry_run
+        model_version=version, replicas=replica or (), model=model, author=author, reason=reason, dry_run=dry_run
     )
     with connected(target, directory, "admin") as channel:
         response = admin_pb2_grpc.AdminServiceStub(channel).LoadModel(request, timeout=LOAD_SECONDS)
@@ -82,6 +95,7 @@ def load(
 def alias(
     name: Annotated[str, typer.Argument(help="champion, challenger or previous.")],
     version: Version,
+    model: Model = DEFAULT_MODEL,
     author: Author = USER,
     reason: Reason = _REASON,
     expect: Expect = None,
@@ -102,7 +116,9 @@ def alias(
         request.model_version = would.model.model_version  # as in `start`
         return f"{would.model.model_version} then decides every order, without having been a canary."
 
-    request = admin_pb2.SetModelAliasRequest(alias=name, model_version=version, author=author, reason=reason)
+    request = admin_pb2.SetModelAliasRequest(
+        alias=name, model_version=version, model=model, author=author, reason=reason
+    )
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=LOAD_SECONDS)

@@ -15,6 +15,11 @@ COMMANDS: Final = {
     "list": Command(_SERVED, "List every version in the registry, the newest first, with where it is loaded.", _OURS),
     "load": Command(_SERVED, "Load a version beside what is served. It gets no orders by that.", _OURS),
     "alias": Command(_SERVED, "Point an alias at a version. That of the champion makes the version decide.", _OURS),
+    "map": Command(
+        _SERVED,
+        "Show which model decides which orders, or set it. The first rule that fits an order holds. Asks first.",
+        "pretrade.client.cli.model_map",
+    ),
     "add": Command(_STORED, "Add a model that was trained elsewhere: ONNX, XGBoost, LightGBM, scikit-learn, Torch."),
     "combine": Command(_STORED, "Make one version of several: the weighted mean of their scores, or a stack."),
     "show": Command(_STORED, "Show what a version says of itself."),

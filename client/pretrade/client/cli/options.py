@@ -69,3 +69,6 @@ Expect = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Model = Annotated[str, typer.Option("--model", help="The model that is meant, by its name in the server's settings.")]
+DEFAULT_MODEL: Final = "default"
+"""The model that is meant where a command names no other."""

@@ -34,7 +34,17 @@ EXIT_CODES: Final = (
     "4 another change came first: look again; 7 not known whether it was done: look at `pretrade changes`."
 )
 _STRICTNESS: Final = ("active", "reducing", "halted")
-_SUBJECTS: Final = ("trading_state", "flag", "breaker", "drain", "chain", "canary", "model", "configuration")
+_SUBJECTS: Final = (
+    "trading_state",
+    "flag",
+    "breaker",
+    "drain",
+    "chain",
+    "model_map",
+    "canary",
+    "model",
+    "configuration",
+)
 """What changes are made of: the first part of a subject such as `breaker/primary`."""
 
 app = typer.Typer()

@@ -84,9 +84,25 @@ def status_view(status: admin_pb2.GetStatusResponse, *, wide: bool = False) -> G
         *([Text.from_markup(champion_line(status.champion))] if status.HasField("champion") else ()),
         Text.from_markup(drift_line(status.drift)),
         *([canary_view(status.canary)] if status.HasField("canary") else ()),
+        *_model_lines(status),
         *([_process_table(status)] if status.process_count > 1 else ()),
     )
     return Group(*parts)
+
+
+def _model_lines(status: admin_pb2.GetStatusResponse) -> Iterator[RenderableType]:
+    """Which model decides which orders, where there are several, and the canaries of those besides the default one."""
+    if not status.models:
+        return
+    rules = [f"{rule.instrument} {rule.strategy} → {rule.model}" for rule in status.model_map]
+    yield Items("model map", [*rules, "* * → default"])
+    for model in status.models:
+        said = [model.champion_version or Text("no champion", "yellow"), model.feature_set]
+        if not model.available:
+            said.append(Text("NOT AVAILABLE", "red"))
+        yield Items(f"model {model.name}", [one for one in said if one])
+        if model.name != "default" and model.HasField("canary"):
+            yield canary_view(model.canary)
 
 
 def _worst(status: admin_pb2.GetStatusResponse) -> Iterator[Items]:
@@ -238,9 +254,14 @@ def canary_view(canary: admin_pb2.Canary) -> Group:
     colour = {"PROMOTED": "green", "ROLLED_BACK": "red", "ABORTED": "yellow"}.get(state, "bold")
     place: list[str | Text] = [f"against champion {canary.champion_version}:", Text(state, colour)]
     if canary.state == admin_pb2.CANARY_STATE_RUNNING:
-        place.append(f"{canary.weight:.0%} of the flows{', held there by an operator' if canary.held else ''}")
+        place.append(
+            f"{canary.weight:.0%} of the flows{covered(canary)}{', held there by an operator' if canary.held else ''}"
+        )
     lines: list[RenderableType] = [
-        Items(Text.assemble("canary ", (canary.model_version, "bold")), place),
+        Items(
+            Text.assemble(f"canary {f'of {canary.model} ' if canary.model else ''}", (canary.model_version, "bold")),
+            place,
+        ),
         Items("steps", [steps, *_flows(canary)]),
         Items(
             "begun",
@@ -255,6 +276,13 @@ def canary_view(canary: admin_pb2.Canary) -> Group:
         *(Items(Text(check.name, _COLOURS.get(check.verdict, "")), [check.detail]) for check in canary.checks),
     ]
     return Group(*lines)
+
+
+def covered(canary: admin_pb2.Canary) -> str:
+    """The part of the orders that a canary is held to, after a word; empty for all."""
+    if not canary.instrument and not canary.strategy:
+        return ""
+    return f" of {canary.instrument or 'all instruments'} and {canary.strategy or 'all strategies'}"
 
 
 def _flows(canary: admin_pb2.Canary) -> Iterator[str | Text]:

@@ -108,10 +108,27 @@ def _features(status: pb.GetStatusResponse) -> Iterator[Fault]:
 
 
 def _champions(status: pb.GetStatusResponse) -> Iterator[Fault]:
-    champions = [one for one in status.replicas if one.role in _CHAMPIONS]
+    by_model: dict[str, list[pb.ReplicaStatus]] = {}
+    for one in status.replicas:
+        if one.role in _CHAMPIONS:
+            by_model.setdefault(_model_of(one), []).append(one)
+    for name, champions in by_model.items():
+        model = next((one for one in status.models if one.name == name), None) if name else None
+        if model is not None and not model.champion_version:
+            if any(rule.model == name for rule in status.model_map):
+                what = f"model {name} has no champion, and the model map gives it orders: rules or no source answer"
+                yield Fault(what, "BothChampionsBroken")
+            continue
+        yield from _champions_of(status, champions, status.embedded if model is None else model.embedded)
+
+
+def _champions_of(
+    status: pb.GetStatusResponse, champions: list[pb.ReplicaStatus], embedded: pb.EmbeddedStatus
+) -> Iterator[Fault]:
+    """What is wrong with the champion's replicas of one model."""
     out = {one.name: why for one in champions if (why := _out(one))}
     if len(out) == len(champions) > 1:
-        by_embedded = bool(status.embedded.model_version) and not status.embedded.problem and _on(status, "embedded")
+        by_embedded = bool(embedded.model_version) and not embedded.problem and _on(status, "embedded")
         rest = "the embedded model answers instead" if by_embedded else "cached scores, rules or no source answer"
         dead = not any(one.healthy or _is_steered(one) for one in champions)
         what = f"neither {' nor '.join(out)} answers" if dead else " and ".join(out.values())
@@ -123,6 +140,11 @@ def _champions(status: pb.GetStatusResponse) -> Iterator[Fault]:
             flaps = one.healthy and not _is_steered(one) and not one.ejected
             section = "BreakerFlapping" if flaps else "ReplicaDown"
             yield Fault(f"{out[one.name]}; {others or 'nothing'} answers instead", section)
+
+
+def _model_of(replica: pb.ReplicaStatus) -> str:
+    """The model that a replica serves, by its name: `scalper` for `scalper/primary`, nothing for the default one."""
+    return replica.name.rpartition("/")[0]
 
 
 def _out(replica: pb.ReplicaStatus) -> str:
@@ -176,16 +198,19 @@ def _shipping(status: pb.GetStatusResponse) -> Iterator[Fault]:
 
 
 def _components(status: pb.GetStatusResponse) -> Iterator[Fault]:
+    idle = {model.name for model in status.models if not model.champion_version}
     told = {*_TOLD, *(replica.name for replica in status.replicas), *map(_role_name, status.replicas)}
     for one in status.components:
-        if not one.healthy and one.name not in told:
-            section = _COMPONENTS.get(one.name, "ServerDown")
+        without_champion = one.name.removesuffix("/embedded") in idle
+        if not one.healthy and one.name not in told and not without_champion:
+            section = _COMPONENTS.get(one.name.rpartition("/")[2], "ServerDown")
             yield Fault(f"{one.name}: {one.detail}", "CertificateExpiring" if "expires" in one.detail else section)
 
 
 def _role_name(replica: pb.ReplicaStatus) -> str:
     """The component that tells of the replica: that of its role."""
-    return enum_name(pb.ReplicaRole, replica.role).lower()
+    model, role = _model_of(replica), enum_name(pb.ReplicaRole, replica.role).lower()
+    return f"{model}/{role}" if model else role
 
 
 def _steered(status: pb.GetStatusResponse) -> Iterator[Fault]:
@@ -197,7 +222,8 @@ def _steered(status: pb.GetStatusResponse) -> Iterator[Fault]:
 
 def _challengers(status: pb.GetStatusResponse) -> Iterator[Fault]:
     for one in status.replicas:
-        if one.role not in _CHAMPIONS and (why := _out(one)):
+        at_rest = bool(_model_of(one)) and not one.healthy and not one.model_version  # until its model has a canary
+        if one.role not in _CHAMPIONS and not at_rest and (why := _out(one)):
             yield Fault(f"{why}; no order waits for it", "ReplicaDown")
 
 

@@ -191,3 +191,47 @@ def test_what_stops_every_order_comes_before_what_stops_none() -> None:
         "ShipperFailing",
         "ReplicaDown",
     ]
+
+
+def with_scalper(status: pb.GetStatusResponse, *, champion: str = "bb" * 8, mapped: bool = True) -> None:
+    """A second model, whose challenger has nothing to serve yet."""
+    for name in ("primary", "secondary", "challenger"):
+        status.replicas.add(
+            name=f"scalper/{name}",
+            role=getattr(pb, f"REPLICA_ROLE_{name.upper()}"),
+            healthy=bool(champion) and name != "challenger",
+            breaker_state=pb.BREAKER_STATE_CLOSED if champion else pb.BREAKER_STATE_OPEN,
+            breaker_mode=pb.BREAKER_MODE_AUTOMATIC,
+        )
+    status.models.add(name="default", champion_version="aa" * 8)
+    status.models.add(name="scalper", champion_version=champion)
+    if mapped:
+        status.model_map.add(instrument="*", strategy="s*", model="scalper")
+
+
+def test_a_models_champions_are_told_of_beside_those_of_another() -> None:
+    status = sound()
+    with_scalper(status)
+    assert faults(status) == []
+    for index in (3, 4):
+        dead(index)(status)
+    (fault,) = faults(status)
+    assert fault.what == (
+        "neither scalper/primary nor scalper/secondary answers; cached scores, rules or no source answer"
+    )
+    status.models[1].embedded.model_version = "bb" * 8
+    assert "the embedded model answers instead" in faults(status)[0].what
+    dead(0)(status)
+    assert "primary does not answer; secondary answers instead" in [one.what for one in faults(status)]
+
+
+def test_a_model_without_a_champion_is_a_fault_once_it_is_given_orders() -> None:
+    status = sound()
+    with_scalper(status, champion="", mapped=False)
+    unhealthy("scalper/primary", "nowhere does not answer soundly")(status)
+    unhealthy("scalper/embedded", "no model: no champion is known yet")(status)
+    assert faults(status) == []
+    status.model_map.add(instrument="*", strategy="s*", model="scalper")
+    assert [one.what for one in faults(status)] == [
+        "model scalper has no champion, and the model map gives it orders: rules or no source answer"
+    ]

@@ -121,13 +121,13 @@ def test_what_cannot_be_shown_is_an_error_that_says_why(
 @pytest.mark.parametrize(
     ("url", "code", "message"),
     [
-        ("", 2, f"names no database; give its URL, or set {VARIABLE}"),
+        ("", 3, f"If a server runs elsewhere: --database URL, or {VARIABLE}"),
         ("mysql://host/name", 2, "must begin with sqlite://"),
         ("postgresql+psycopg://nobody@127.0.0.1:1/none", 3, "The database of bars cannot be used:"),
     ],
 )
-def test_without_a_database_the_error_says_what_to_do(url: str, code: int, message: str) -> None:
-    found, output = run(NAME, database=url)
+def test_without_a_database_the_error_says_what_to_do(url: str, code: int, message: str, tmp_path: Path) -> None:
+    found, output = run(NAME, "--dir", str(tmp_path), database=url)
     assert found == code
     assert message in " ".join(output.replace("│", " ").split())
 

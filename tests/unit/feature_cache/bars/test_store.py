@@ -11,7 +11,7 @@ import pytest
 
 from feature_cache.bars.bar import SECOND_NS, Bar, Lacks
 from feature_cache.bars.parquet import write_day
-from feature_cache.bars.store import COLUMNS, BarStore, BarStoreError, as_row, lacks_of
+from feature_cache.bars.store import COLUMNS, BarStore, BarStoreError, as_row, bar_of, lacks_of
 
 DAY: Final = dt.date(2026, 11, 23)
 MIDNIGHT_NS: Final = int(dt.datetime(2026, 11, 23, tzinfo=dt.UTC).timestamp()) * SECOND_NS
@@ -69,6 +69,41 @@ def test_a_bar_is_a_row_in_units_that_people_use(store: BarStore) -> None:
     assert first["start"] == dt.datetime(2026, 11, 23, tzinfo=dt.UTC)
     assert first["complete"]
     assert (second["trades"], second["close"], second["vwap"], second["mid_close"]) == (0, None, None, 100.5)
+
+
+@pytest.mark.parametrize(
+    "bar",
+    [
+        BAR,
+        QUIET,
+        replace(QUIET, mid_open=None, mid_high=None, mid_low=None, mid_close=None, lacks=Lacks.MID | Lacks.BEGINNING),
+        # As Binance's are: eight decimals each, and a notional far beyond 2^53.
+        replace(
+            BAR,
+            price_decimals=8,
+            size_decimals=8,
+            lots=123_456_789_012,
+            notional=1_234_567_890_123_456_789_012,
+            open=6_012_345_678_901,
+            high=6_012_345_678_903,
+            mid_close=12_024_691_357_803,
+        ),
+    ],
+)
+def test_a_row_is_the_bar_that_it_was_written_from(store: BarStore, bar: Bar) -> None:
+    store.write([bar])
+    (row,) = store.last("BTCUSDT.TEST", "1s", 1)
+    found = bar_of(row)
+    assert replace(found, notional=bar.notional) == bar
+    assert repr(found.vwap) == repr(bar.vwap)  # to the bit, or NaN
+    if bar.notional < 2**52:
+        assert found.notional == bar.notional
+
+
+def test_the_last_rows_may_end_earlier_than_the_newest(store: BarStore) -> None:
+    store.write([replace(BAR, start_ns=MIDNIGHT_NS + second * SECOND_NS) for second in range(5)])
+    until = dt.datetime(2026, 11, 23, 0, 0, 3, tzinfo=dt.UTC)
+    assert [row["start"].second for row in store.last("BTCUSDT.TEST", "1s", 2, until)] == [2, 3]
 
 
 def test_a_bar_that_is_made_again_is_never_a_second_row_and_replaces_only_one_that_says_no_more(

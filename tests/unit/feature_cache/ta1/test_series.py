@@ -21,6 +21,7 @@ from feature_cache.bars.maker import BarMaker
 from feature_cache.feature_set import FeatureSet
 from feature_cache.sources.simulator import simulate
 from feature_cache.ta1.indicators import FEATURES, FLOW, FLOW_BARS, INDICATORS, Indicator
+from feature_cache.ta1.past import COUNT
 from feature_cache.ta1.series import Running, Series
 
 START: Final = 1_700_000_100 * SECOND_NS
@@ -98,7 +99,8 @@ def assert_equals_batch(bars: Sequence[Bar]) -> None:
         running = Running(indicator)
         outputs = batch(indicator, columns)
         for count in range(1, len(rows) + 1):
-            got = running.add(rows[count - 1], () if running.is_open else rows[:count])
+            history = None if running.is_open else [columns[one][:count] for one in "ohlcv"]
+            got = running.add(rows[count - 1], history)
             expected = tuple(output[count - 1] for output in outputs)
             if got is None:
                 # An output of whole numbers has 0 where there is none.
@@ -118,6 +120,34 @@ def test_every_indicator_equals_the_batch_function_whatever_the_walk(
     seed: int, count: int, quiet: float, step: int
 ) -> None:
     assert_equals_batch(walk(seed, count, quiet, step, price=500))
+
+
+@pytest.mark.parametrize("count", [0, 1, 21, 22, 23, 60, 300])
+@pytest.mark.parametrize("quiet", [0.0, 0.5])
+def test_a_history_that_is_there_at_once_gives_what_bar_by_bar_does_then_and_later(count: int, quiet: float) -> None:
+    bars = walk(count, count + 80, quiet)
+    one_by_one, at_once = Series(), Series()
+    for one in bars[:count]:
+        one_by_one.add(one)
+    at_once.add(bars[-1])  # of another history, which must not matter
+    at_once.resume(bars[:count])
+    np.testing.assert_array_equal(at_once.values, one_by_one.values)
+    for one in bars[count:]:
+        one_by_one.add(one)
+        at_once.add(one)
+        np.testing.assert_array_equal(at_once.values, one_by_one.values)
+
+
+@pytest.mark.parametrize("quiet", [0.05, 0.3])
+def test_after_as_many_bars_as_a_worker_looks_up_nothing_older_counts(quiet: float) -> None:
+    bars = walk(7, 1_500, quiet)
+    whole, late = Series(), Series()
+    whole.resume(bars[:-50])
+    late.resume(bars[-50 - COUNT : -50])
+    for one in bars[-50:]:
+        np.testing.assert_allclose(late.values, whole.values, rtol=1e-6, atol=1e-9)
+        whole.add(one)
+        late.add(one)
 
 
 @cache

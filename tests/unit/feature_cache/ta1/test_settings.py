@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from feature_cache.ta1.settings import Ta1Settings
 
@@ -25,3 +25,9 @@ def test_the_star_stands_for_all_instruments_that_are_not_named_but_not_for_the_
 def test_a_partner_that_makes_no_sense_is_refused(partners: dict[str, str], rule: str) -> None:
     with pytest.raises(ValidationError, match=rule):
         Ta1Settings(partners=partners)
+
+
+def test_the_database_of_bars_must_be_one_that_is_supported() -> None:
+    assert Ta1Settings(bars_database_url=SecretStr("sqlite:///bars.db")).bars_database_url is not None
+    with pytest.raises(ValidationError, match="must begin with sqlite://"):
+        Ta1Settings(bars_database_url=SecretStr("mysql://x/y"))

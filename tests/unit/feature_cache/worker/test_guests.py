@@ -181,6 +181,35 @@ async def test_a_guest_that_does_not_return_delays_nobody_and_begins_again_when_
     await until(bench.has_ready)
 
 
+async def test_a_guest_that_takes_long_to_import_is_not_taken_for_stuck_and_misses_nothing() -> None:
+    def make(instrument: str) -> Computer:
+        if instrument == module._TRIAL:
+            HANG.wait(60)  # as an import of seconds
+        return Trades(instrument)
+
+    bench = Bench(make)
+    bench.guests.start()
+    bench.feed(EVENTS[:10])
+    bench.now += 5.0
+    assert not bench.has_ready()
+    bench.feed(EVENTS[10:])
+    HANG.set()
+    await until(lambda: bench.has_ready() and bench.ready[-1].values[1] == TRADES)
+    assert not bench.guest.suspensions
+
+
+async def test_a_guest_whose_first_computer_cannot_be_made_goes_on_with_the_next() -> None:
+    def make(instrument: str) -> Computer:
+        if instrument == module._TRIAL:
+            raise KeyError(instrument)
+        return Trades(instrument)
+
+    bench = Bench(make)
+    bench.guests.start()
+    bench.feed(EVENTS)
+    await until(lambda: bench.has_ready() and bench.ready[-1].values[1] == TRADES)
+
+
 async def test_a_guest_that_falls_behind_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_QUEUED", 20)
     bench = Bench(Hangs)

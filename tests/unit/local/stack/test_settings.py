@@ -32,6 +32,8 @@ def test_instruments_are_a_json_list(monkeypatch: pytest.MonkeyPatch) -> None:
         ("primary", "localhost"),
         ("primary", "a b:1"),
         ("decision_port", "65536"),
+        ("replicas", "0"),
+        ("replicas", "9"),
         ("start_timeout_seconds", "0"),
         ("data", "/no/such/directory"),
     ],

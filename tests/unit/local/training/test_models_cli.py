@@ -55,6 +55,7 @@ def registry(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
         data = ["--calibrate", files / "rows.parquet", *CALIBRATED]
         said = run("add", files / name, "--kind", kind, *data, "--store", store)
         assert "on its last part: precision 0.9" in said
+        assert "it may decide on markets until 1970-01-31 00:10 UTC: on today's market it has expired" in said
         assert "next: pretrade canary start" in said
     return Registry(store)
 
@@ -70,6 +71,8 @@ def test_what_was_added_is_the_candidate_and_says_where_it_comes_from(registry: 
     assert record.limits.has_band
     assert record.limits.domain is not None
     said = run("show", by_kind["lightgbm"], "--store", registry.root)
+    # The rows are of 1970.
+    assert "expiry may decide on markets until 1970-01-31 00:10 UTC: on today's market it has expired" in said
     assert "lightgbm, for the place of the champion, brought and not trained here" in said
     assert "standing brought, not trained here: not held against the baselines" in said
     standing = registry.standing(by_kind["lightgbm"])
@@ -122,6 +125,23 @@ def test_a_version_is_exported_whole(registry: Registry, tmp_path: Path) -> None
     }
     booster = xgboost.Booster(model_file=tmp_path / "out" / "model.ubj")
     assert booster.num_features() == len(MF1)
+
+
+def test_a_version_for_another_model_of_the_server_is_the_candidate_of_that_one(
+    registry: Registry, files: Path
+) -> None:
+    before = registry.aliases().get("candidate")
+    adding = ["add", files / "trees.txt", "--kind", "lightgbm", "--threshold", "0.3", "--store", registry.root]
+    said = run(*adding, "--model", "scalper")
+    scalper = Registry(registry.root, "scalper")
+    version = scalper.resolve("candidate")
+    assert registry.aliases().get("candidate") == before
+    assert f"next: pretrade models alias champion {version} --model scalper" in said
+    scalper.set_alias("champion", version)
+    said = run(*adding, "--model", "scalper")
+    assert f"next: pretrade canary start {scalper.resolve('candidate')} --model scalper" in said
+    alone = ["--store", registry.root, "--dir", registry.root / "no-stack"]
+    assert f"{version} is the scalper/champion" in run("remove", version, "--yes", *alone, code=1)
 
 
 def test_only_a_version_that_nothing_needs_is_removed(registry: Registry, files: Path) -> None:

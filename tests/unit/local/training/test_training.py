@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.text import Text
+from support.guest_sets import ALL, RECORDED, know
 from typer.testing import CliRunner
 
 from feature_cache.features import NAMES
@@ -24,6 +25,7 @@ from server.models.registry import Registry
 from torchserve.build import build_models
 from torchserve.card import render_html
 from torchserve.dataset import collect
+from torchserve.label import Label
 from torchserve.sources import read_dataset, write_dataset
 
 SECONDS = 600.0
@@ -96,6 +98,46 @@ def test_a_model_that_knows_nothing_is_not_published_by_force_either(dataset: Pa
     code, said = train(tmp_path / "turned.parquet", tmp_path / "store", "--blocks", "1", "--force")
     assert (code, said["refused"], said["models"]) == (3, ["monotone"], [])
     assert not list(tmp_path.rglob("*.mar"))
+
+
+def test_a_model_of_another_set_is_measured_described_and_usable_like_one_of_mf1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know(monkeypatch, *ALL)
+    events = simulate(7, ["BTCUSDT.SIM"], events_per_second=EVENTS_PER_SECOND, duration_seconds=300)
+    samples = collect(events, "simulated for tests", label=Label(horizon_seconds=0.5), feature_set=RECORDED)
+    likely = 0.4 + 0.3 * (samples.rows[:, 0] > 0) + 0.2 * (samples.rows[:, 1] > 0)
+    turned = np.random.default_rng(1).random(len(likely)) < likely
+    path, once = tmp_path / "recorded.parquet", ("--blocks", "1", "--force")
+    write_dataset(replace(samples, eligible=turned), path)
+    code, said = train(path, tmp_path / "store", *once)
+    assert (code, [model["kind"] for model in said["models"]]) == (0, ["xgboost"]), "the default where a set is another"
+    assert {*said["walk_forward"]["comparisons"]["xgboost"]} == {
+        *("always trade", "rules", "logistic regression", "monotone")
+    }
+    registry = Registry(tmp_path / "store")
+    for model in said["models"]:
+        assert model["feature_names"] == list(RECORDED.names)
+        assert set(model["reference"]) == {*RECORDED.names, "score"}
+        record = registry.usable(model["version"])
+        assert (record.features, record.canned_rows.shape[1]) == (RECORDED, len(RECORDED))
+        assert record.limits.domain is not None
+        assert set(record.limits.domain.names) <= {*RECORDED.names}
+        assert record.limits.has_band
+        assert model["volatility_forecast"] is not None
+        card = (Path(model["card"]) / "card.md").read_text()
+        importance = card.split("## Feature importance")[1].split("##")[0]
+        assert set(re.findall(r"`(\w+)`", importance)) == {*RECORDED.names}
+        assert "Feature set `recorded`" in card
+        assert "| `bought` | frozen |" in card or "bought" not in record.limits.domain.names
+    own = said["walk_forward"]["figures"]["monotone"]
+    write_dataset(read_dataset(path).of_mf1, tmp_path / "mf1.parquet")
+    _, of_mf1 = train(tmp_path / "mf1.parquet", tmp_path / "other", "--model", "monotone", *once)
+    assert own == of_mf1["walk_forward"]["figures"]["monotone"], "the champion of mf1 is the same baseline"
+    wrong = ["--data", str(path), "--store", str(tmp_path / "other"), "--model", "monotone"]
+    refused = CliRunner().invoke(app, ["train", *wrong])
+    assert refused.exit_code == 1
+    assert "monotone trees look at features of mf1 alone: train xgboost or torch" in " ".join(refused.output.split())
 
 
 def test_the_same_input_gives_the_same_version_and_the_same_card(
@@ -184,6 +226,7 @@ def test_installed_models_are_those_that_the_stack_would_train_itself(tmp_path: 
         trials=0,
         install=True,
         force=True,
+        feature_set=None,
         labels=labels,
         cards=tmp_path / "cards",
         command="pretrade train",

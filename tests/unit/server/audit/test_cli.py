@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from feature_cache import features
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.cli import screen
+from server.audit.cli import screen, to_dict
 from server.audit.commands import app
 from server.audit.store.store import Store
 from server.journal.journal_file import JournalFile, JournalReader
@@ -277,3 +277,6 @@ def test_what_a_model_of_another_set_saw_stands_beside_what_the_guards_saw(monke
         assert "features mf1, as rules and guards saw them" in shown
         assert f"features {MIXED.version}, as the model saw them" in shown
         assert re.search(rf"{name} +0.25", shown)
+        in_json = to_dict(audit_pb2.AuditedDecision(packet=packet), [])["scored_features"]
+        assert [*in_json.values()] == [1.5, None, 0.25]
+        assert [*in_json][2] == name

@@ -43,6 +43,19 @@ def test_another_canary_begins_with_other_flows() -> None:
     assert len(one & two) / len(one) == pytest.approx(0.25, abs=0.05)
 
 
+def test_a_canary_of_a_part_of_the_orders_takes_its_share_of_that_part_alone() -> None:
+    held = Canary.start("one", "ab" * 8, "cd" * 8, (0.25, 1.0), "ann", "better", 100.0, "S[12].SIM", "strategy-1*")
+    assert held.is_partial
+    assert not canary().is_partial
+    covered = {flow for flow in FLOWS if flow[0] in ("S1.SIM", "S2.SIM") and flow[1].startswith("strategy-1")}
+    assert {flow for flow in FLOWS if held.covers(*flow)} == covered
+    assert taken(held) < covered
+    assert len(taken(held)) / len(covered) == pytest.approx(0.25, rel=0.2)
+    assert taken(held.advanced(now=200.0)) == covered
+    with pytest.raises(ValidationError):
+        Canary.start("one", "ab" * 8, "cd" * 8, (1.0,), "ann", "better", 100.0, strategy="x" * 65)
+
+
 def test_a_canary_without_weight_takes_nothing() -> None:
     assert not taken(canary().ended("rolled_back", "slow", now=150.0))
 

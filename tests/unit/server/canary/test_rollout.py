@@ -25,6 +25,7 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.burn import Objective, SloSettings
 from server.canary.events import EventLog
+from server.canary.evidence import Verdict
 from server.canary.markouts import Markouts
 from server.canary.pairs import PairRecorder
 from server.canary.plan import Canary
@@ -40,7 +41,8 @@ from server.inference.shadow import Shadow
 from server.inference.wire import ModelIdentity, ScoreBatch
 from server.journal.journal import Journal, JournalSettings
 from server.models.deployment import Deployment, DeploymentError
-from server.models.loading import LoadError, ModelLoader
+from server.models.loading import ModelLoader
+from server.models.management import LoadError
 from server.models.markout import Markout
 from server.models.registry import ModelRecord, Registry
 
@@ -173,7 +175,7 @@ class Process:
             recorder=PairRecorder(journal, lambda: int(self.wall() * 1e9)),
             clock=self.clock,
         )
-        listen(self.rollout, markouts, self.routing, self.challenger, champions)
+        listen(self.rollout, self.deployment, markouts, self.routing, self.challenger, champions)
         self.shadow = Shadow(
             [self.challenger],
             (self.primary, self.secondary),
@@ -317,6 +319,20 @@ async def test_a_good_canary_becomes_the_champion_step_by_step() -> None:
         assert w.one.loader.versions["primary"] == {OLD, NEW}, "the old one stays for a while"
         assert w.one.challenger.wanted_version is None
         await until(lambda: w.one.loader.versions == {"primary": {NEW}, "secondary": {NEW}, "challenger": {NEW}})
+
+
+async def test_a_canary_of_one_strategy_takes_its_steps_there_and_waits_for_an_operator_at_the_last() -> None:
+    async with world() as w:
+        held = Canary.start("canary-1", NEW, OLD, (0.5, 1.0), "ann", "better", w.one.wall(), strategy="s[0-4]*")
+        await w.one.rollout.start(held)
+        await until(lambda: w.control.canary is not None and w.control.canary.at_last_step)
+        await asyncio.sleep(2 * SETTINGS.patience_seconds)
+        assert (w.state(), w.control.champion) == ("running", "")
+        assert w.one.rollout.evidence.verdict is Verdict.BETTER_OR_EQUAL
+        assert {pb.SOURCE_PRIMARY, pb.SOURCE_CANARY} == set(w.one.sources[-1_000:])
+        assert w.control.canary is not None
+        await w.one.rollout.promote(w.control.canary, "ann", "it has shown enough")
+        assert (w.state(), w.control.champion) == ("promoted", NEW)
 
 
 async def test_what_the_challenger_served_before_its_canary_it_serves_afterwards() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from support.cases import new_case
 from support.scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 
 from fallback.budget import BudgetSettings
+from fallback.joint_case import JointCase
 from fallback.order import Case
 from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -102,6 +104,30 @@ async def test_other_flows_never_see_it() -> None:
         assert len(d.observed) + len(d.controls) == 40
         assert all(d.observed)
         assert all(d.controls)
+
+
+async def test_orders_that_a_canary_does_not_cover_are_decided_together_as_without_it_and_tell_nothing_of_it() -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        held = d.routing.canary = CANARY.model_copy(update={"strategy": "sweep-?"})
+        own, other = d.case(strategy="sweep-1"), d.case(strategy="sweep-10")
+        assert (d.routing.tells(own), d.routing.tells(other)) == (True, False)
+        results = list[Any]()
+        joint = [JointCase(case.order, case.budget, asyncio.Future(), results.append) for case in (own, other)]
+        for case in joint:
+            case.features = own.features
+        (begun,) = d.routing.begin(joint)
+        assert begun is joint[1]
+        answer = await d.routing.answer(other)
+        assert answer is not None
+        assert answer.source == pb.SOURCE_PRIMARY
+        assert await d.routing.answer_on_trial(other) is None
+        assert (d.observed, d.controls) == ([], []), "neither model is judged by it"
+        assert d.routing.flows(held) == (0, 0)
+        answer = await d.routing.answer(own)
+        assert answer is not None
+        assert (answer.source, d.observed) == (pb.SOURCE_CANARY, [True])
+        await asyncio.sleep(0.01)
+        assert results == [begun]
 
 
 async def test_it_knows_how_many_flows_there_are_and_how_many_of_them_are_its_own() -> None:

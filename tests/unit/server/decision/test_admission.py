@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.cases import Clock
+from support.modelled_server import ALLOWED_SECONDS, CAPACITY, ModelledServer
 from support.virtual_time import VirtualTimeLoop
 
-from server.decision.admission import PATIENCE_SECONDS, Admission, AdmissionSettings
+from server.decision.admission import PATIENCE_SECONDS, WAITING_BATCHES, Admission, AdmissionSettings
 from server.errors import DrainingError, OverloadedError
 
 TARGET = 0.015
@@ -343,3 +344,101 @@ def test_orders_that_come_together_get_their_places_all_or_none() -> None:
     admission.draining = True
     assert not admission.admit_together(1)
     assert admission.in_flight == 0
+
+
+def test_a_batch_gets_the_places_there_are_and_waits_where_there_are_none(loop: VirtualTimeLoop) -> None:
+    async def scenario() -> None:
+        admission = Patient(loop).admission
+        assert await admission.places(64, 60.0, has_begun=False) == 3, "three of the four are for those who wait"
+        assert admission.admit_together(3)
+        waiting = loop.create_task(admission.places(64, 60.0, has_begun=False))
+        await asyncio.sleep(0.01)
+        assert (waiting.done(), admission.waiting, admission.waiting_orders) == (False, 1, 0)
+        admission.leave(2)
+        assert await waiting == 2
+
+    loop.run_until_complete(scenario())
+
+
+def test_a_batch_that_has_waited_long_enough_hears_that_there_is_no_place(loop: VirtualTimeLoop) -> None:
+    async def scenario() -> None:
+        admission = Patient(loop).admission
+        for _ in range(4):
+            admission.admit(False)
+        began = loop.time()
+        assert await admission.places(64, 0.1, has_begun=False) == 0
+        assert loop.time() - began == pytest.approx(0.1)
+        assert await admission.places(64, 60.0, has_begun=False) == 0
+        assert loop.time() - began == pytest.approx(0.1 + PATIENCE_SECONDS)
+        assert isinstance(admission.refused(64), OverloadedError)
+        assert admission.shed == 64
+
+    loop.run_until_complete(scenario())
+
+
+def test_a_batch_that_has_begun_comes_before_those_that_have_not(loop: VirtualTimeLoop) -> None:
+    async def scenario() -> None:
+        admission, heard = Patient(loop).admission, list[str]()
+        assert admission.admit_together(3)
+
+        async def wait(name: str, *, has_begun: bool) -> None:
+            assert admission.admit_together(await admission.places(3, 60.0, has_begun=has_begun))
+            heard.append(name)
+
+        for name, has_begun in (("new", False), ("other new", False), ("begun", True)):
+            loop.create_task(wait(name, has_begun=has_begun))
+            await asyncio.sleep(0)
+        for expected in (["begun"], ["begun", "new"], ["begun", "new", "other new"]):
+            admission.leave(3)
+            await asyncio.sleep(0.01)
+            assert heard == expected
+
+    loop.run_until_complete(scenario())
+
+
+def test_only_so_many_batches_wait(loop: VirtualTimeLoop) -> None:
+    async def scenario() -> None:
+        admission = Admission(AdmissionSettings(max_in_flight=512, reserved_share=0), loop.time)
+        admission._limit = 96.0
+        assert admission.admit_together(96)
+        waiting = [loop.create_task(admission.places(64, 60.0, has_begun=False)) for _ in range(WAITING_BATCHES)]
+        await asyncio.sleep(0)
+        assert admission.waiting == WAITING_BATCHES
+        began = loop.time()
+        assert await admission.places(64, 60.0, has_begun=False) == 0
+        assert loop.time() == began, "it was not let wait"
+        await asyncio.gather(*waiting)
+
+    loop.run_until_complete(scenario())
+
+
+@pytest.mark.parametrize("callers", [4, 16])
+def test_batches_are_decided_however_far_the_limit_has_fallen(loop: VirtualTimeLoop, callers: int) -> None:
+    settings = AdmissionSettings()
+    server = ModelledServer(loop, settings)
+    server.admission._limit = float(settings.min_in_flight)
+
+    rate = loop.run_until_complete(server.run(callers, 256, seconds=1.0))
+
+    assert rate >= 0.8 * CAPACITY
+    assert server.refused_orders == 0
+
+
+def test_what_a_slow_time_has_cost_comes_back_by_itself(loop: VirtualTimeLoop) -> None:
+    server = ModelledServer(loop, AdmissionSettings())
+    server.slowness = 8.0
+    loop.run_until_complete(server.run(8, 256, seconds=2.0))
+    assert server.admission.limit < 4 * 64, "less than the callers have in their first slices"
+    server.slowness, server.refused_orders = 1.0, 0
+
+    rate = loop.run_until_complete(server.run(8, 256, seconds=1.0))
+
+    assert rate >= 0.8 * CAPACITY
+    assert server.refused_orders == 0
+
+
+def test_batches_with_deadlines_come_to_their_ends_before_others_begin(loop: VirtualTimeLoop) -> None:
+    server = ModelledServer(loop, AdmissionSettings())
+    server.admission._limit = 96.0
+    rate = loop.run_until_complete(server.run(16, 256, seconds=1.0, deadline_seconds=ALLOWED_SECONDS))
+    assert rate >= 0.5 * CAPACITY, "a fifth of each batch would be worth nothing"

@@ -19,6 +19,7 @@ from feature_cache.store.codec import BookState, FeatureSnapshot
 from feature_cache.store.l1 import CachedFeatures, FeatureCache, FeatureCacheSettings
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.other_sets import OtherSets
+from server.inference.model_map import DEFAULT
 
 NAME = "BTCUSDT.BINANCE"
 AGED = FeatureSet(
@@ -38,7 +39,7 @@ class Desk:
         self.clock = Clock()
         self.in_use = list(in_use)
         self.followed: list[str] = []
-        self.others = OtherSets(lambda: self.in_use, self._follow, max_age_seconds=1.0, clock=self.clock)
+        self.others = OtherSets(lambda: {DEFAULT: self.in_use}, self._follow, max_age_seconds=1.0, clock=self.clock)
         self.others.look()
 
     def _follow(self, feature_set: FeatureSet) -> FeatureCache:
@@ -142,6 +143,24 @@ def test_only_sets_that_a_model_takes_now_cost_anything() -> None:
     assert (desk.others.wanted, desk.others.look(), desk.followed) == (True, [], ["mixed"])
     desk.in_use.remove(MIXED)
     assert (desk.others.look(), desk.others.wanted) == ([], False)
+
+
+def test_an_order_gets_rows_of_the_sets_that_its_own_model_takes_and_no_others() -> None:
+    desk, in_use = Desk(), {DEFAULT: [MF1], "guest": [MIXED], "both": [MIXED, AGED, MF1]}
+    desk.others = OtherSets(lambda: in_use, desk._follow, 1.0, desk.clock, lambda case: case.order.strategy)
+    desk.others.look()
+    assert desk.followed == ["mixed"]
+    desk.says([np.nan, 7.0, np.nan])
+    cases = {name: case_of(of=AGED) for name in in_use}
+    for name, case in cases.items():
+        case.order.strategy = name
+    desk.others.fill_in(list(cases.values()), desk.clock())
+    assert cases[DEFAULT].others is None
+    assert {name: set(case.others or ()) for name, case in cases.items()} == {
+        DEFAULT: set(),
+        "guest": {MIXED},
+        "both": {MIXED, AGED},
+    }
 
 
 def test_a_callers_vector_of_another_set_is_no_part_of_this_one() -> None:

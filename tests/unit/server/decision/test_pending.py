@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +214,49 @@ async def test_a_bug_that_one_order_meets_is_none_of_the_others_business(
         assert isinstance(second, ZeroDivisionError)
         assert isinstance(first, pb.Decision)
         assert isinstance(third, pb.Decision)
+        assert p.admission.in_flight == 0
+
+
+@pytest.mark.parametrize("part", ["cached_scores", "shadow", "reports"])
+async def test_a_bug_that_one_order_meets_after_its_decision_counts_no_other_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    async with plane(tmp_path, answers(0.75), hangs, max_in_flight=MANY) as p:
+        fresh(p)
+        plane_of = p.dataplane
+        scores, shadow, reports = plane_of._cached_scores, plane_of._shadow, plane_of._reports
+        remember, mirror, decided = scores.remember, shadow.mirror, reports.decided
+
+        def meet_bug(cases: Iterable[Any]) -> None:
+            if any(case.order.quantity == 13 for case in cases):
+                raise ZeroDivisionError
+
+        def remember_or_fail(case: Any, *others: Any) -> None:
+            meet_bug((case,))
+            remember(case, *others)
+
+        def mirror_or_fail(rows: Any) -> None:
+            meet_bug(row[0] for row in rows)
+            mirror(rows)
+
+        def report_or_fail(cases: Any, now: float) -> None:
+            meet_bug(cases)
+            decided(cases, now)
+
+        patches: dict[str, tuple[Any, str, Any]] = {
+            "cached_scores": (scores, "remember", remember_or_fail),
+            "shadow": (shadow, "mirror", mirror_or_fail),
+            "reports": (reports, "decided", report_or_fail),
+        }
+        monkeypatch.setattr(*patches[part])
+        plane_of._control.shadow = True
+        calls = (p.decide(own_features=False, quantity=float(quantity)) for quantity in (11, 12, 13, 14))
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(one) for one in found] == [pb.Decision, pb.Decision, ZeroDivisionError, pb.Decision]
+        counted = 3 if part == "cached_scores" else 4  # what one part has done is not taken back for another's bug
+        assert p.objective.met == counted
+        assert sum(p.metrics.by_source().values()) == counted
+        assert p.metrics.latency.buckets()[0][-1][1] == counted
         assert p.admission.in_flight == 0
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from support.cases import Clock
 
-from server.decision.admission import Admission, AdmissionSettings
+from server.decision.admission import WAITING_BATCHES, Admission, AdmissionSettings
 from server.envoy.gate import CallLimits, UnderWay, http_filter, reply
 
 SETTINGS = AdmissionSettings(max_in_flight=200, min_in_flight=20, reserved_share=0)
@@ -20,9 +20,9 @@ def new_limit(places: int = 200, keeps_up: bool = False) -> CallLimits:
     return CallLimits(SETTINGS, admission)
 
 
-def bounds(limit: CallLimits, calls: int, orders: int, patient: int = 0) -> tuple[int, int]:
+def bounds(limit: CallLimits, calls: int, orders: int, patient: int = 0, batches: int = 0) -> tuple[int, int]:
     """Most and least."""
-    most, least = limit.update(UnderWay(calls, orders, patient)).values()
+    most, least = limit.update(UnderWay(calls, orders, patient, batches)).values()
     return most, least
 
 
@@ -41,6 +41,13 @@ def test_a_call_weighs_as_much_as_its_orders() -> None:
 
 def test_a_call_is_let_in_even_if_its_orders_do_not_fit() -> None:
     assert bounds(new_limit(20), 4, 256) == (1, 1)
+
+
+def test_batches_are_let_in_to_wait() -> None:
+    limit = new_limit(20)
+    assert bounds(limit, 4, 256, batches=4) == (1 + WAITING_BATCHES, 1 + WAITING_BATCHES)
+    assert bounds(limit, 8, 260, batches=4) == (1 + WAITING_BATCHES // 2, (1 + WAITING_BATCHES // 2) // 2)
+    assert bounds(new_limit(), 3, 192, batches=3) == (200, 200), "never more than orders at all"
 
 
 def test_it_opens_by_half_at_each_look_when_calls_weigh_less_again() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from server.inference.endpoints import ReplicaEndpoints
+from server.inference.endpoints import NamedModel, OtherChallenger, ReplicaEndpoints, role_of
 
 
 def test_one_endpoint_has_the_name_of_its_role() -> None:
@@ -25,9 +26,20 @@ def test_several_are_numbered_in_their_order() -> None:
     assert endpoints.named("secondary") == {}
 
 
+def test_a_name_whose_addresses_are_to_be_looked_up_has_no_endpoints_yet() -> None:
+    endpoints = ReplicaEndpoints(primary="each://models:7070", secondary="", management={"primary": "models:7071"})
+    assert (endpoints.each("primary"), endpoints.each("challenger")) == ("models:7070", "")
+    assert endpoints.named("primary") == {}
+    assert endpoints.managed() == {}
+
+
 @pytest.mark.parametrize(
     ("fields", "rule"),
     [
+        ({"primary": "each://a:1", "management": {"primary": "a:2,b:2"}}, "primary has 1 endpoints"),
+        ({"management": {"primary": "each://a:2"}}, "management.primary"),
+        ({"primary": "each://a:1,b:1"}, "primary"),
+        ({"primary": "each://a:1", "token_files": {"primary-1": "keys.json"}}, "token_files: primary is each://a:1"),
         ({"primary": "a:1,a:1"}, "primary: a:1 is named twice"),
         ({"primary": "a:1,b:1", "management": {"primary": "a:2"}}, "primary has 2 endpoints, and must have as many"),
         ({"management": {"secondary": "a:2,b:2"}}, "secondary has 1 endpoints"),
@@ -40,3 +52,51 @@ def test_several_are_numbered_in_their_order() -> None:
 def test_what_does_not_fit_is_refused_and_named(fields: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValidationError, match=rule):
         ReplicaEndpoints(**fields)
+
+
+def test_a_named_model_is_hosted_by_the_default_models_replicas_under_its_own_name() -> None:
+    shared = ReplicaEndpoints(
+        primary="one:1,two:2",
+        management={"primary": "one:9,two:9", "secondary": "three:9"},
+        token_files={"primary-1": Path("one.json"), "secondary": Path("three.json")},
+        champion_version="ab" * 8,
+        other_challengers={"challenger-x": OtherChallenger(endpoint="x:1")},
+    )
+    hosted = NamedModel().endpoints("scalper", shared)
+    assert hosted.named("primary") == {"primary-1": "one:1", "primary-2": "two:2"}
+    assert (hosted.champion_model, hosted.challenger_model, hosted.champion_version) == ("scalper", "scalper", None)
+    assert (hosted.management, hosted.token_files) == (shared.management, shared.token_files)
+    assert not hosted.other_challengers
+
+
+def test_a_role_of_its_own_takes_nothing_of_the_shared_one() -> None:
+    shared = ReplicaEndpoints(
+        management={"primary": "one:9", "secondary": "three:9"}, token_files={"primary": Path("one.json")}
+    )
+    own = NamedModel(primary="four:4", served_as="fast", champion_version="cd" * 8).endpoints("scalper", shared)
+    assert (own.primary, own.secondary) == ("four:4", shared.secondary)
+    assert (own.management, own.token_files) == ({"secondary": "three:9"}, {})
+    assert (own.champion_model, own.champion_version) == ("fast", "cd" * 8)
+    with pytest.raises(ValueError, match="management: primary has 2 endpoints"):
+        NamedModel(primary="four:4,five:5", management={"primary": "four:9"}).endpoints("scalper", shared)
+
+
+def test_a_named_model_needs_endpoints_of_its_own_where_the_shared_ones_speak_another_protocol() -> None:
+    shared = ReplicaEndpoints(primary_protocol="oip")
+    with pytest.raises(ValueError, match="primary: needs an endpoint of its own"):
+        NamedModel().endpoints("scalper", shared)
+    assert NamedModel(primary="four:4").endpoints("scalper", shared).primary_protocol == "torchserve"
+
+
+@pytest.mark.parametrize(
+    ("replica", "role"),
+    [
+        ("primary", "primary"),
+        ("primary-2", "primary"),
+        ("scalper/secondary-11", "secondary"),
+        ("a-1/challenger", "challenger"),
+        ("challenger-x", "challenger-x"),
+    ],
+)
+def test_a_replicas_name_says_its_role(replica: str, role: str) -> None:
+    assert role_of(replica) == role

@@ -60,7 +60,7 @@ def test_a_request_is_one_tensor_of_the_rows() -> None:
     rows = [bytes([number]) * MF1.row_bytes for number in (1, 2)]
     request = NAMED.request("champion", rows, "", MF1)
     (tensor,) = request.inputs
-    assert (request.model_name, request.model_version) == ("champion", "")
+    assert (request.model_name, request.model_version) == ("champion", VERSION), "the one described, if none is named"
     assert (tensor.name, tensor.datatype) == ("input__0", "FP32")
     assert list(tensor.shape) == [2, features.N_FEATURES]
     assert list(request.raw_input_contents) == [b"".join(rows)]
@@ -99,6 +99,28 @@ def test_a_server_may_have_its_own_name_for_the_version() -> None:
     assert codec.parse("champion", 3, answer(version="1")).model.version == VERSION
     with pytest.raises(BatchFailedError, match="model version"):
         codec.parse("champion", 3, answer(version=VERSION))
+
+
+def test_a_version_that_was_learnt_is_asked_for_by_the_servers_name_and_answers_as_what_it_is() -> None:
+    codec = OpenInference(OpenInferenceSettings(version_names="number"), MODEL)
+    other = ModelIdentity("champion", "fedcba9876543210", 0.5, 7, MIXED)
+    number = str(0xFEDCBA987654321)
+    with pytest.raises(BatchFailedError, match=f"model version '{number}', described are '{0x0123456789ABCDE}'"):
+        codec.parse("champion", 3, answer(version=number))
+    codec.learn(other)
+    assert codec.request("champion", [bytes(MIXED.row_bytes)], other.version, MIXED).model_version == number
+    assert codec.parse("champion", 3, answer(version=number)).model == other
+    assert codec.parse("champion", 3, answer(version=str(0x0123456789ABCDE))).model.version == VERSION
+    assert (codec.version_of(number), codec.version_of("9")) == (other.version, "9")
+    assert (codec.feature_set_of(other.version), codec.feature_set_of(VERSION)) == (MIXED, MF1)
+    assert codec.feature_set_of("primary") is MF1, "what nobody knows yet is asked for as the one described"
+
+
+def test_the_name_in_a_description_comes_before_the_computed_one() -> None:
+    described = ModelDescription.model_validate({**DESCRIPTION, "served_version": "1"})
+    codec = OpenInference(OpenInferenceSettings(version_names="number"), described)
+    assert codec.served_name(VERSION) == "1"
+    assert codec.version_of("1") == VERSION
 
 
 @pytest.mark.parametrize(
@@ -193,7 +215,36 @@ def test_a_model_of_a_set_that_is_not_known_refuses_to_start(tmp_path: Path, mon
         load()
     monkeypatch.setattr(feature_sets, "load", lambda file: know(monkeypatch, REGISTERED))
     assert load().oip.champion == path
-    assert OpenInference(OpenInferenceSettings(), ModelDescription.read(path)).feature_set is MIXED
+    assert OpenInference(OpenInferenceSettings(), ModelDescription.read(path)).feature_set_of(VERSION) is MIXED
+
+
+@pytest.mark.parametrize(
+    ("content", "names", "what"),
+    [
+        ("[1]", "number", "champion: .*config.json does not hold one JSON object"),
+        ("{", "number", "champion: .*config.json: Expecting property name"),
+        ("{}", "hash", "triton_configs: needs version_names=number"),
+    ],
+)
+def test_a_wrong_configuration_for_triton_refuses_to_start(content: str, names: str, what: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    settings = {"triton_configs": {"champion": path}, "version_names": names}
+    with pytest.raises(ValidationError, match=what):
+        OpenInferenceSettings.model_validate(settings)
+
+
+def test_a_pinned_version_must_be_the_one_described(tmp_path: Path) -> None:
+    path = tmp_path / "champion.json"
+    path.write_text(json.dumps(DESCRIPTION))
+    oip = OpenInferenceSettings.model_validate({"champion": path})
+
+    def pinned(version: str) -> Settings:
+        return Settings(replicas=ReplicaEndpoints(primary_protocol="oip", champion_version=version), oip=oip)
+
+    assert pinned(VERSION).replicas.champion_version == VERSION
+    with pytest.raises(ValidationError, match=f"champion_version: {'f' * 16}, but oip.champion is {VERSION}"):
+        pinned("f" * 16)
 
 
 def test_a_replica_that_speaks_it_needs_a_description() -> None:

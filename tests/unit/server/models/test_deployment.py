@@ -14,7 +14,7 @@ from pretrade.admin.v1 import admin_pb2
 from server.inference.pool import Pool
 from server.inference.wire import ModelIdentity
 from server.models.deployment import Deployment
-from server.models.loading import LoadError
+from server.models.management import LoadError
 
 OLD, NEW = "aa" * 8, "bb" * 8
 

@@ -150,3 +150,15 @@ def test_variants_are_sound_versions_that_differ_in_one_thing(registry: Registry
     np.testing.assert_array_equal(slow.canned_scores, first.canned_scores)
     assert 0 < np.abs(surer.canned_scores - first.canned_scores).max() < 0.02
     assert recalibrated(registry, first.version) == surer.version, "the same change gives the same version"
+
+
+def test_each_model_has_aliases_of_its_own_over_the_same_versions(registry: Registry, tmp_path: Path) -> None:
+    version, scalper = trained(registry, "champion"), Registry(registry.root, "scalper")
+    assert scalper.set_alias("champion", version) is None
+    assert scalper.resolve("champion") == version
+    with pytest.raises(ModelUnknownError):
+        registry.resolve("champion")
+    registry.set_alias("candidate", version)
+    assert dict(registry.aliases()) == {"candidate": version}
+    assert dict(registry.aliases_of_all()) == {"candidate": version, "scalper/champion": version}
+    assert Registry(tmp_path / "nothing").aliases_of_all() == {}

@@ -97,6 +97,51 @@ async def test_where_places_are_few_the_next_orders_of_a_batch_wait_for_those_be
     assert refs(reply) == [f"{number}" for number in range(192)]
 
 
+async def test_a_batch_that_finds_fewer_places_is_decided_piece_by_piece(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 20.0
+        calls = [batch_of(p, 100) for _ in range(3)]
+        for call in calls:
+            reply = await call
+            p.servicer.sent(reply)
+            assert refs(reply) == [f"{number}" for number in range(100)]
+        assert (p.admission.shed, p.admission.waiting, p.admission.in_flight) == (0, 0, 0)
+
+
+async def test_a_batch_without_a_place_for_any_of_its_orders_is_refused_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "PATIENCE_SECONDS", 0.01)
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 1.0
+        p.gate.open = asyncio.Semaphore(0)
+        first = batch_of(p, 1)
+        await until(lambda: p.gate.asked == 1)
+        with pytest.raises(OverloadedError) as caught:
+            await batch_of(p, 100)
+        assert caught.value.retry_after_seconds
+        assert p.admission.shed == 100
+        p.gate.open.release()
+        p.servicer.sent(await first)
+
+
+async def test_a_batch_with_orders_that_only_reduce_does_not_wait(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 20.0  # two for those that reduce, and 13 for those that wait
+        p.gate.open = asyncio.Semaphore(0)
+        first = batch_of(p, 18)
+        await until(lambda: p.gate.asked == 13)
+        reducing = [order("reduces", reduce_only=True), *(order(f"{number}") for number in range(6))]
+        second = asyncio.create_task(p.servicer.DecideBatch(pb.DecideBatchRequest(orders=reducing), p.call(60.0)))
+        await until(lambda: p.gate.asked == 18)
+        for _ in range(100):
+            p.gate.open.release()
+        for call in (first, second):
+            p.servicer.sent(await call)
+        results = pb.DecideBatchResponse.FromString((await second).wire).results
+    assert [result.HasField("decision") for result in results] == [True] * 5 + [False] * 2
+
+
 async def test_another_call_has_its_turn_before_a_batch_is_taken_up_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

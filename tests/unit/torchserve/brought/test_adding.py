@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import lightgbm
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -16,7 +17,9 @@ import pytest
 from numpy.typing import NDArray
 from support.labelled_rows import labelled_rows
 
+from fallback.model_limits import limits_of
 from feature_cache.domain import Domain
+from feature_cache.feature_set import Feature, FeatureSet
 from feature_cache.features import MF1
 from torchserve.brought.adding import Added, Adding, add
 from torchserve.brought.data import Data, read_data
@@ -83,6 +86,31 @@ def test_an_archive_of_a_brought_model_scores_as_its_library_calibrated(
     assert not domain.outside(data.samples.rows).all()
     assert domain.outside(np.full((1, len(MF1)), 1e30, np.float32)).all()
     json.dumps(added.metadata, allow_nan=False)
+
+
+@pytest.mark.parametrize("step_ns", [100_000_000, 200_000_000, 5_000_000_000])
+def test_limits_of_a_model_of_another_set_are_of_what_it_takes(tmp_path: Path, step_ns: int) -> None:
+    many = FeatureSet("many", tuple(Feature(f"f{i}", "", "One of many.", -9.0, 9.0) for i in range(70)))
+    rows, labels = labelled_rows(3_000, 5, many)
+    rows[:, 1] = np.arange(3_000) // 4 % 9  # each value stays for four rows
+    columns = {name: pa.array(rows[:, place]) for name, place in many.index.items()} | {"label": pa.array(labels)}
+    columns |= {"time": pa.array(np.arange(3_000) * step_ns), "instrument": pa.array(["BTCUSDT.SIM"] * 3_000)}
+    booster = lightgbm.train({"objective": "binary", "verbose": -1}, lightgbm.Dataset(rows, labels), 5)
+    booster.save_model(tmp_path / "many.txt")
+    brought = read_model(tmp_path / "many.txt", "lightgbm", many)
+    read = read_data(written(tmp_path, columns), many, label=LABEL)
+    added = add(brought, read, Adding(many))
+    assert added.lacks == ()
+    described = json.loads(json.dumps(added.metadata["domain"], allow_nan=False))
+    limits = limits_of({"domain": described}, many)
+    assert limits.domain is not None
+    assert limits.domain.names == many.names
+    beyond = rows[:1].copy()
+    beyond[0, 69] = 1e9
+    assert not limits.domain.outside(rows).all()
+    assert limits.domain.outside(beyond).all()
+    looks = {100_000_000: 10, 200_000_000: 10, 5_000_000_000: 200}[step_ns]
+    assert limits.domain.most_same[1] == looks, "a row every 5 s stands for 25 looks of a server"
 
 
 def test_calibration_turns_scores_into_shares_of_what_happens(made: dict[str, Path], data: Data) -> None:

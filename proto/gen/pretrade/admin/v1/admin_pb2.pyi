@@ -254,8 +254,9 @@ class Change(_message.Message):
     change_id: _builtins.str
     """Unique, time-ordered; empty for a dry run."""
     subject: _builtins.str
-    """What was changed: `trading_state`, `flag/<name>`, `breaker/<replica>`, `drain/<replica>`, `chain`, `canary`,
-    `model/<alias>`, `configuration/<server>`.
+    """What was changed: `trading_state`, `flag/<name>`, `breaker/<replica>`, `drain/<replica>`, `chain`, `model_map`, `canary`,
+    `model/<alias>`, `configuration/<server>`; of another model than the default one `canary/<model>` and
+    `model/<model>/<alias>`.
     """
     previous: _builtins.str
     """Value before."""
@@ -824,6 +825,8 @@ class GetStatusResponse(_message.Message):
     DRIFT_FIELD_NUMBER: _builtins.int
     EMBEDDED_FIELD_NUMBER: _builtins.int
     CHAMPION_FIELD_NUMBER: _builtins.int
+    MODEL_MAP_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Identity of this server process."""
     ready: _builtins.bool
@@ -892,6 +895,14 @@ class GetStatusResponse(_message.Message):
     def champion(self) -> Global___ChampionStatus:
         """The version that decides without a canary, and how good it is known to be; absent while none is known."""
 
+    @_builtins.property
+    def model_map(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelMapRule]:
+        """Which model decides which orders, in the order in which the rules are tried."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedModel]:
+        """The models of this server, `default` first; empty where there is no other."""
+
     def __init__(
         self,
         *,
@@ -914,10 +925,12 @@ class GetStatusResponse(_message.Message):
         drift: Global___DriftStatus | None = ...,
         embedded: Global___EmbeddedStatus | None = ...,
         champion: Global___ChampionStatus | None = ...,
+        model_map: _abc.Iterable[Global___ModelMapRule] | None = ...,
+        models: _abc.Iterable[Global___NamedModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "champion", b"champion", "control", b"control", "drift", b"drift", "embedded", b"embedded", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "chain_stages", b"chain_stages", "champion", b"champion", "components", b"components", "control", b"control", "control_version", b"control_version", "drift", b"drift", "embedded", b"embedded", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "chain_stages", b"chain_stages", "champion", b"champion", "components", b"components", "control", b"control", "control_version", b"control_version", "drift", b"drift", "embedded", b"embedded", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "model_map", b"model_map", "models", b"models", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1851,6 +1864,215 @@ class SetChainResponse(_message.Message):
 Global___SetChainResponse: _TypeAlias = SetChainResponse  # noqa: Y015
 
 @_typing.final
+class ModelMapRule(_message.Message):
+    """A rule of the model map. It fits an order when both patterns fit: `*` stands for any text, `?` for one character, `[ab]`
+    for one of several.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTRUMENT_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    instrument: _builtins.str
+    """Pattern of the instrument, 1 to 64 characters; empty for `*`."""
+    strategy: _builtins.str
+    """Pattern of the strategy, 1 to 64 characters; empty for `*`."""
+    model: _builtins.str
+    """The model: a name of the server's setting `models`, or `default`."""
+    def __init__(
+        self,
+        *,
+        instrument: _builtins.str = ...,
+        strategy: _builtins.str = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instrument", b"instrument", "model", b"model", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelMapRule: _TypeAlias = ModelMapRule  # noqa: Y015
+
+@_typing.final
+class NamedModel(_message.Message):
+    """A model that the map can name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CHAMPION_VERSION_FIELD_NUMBER: _builtins.int
+    FEATURE_SET_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    EMBEDDED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`default`, or a name of the server's setting `models`."""
+    champion_version: _builtins.str
+    """The version that decides its orders without a canary; empty while none is known."""
+    feature_set: _builtins.str
+    """The feature set and fingerprint that it takes, as far as that is known."""
+    available: _builtins.bool
+    """True while one of its replicas can be asked."""
+    @_builtins.property
+    def canary(self) -> Global___Canary:
+        """Its canary that is under way, without its evidence; absent without one."""
+
+    @_builtins.property
+    def embedded(self) -> Global___EmbeddedStatus:
+        """Its embedded model."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        champion_version: _builtins.str = ...,
+        feature_set: _builtins.str = ...,
+        available: _builtins.bool = ...,
+        canary: Global___Canary | None = ...,
+        embedded: Global___EmbeddedStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "embedded", b"embedded"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "canary", b"canary", "champion_version", b"champion_version", "embedded", b"embedded", "feature_set", b"feature_set", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedModel: _TypeAlias = NamedModel  # noqa: Y015
+
+@_typing.final
+class GetModelMapRequest(_message.Message):
+    """Request of `GetModelMap`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelMapRequest: _TypeAlias = GetModelMapRequest  # noqa: Y015
+
+@_typing.final
+class GetModelMapResponse(_message.Message):
+    """Response of `GetModelMap`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULES_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    CONTROL_VERSION_FIELD_NUMBER: _builtins.int
+    control_version: _builtins.int
+    """Version of the control state in force."""
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelMapRule]:
+        """The rules in force, in the order in which they are tried; the first that fits an order names its model. An order that no
+        rule fits goes to the model `default`.
+        """
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedModel]:
+        """The models of this server, `default` first."""
+
+    def __init__(
+        self,
+        *,
+        rules: _abc.Iterable[Global___ModelMapRule] | None = ...,
+        models: _abc.Iterable[Global___NamedModel] | None = ...,
+        control_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_version", b"control_version", "models", b"models", "rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelMapResponse: _TypeAlias = GetModelMapResponse  # noqa: Y015
+
+@_typing.final
+class SetModelMapRequest(_message.Message):
+    """Request of `SetModelMap`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULES_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPIRES_IN_FIELD_NUMBER: _builtins.int
+    EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    author: _builtins.str
+    """Who asks."""
+    reason: _builtins.str
+    """Why."""
+    expected_control_version: _builtins.int
+    """See the service."""
+    dry_run: _builtins.bool
+    """See the service."""
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelMapRule]:
+        """All rules, in the order in which they are tried, at most 100; empty to have the default model decide everything."""
+
+    @_builtins.property
+    def expires_in(self) -> _duration_pb2.Duration:
+        """After this time the map reverts; absent: stays until changed."""
+
+    def __init__(
+        self,
+        *,
+        rules: _abc.Iterable[Global___ModelMapRule] | None = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        expires_in: _duration_pb2.Duration | None = ...,
+        expected_control_version: _builtins.int | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version", "expires_in", b"expires_in"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "expires_in", b"expires_in", "reason", b"reason", "rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_control_version) -> _WhichOneofReturnType__expected_control_version | None: ...
+
+Global___SetModelMapRequest: _TypeAlias = SetModelMapRequest  # noqa: Y015
+
+@_typing.final
+class SetModelMapResponse(_message.Message):
+    """Response of `SetModelMap`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULES_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelMapRule]:
+        """The rules in force."""
+
+    @_builtins.property
+    def change(self) -> Global___Change:
+        """The change; `diff` has a line for each rule that came or went, and for each that fits no instrument of this server."""
+
+    def __init__(
+        self,
+        *,
+        rules: _abc.Iterable[Global___ModelMapRule] | None = ...,
+        change: Global___Change | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetModelMapResponse: _TypeAlias = SetModelMapResponse  # noqa: Y015
+
+@_typing.final
 class ReloadConfigurationRequest(_message.Message):
     """Request of `ReloadConfiguration`."""
 
@@ -1941,6 +2163,9 @@ class Canary(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     FLOWS_FIELD_NUMBER: _builtins.int
     CANARY_FLOWS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    INSTRUMENT_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
     canary_id: _builtins.str
     """Unique, time-ordered."""
     model_version: _builtins.str
@@ -1969,6 +2194,12 @@ class Canary(_message.Message):
     """Different order flows that had orders since it began, as the process that answers saw them."""
     canary_flows: _builtins.int
     """How many of these flows are in its share now. With none it gets no orders and gathers no evidence."""
+    model: _builtins.str
+    """The model whose champion it is to become; empty for `default`."""
+    instrument: _builtins.str
+    """Pattern of the instruments whose orders it may get, as in `ModelMapRule`; empty for all."""
+    strategy: _builtins.str
+    """Pattern of the strategies, likewise."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The share of each step, in order."""
@@ -2011,10 +2242,13 @@ class Canary(_message.Message):
         reason: _builtins.str = ...,
         flows: _builtins.int = ...,
         canary_flows: _builtins.int = ...,
+        model: _builtins.str = ...,
+        instrument: _builtins.str = ...,
+        strategy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "started_at", b"started_at", "step_started_at", b"step_started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "canary_flows", b"canary_flows", "canary_id", b"canary_id", "champion_version", b"champion_version", "checks", b"checks", "decisions", b"decisions", "ended_at", b"ended_at", "flows", b"flows", "held", b"held", "model_version", b"model_version", "reason", b"reason", "started_at", b"started_at", "state", b"state", "step", b"step", "step_started_at", b"step_started_at", "steps", b"steps", "verdict", b"verdict", "verdict_reason", b"verdict_reason", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "canary_flows", b"canary_flows", "canary_id", b"canary_id", "champion_version", b"champion_version", "checks", b"checks", "decisions", b"decisions", "ended_at", b"ended_at", "flows", b"flows", "held", b"held", "instrument", b"instrument", "model", b"model", "model_version", b"model_version", "reason", b"reason", "started_at", b"started_at", "state", b"state", "step", b"step", "step_started_at", b"step_started_at", "steps", b"steps", "strategy", b"strategy", "verdict", b"verdict", "verdict_reason", b"verdict_reason", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2090,6 +2324,9 @@ class StartCanaryRequest(_message.Message):
     EXPIRES_IN_FIELD_NUMBER: _builtins.int
     EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    INSTRUMENT_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """The model version, 16 hex digits, or an alias of one."""
     author: _builtins.str
@@ -2100,6 +2337,14 @@ class StartCanaryRequest(_message.Message):
     """See the service."""
     dry_run: _builtins.bool
     """See the service."""
+    model: _builtins.str
+    """The model that is meant; empty for `default`."""
+    instrument: _builtins.str
+    """Only orders of instruments that fit this pattern, as in `ModelMapRule`; empty for all. A canary that
+    is held to a part of the orders takes its steps in it, and becomes the champion only by `PromoteCanary`.
+    """
+    strategy: _builtins.str
+    """Only orders of strategies that fit this pattern, likewise."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Share of the order flows at each step, increasing, each in (0, 1], the last 1; empty for the server's settings."""
@@ -2118,10 +2363,13 @@ class StartCanaryRequest(_message.Message):
         expires_in: _duration_pb2.Duration | None = ...,
         expected_control_version: _builtins.int | None = ...,
         dry_run: _builtins.bool = ...,
+        model: _builtins.str = ...,
+        instrument: _builtins.str = ...,
+        strategy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version", "expires_in", b"expires_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "expires_in", b"expires_in", "model_version", b"model_version", "reason", b"reason", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "expires_in", b"expires_in", "instrument", b"instrument", "model", b"model", "model_version", b"model_version", "reason", b"reason", "steps", b"steps", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
     _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015
@@ -2171,6 +2419,7 @@ class SetCanaryWeightRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     weight: _builtins.float
     """Share of the order flows, in [0, 1]."""
     hold: _builtins.bool
@@ -2183,6 +2432,8 @@ class SetCanaryWeightRequest(_message.Message):
     """See the service."""
     dry_run: _builtins.bool
     """See the service."""
+    model: _builtins.str
+    """The model that is meant; empty for `default`."""
     def __init__(
         self,
         *,
@@ -2192,10 +2443,11 @@ class SetCanaryWeightRequest(_message.Message):
         reason: _builtins.str = ...,
         expected_control_version: _builtins.int | None = ...,
         dry_run: _builtins.bool = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "hold", b"hold", "reason", b"reason", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "hold", b"hold", "model", b"model", "reason", b"reason", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
     _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015
@@ -2243,6 +2495,7 @@ class PromoteCanaryRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     author: _builtins.str
     """Who asks."""
     reason: _builtins.str
@@ -2251,6 +2504,8 @@ class PromoteCanaryRequest(_message.Message):
     """See the service."""
     dry_run: _builtins.bool
     """See the service."""
+    model: _builtins.str
+    """The model that is meant; empty for `default`."""
     def __init__(
         self,
         *,
@@ -2258,10 +2513,11 @@ class PromoteCanaryRequest(_message.Message):
         reason: _builtins.str = ...,
         expected_control_version: _builtins.int | None = ...,
         dry_run: _builtins.bool = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "model", b"model", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
     _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015
@@ -2309,6 +2565,7 @@ class AbortCanaryRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     author: _builtins.str
     """Who asks."""
     reason: _builtins.str
@@ -2317,6 +2574,8 @@ class AbortCanaryRequest(_message.Message):
     """See the service."""
     dry_run: _builtins.bool
     """See the service."""
+    model: _builtins.str
+    """The model that is meant; empty for `default`."""
     def __init__(
         self,
         *,
@@ -2324,10 +2583,11 @@ class AbortCanaryRequest(_message.Message):
         reason: _builtins.str = ...,
         expected_control_version: _builtins.int | None = ...,
         dry_run: _builtins.bool = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "model", b"model", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
     _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015
@@ -2372,16 +2632,20 @@ class GetCanaryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     AFFECTED_DECISIONS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     affected_decisions: _builtins.int
     """The most of its decisions to list: 0 to 1,000."""
+    model: _builtins.str
+    """The model that is meant; empty for `default`."""
     def __init__(
         self,
         *,
         affected_decisions: _builtins.int = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affected_decisions", b"affected_decisions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affected_decisions", b"affected_decisions", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2427,6 +2691,7 @@ class RollBackRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     author: _builtins.str
     """Who asks."""
     reason: _builtins.str
@@ -2435,6 +2700,8 @@ class RollBackRequest(_message.Message):
     """See the service."""
     dry_run: _builtins.bool
     """See the service."""
+    model: _builtins.str
+    """The model that is meant; empty for `default`."""
     def __init__(
         self,
         *,
@@ -2442,10 +2709,11 @@ class RollBackRequest(_message.Message):
         reason: _builtins.str = ...,
         expected_control_version: _builtins.int | None = ...,
         dry_run: _builtins.bool = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "model", b"model", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
     _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015
@@ -2522,7 +2790,7 @@ class ModelVersion(_message.Message):
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`champion` for the version that decides, `challenger`, `previous`, and `candidate` for what was trained last and does not
-        decide.
+        decide; those of another model than `default` follow its name: `scalper/champion`.
         """
 
     @_builtins.property
@@ -2615,6 +2883,7 @@ class LoadModelRequest(_message.Message):
     AUTHOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """The version, 16 hex digits, or an alias of one."""
     author: _builtins.str
@@ -2623,6 +2892,8 @@ class LoadModelRequest(_message.Message):
     """Why."""
     dry_run: _builtins.bool
     """See the service."""
+    model: _builtins.str
+    """The model that is meant; empty for `default`."""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Replicas to load it into, or roles for all of their endpoints; empty for primary and secondary."""
@@ -2635,10 +2906,11 @@ class LoadModelRequest(_message.Message):
         author: _builtins.str = ...,
         reason: _builtins.str = ...,
         dry_run: _builtins.bool = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "dry_run", b"dry_run", "model_version", b"model_version", "reason", b"reason", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "dry_run", b"dry_run", "model", b"model", "model_version", b"model_version", "reason", b"reason", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2686,6 +2958,7 @@ class SetModelAliasRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """`champion`, `challenger` or `previous`."""
     model_version: _builtins.str
@@ -2698,6 +2971,8 @@ class SetModelAliasRequest(_message.Message):
     """See the service."""
     dry_run: _builtins.bool
     """See the service."""
+    model: _builtins.str
+    """The model that is meant; empty for `default`."""
     def __init__(
         self,
         *,
@@ -2707,10 +2982,11 @@ class SetModelAliasRequest(_message.Message):
         reason: _builtins.str = ...,
         expected_control_version: _builtins.int | None = ...,
         dry_run: _builtins.bool = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "alias", b"alias", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "model_version", b"model_version", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "alias", b"alias", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "model", b"model", "model_version", b"model_version", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
     _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015

@@ -28,8 +28,8 @@ if _version_not_supported:
 class AdminServiceStub:
     """Shows the state of a server, and changes it while it runs.
 
-    The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
-    that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
+    The control state (trading state, flags, breakers, drained replicas, the chain's order, the model map, canaries) is one for
+    all servers that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
     within a second, survives restarts, and is in the audit. Without Redis a change holds on this server alone and is brought
     to the others when Redis is back.
 
@@ -46,7 +46,7 @@ class AdminServiceStub:
     version (`ReloadConfiguration` has `expected_config_hash` instead);
     * `dry_run`: true to change nothing and only see what would change.
 
-    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain` and `DrainReplica` also take `expires_in`: after this time (> 0, at
+    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain`, `SetModelMap` and `DrainReplica` also take `expires_in`: after this time (> 0, at
     most 7 days) the change ends, and the last value that was set without an end applies again. No other change can expire.
 
     Every reply to one carries the `change`, with the versions before and after and what differs.
@@ -126,6 +126,16 @@ class AdminServiceStub:
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetChainRequest.SerializeToString,
                 response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetChainResponse.FromString,
                 _registered_method=True)
+        self.GetModelMap = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/GetModelMap',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelMapRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelMapResponse.FromString,
+                _registered_method=True)
+        self.SetModelMap = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/SetModelMap',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapResponse.FromString,
+                _registered_method=True)
         self.ReloadConfiguration = channel.unary_unary(
                 '/pretrade.admin.v1.AdminService/ReloadConfiguration',
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ReloadConfigurationRequest.SerializeToString,
@@ -181,8 +191,8 @@ class AdminServiceStub:
 class AdminServiceServicer:
     """Shows the state of a server, and changes it while it runs.
 
-    The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
-    that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
+    The control state (trading state, flags, breakers, drained replicas, the chain's order, the model map, canaries) is one for
+    all servers that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
     within a second, survives restarts, and is in the audit. Without Redis a change holds on this server alone and is brought
     to the others when Redis is back.
 
@@ -199,7 +209,7 @@ class AdminServiceServicer:
     version (`ReloadConfiguration` has `expected_config_hash` instead);
     * `dry_run`: true to change nothing and only see what would change.
 
-    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain` and `DrainReplica` also take `expires_in`: after this time (> 0, at
+    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain`, `SetModelMap` and `DrainReplica` also take `expires_in`: after this time (> 0, at
     most 7 days) the change ends, and the last value that was set without an end applies again. No other change can expire.
 
     Every reply to one carries the `change`, with the versions before and after and what differs.
@@ -291,6 +301,20 @@ class AdminServiceServicer:
 
     def SetChain(self, request, context):
         """Sets which stages of the fallback chain may answer, in which order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModelMap(self, request, context):
+        """Which named model decides which orders, and the models that this server has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetModelMap(self, request, context):
+        """Sets which named model decides which orders. Orders under way keep their model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -425,6 +449,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetChainRequest.FromString,
                     response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetChainResponse.SerializeToString,
             ),
+            'GetModelMap': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelMap,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelMapRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelMapResponse.SerializeToString,
+            ),
+            'SetModelMap': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetModelMap,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapResponse.SerializeToString,
+            ),
             'ReloadConfiguration': grpc.unary_unary_rpc_method_handler(
                     servicer.ReloadConfiguration,
                     request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ReloadConfigurationRequest.FromString,
@@ -486,8 +520,8 @@ def add_AdminServiceServicer_to_server(servicer, server):
 class AdminService:
     """Shows the state of a server, and changes it while it runs.
 
-    The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
-    that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
+    The control state (trading state, flags, breakers, drained replicas, the chain's order, the model map, canaries) is one for
+    all servers that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
     within a second, survives restarts, and is in the audit. Without Redis a change holds on this server alone and is brought
     to the others when Redis is back.
 
@@ -504,7 +538,7 @@ class AdminService:
     version (`ReloadConfiguration` has `expected_config_hash` instead);
     * `dry_run`: true to change nothing and only see what would change.
 
-    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain` and `DrainReplica` also take `expires_in`: after this time (> 0, at
+    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain`, `SetModelMap` and `DrainReplica` also take `expires_in`: after this time (> 0, at
     most 7 days) the change ends, and the last value that was set without an end applies again. No other change can expire.
 
     Every reply to one carries the `change`, with the versions before and after and what differs.
@@ -810,6 +844,60 @@ class AdminService:
             '/pretrade.admin.v1.AdminService/SetChain',
             pretrade_dot_admin_dot_v1_dot_admin__pb2.SetChainRequest.SerializeToString,
             pretrade_dot_admin_dot_v1_dot_admin__pb2.SetChainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelMap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/GetModelMap',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelMapRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelMapResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetModelMap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/SetModelMap',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapResponse.FromString,
             options,
             channel_credentials,
             insecure,

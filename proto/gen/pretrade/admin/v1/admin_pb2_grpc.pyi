@@ -29,8 +29,8 @@ GRPC_VERSION: str
 class AdminServiceStub:
     """Shows the state of a server, and changes it while it runs.
 
-    The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
-    that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
+    The control state (trading state, flags, breakers, drained replicas, the chain's order, the model map, canaries) is one for
+    all servers that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
     within a second, survives restarts, and is in the audit. Without Redis a change holds on this server alone and is brought
     to the others when Redis is back.
 
@@ -47,7 +47,7 @@ class AdminServiceStub:
       version (`ReloadConfiguration` has `expected_config_hash` instead);
     * `dry_run`: true to change nothing and only see what would change.
 
-    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain` and `DrainReplica` also take `expires_in`: after this time (> 0, at
+    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain`, `SetModelMap` and `DrainReplica` also take `expires_in`: after this time (> 0, at
     most 7 days) the change ends, and the last value that was set without an end applies again. No other change can expire.
 
     Every reply to one carries the `change`, with the versions before and after and what differs.
@@ -94,6 +94,10 @@ class AdminServiceStub:
     """Sets the trading state."""
     SetChain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetChainRequest, _admin_pb2.SetChainResponse]
     """Sets which stages of the fallback chain may answer, in which order."""
+    GetModelMap: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetModelMapRequest, _admin_pb2.GetModelMapResponse]
+    """Which named model decides which orders, and the models that this server has."""
+    SetModelMap: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetModelMapRequest, _admin_pb2.SetModelMapResponse]
+    """Sets which named model decides which orders. Orders under way keep their model."""
     ReloadConfiguration: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReloadConfigurationRequest, _admin_pb2.ReloadConfigurationResponse]
     """Reads this server's configuration again, in all of its processes, and applies it as a whole or not at all. Settings
     that need a restart are refused by name.
@@ -121,8 +125,8 @@ class AdminServiceStub:
 class AdminServiceAsyncStub(AdminServiceStub):
     """Shows the state of a server, and changes it while it runs.
 
-    The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
-    that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
+    The control state (trading state, flags, breakers, drained replicas, the chain's order, the model map, canaries) is one for
+    all servers that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
     within a second, survives restarts, and is in the audit. Without Redis a change holds on this server alone and is brought
     to the others when Redis is back.
 
@@ -139,7 +143,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
       version (`ReloadConfiguration` has `expected_config_hash` instead);
     * `dry_run`: true to change nothing and only see what would change.
 
-    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain` and `DrainReplica` also take `expires_in`: after this time (> 0, at
+    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain`, `SetModelMap` and `DrainReplica` also take `expires_in`: after this time (> 0, at
     most 7 days) the change ends, and the last value that was set without an end applies again. No other change can expire.
 
     Every reply to one carries the `change`, with the versions before and after and what differs.
@@ -183,6 +187,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Sets the trading state."""
     SetChain: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetChainRequest, _admin_pb2.SetChainResponse]  # type: ignore[assignment]
     """Sets which stages of the fallback chain may answer, in which order."""
+    GetModelMap: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetModelMapRequest, _admin_pb2.GetModelMapResponse]  # type: ignore[assignment]
+    """Which named model decides which orders, and the models that this server has."""
+    SetModelMap: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetModelMapRequest, _admin_pb2.SetModelMapResponse]  # type: ignore[assignment]
+    """Sets which named model decides which orders. Orders under way keep their model."""
     ReloadConfiguration: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReloadConfigurationRequest, _admin_pb2.ReloadConfigurationResponse]  # type: ignore[assignment]
     """Reads this server's configuration again, in all of its processes, and applies it as a whole or not at all. Settings
     that need a restart are refused by name.
@@ -209,8 +217,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Shows the state of a server, and changes it while it runs.
 
-    The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
-    that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
+    The control state (trading state, flags, breakers, drained replicas, the chain's order, the model map, canaries) is one for
+    all servers that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
     within a second, survives restarts, and is in the audit. Without Redis a change holds on this server alone and is brought
     to the others when Redis is back.
 
@@ -227,7 +235,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
       version (`ReloadConfiguration` has `expected_config_hash` instead);
     * `dry_run`: true to change nothing and only see what would change.
 
-    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain` and `DrainReplica` also take `expires_in`: after this time (> 0, at
+    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain`, `SetModelMap` and `DrainReplica` also take `expires_in`: after this time (> 0, at
     most 7 days) the change ends, and the last value that was set without an end applies again. No other change can expire.
 
     Every reply to one carries the `change`, with the versions before and after and what differs.
@@ -335,6 +343,22 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.SetChainResponse, _abc.Awaitable[_admin_pb2.SetChainResponse]]:
         """Sets which stages of the fallback chain may answer, in which order."""
+
+    @_abc_1.abstractmethod
+    def GetModelMap(
+        self,
+        request: _admin_pb2.GetModelMapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetModelMapResponse, _abc.Awaitable[_admin_pb2.GetModelMapResponse]]:
+        """Which named model decides which orders, and the models that this server has."""
+
+    @_abc_1.abstractmethod
+    def SetModelMap(
+        self,
+        request: _admin_pb2.SetModelMapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.SetModelMapResponse, _abc.Awaitable[_admin_pb2.SetModelMapResponse]]:
+        """Sets which named model decides which orders. Orders under way keep their model."""
 
     @_abc_1.abstractmethod
     def ReloadConfiguration(

@@ -153,6 +153,7 @@ class DecisionPacket(_message.Message):
     CHAIN_STAGES_FIELD_NUMBER: _builtins.int
     SCORED_INPUT_FIELD_NUMBER: _builtins.int
     SCORED_FEATURE_SET_FIELD_NUMBER: _builtins.int
+    CHOSEN_MODEL_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     model_input: _builtins.bytes
@@ -185,6 +186,10 @@ class DecisionPacket(_message.Message):
     """
     scored_feature_set: _builtins.str
     """The feature set of `scored_input`: its id and fingerprint, for example `numbers/1f0c83aa`."""
+    chosen_model: _builtins.str
+    """The model that the model map chose for the order, by name; empty for the default one. `decision.control_version` is the
+    version of the map. A canary or champion of this model answered, or none did.
+    """
     trace_id: _builtins.str
     """The trace the call belongs to (W3C Trace Context), 32 hex digits; empty when nobody traced it."""
     correlation_id: _builtins.str
@@ -237,12 +242,13 @@ class DecisionPacket(_message.Message):
         chain_stages: _abc.Iterable[_builtins.str] | None = ...,
         scored_input: _builtins.bytes = ...,
         scored_feature_set: _builtins.str = ...,
+        chosen_model: _builtins.str = ...,
         trace_id: _builtins.str = ...,
         correlation_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "features", b"features", "order", b"order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_monotonic_ns", b"arrived_monotonic_ns", "attempts", b"attempts", "cached_from_decision_id", b"cached_from_decision_id", "chain_stages", b"chain_stages", "config_hash", b"config_hash", "correlation_id", b"correlation_id", "decided_monotonic_ns", b"decided_monotonic_ns", "decision", b"decision", "durability", b"durability", "feature_set_id", b"feature_set_id", "features", b"features", "flags_on", b"flags_on", "instance_id", b"instance_id", "mid_price", b"mid_price", "model_expires_at", b"model_expires_at", "model_input", b"model_input", "order", b"order", "scored_feature_set", b"scored_feature_set", "scored_input", b"scored_input", "trace_id", b"trace_id", "trading_state", b"trading_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_monotonic_ns", b"arrived_monotonic_ns", "attempts", b"attempts", "cached_from_decision_id", b"cached_from_decision_id", "chain_stages", b"chain_stages", "chosen_model", b"chosen_model", "config_hash", b"config_hash", "correlation_id", b"correlation_id", "decided_monotonic_ns", b"decided_monotonic_ns", "decision", b"decision", "durability", b"durability", "feature_set_id", b"feature_set_id", "features", b"features", "flags_on", b"flags_on", "instance_id", b"instance_id", "mid_price", b"mid_price", "model_expires_at", b"model_expires_at", "model_input", b"model_input", "order", b"order", "scored_feature_set", b"scored_feature_set", "scored_input", b"scored_input", "trace_id", b"trace_id", "trading_state", b"trading_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

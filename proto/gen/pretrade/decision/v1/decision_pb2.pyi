@@ -343,6 +343,8 @@ class _DegradationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degradati
     """The model takes another feature set than `mf1`, and a part of its vector was missing or too old, or was for the caller to
     bring: the model was not asked.
     """
+    DEGRADATION_MODEL_NOT_HERE: _Degradation.ValueType  # 31
+    """The model map names a model for this order that the server which decided does not have. No other model was asked."""
 
 class Degradation(_Degradation, metaclass=_DegradationEnumTypeWrapper):
     """What went wrong on the way to the answer."""
@@ -415,6 +417,8 @@ DEGRADATION_FEATURES_OF_SET_MISSING: Degradation.ValueType  # 30
 """The model takes another feature set than `mf1`, and a part of its vector was missing or too old, or was for the caller to
 bring: the model was not asked.
 """
+DEGRADATION_MODEL_NOT_HERE: Degradation.ValueType  # 31
+"""The model map names a model for this order that the server which decided does not have. No other model was asked."""
 Global___Degradation: _TypeAlias = Degradation  # noqa: Y015
 
 class _Stage:

@@ -212,6 +212,17 @@ async def test_a_decision_of_the_embedded_model_that_it_would_not_have_made_is_f
     assert field_of(await replayer.replay(packet)) == "attempts"
 
 
+async def test_an_answer_of_one_of_several_endpoints_or_of_a_named_models_replica_replays(
+    desk: Desk, replayer: Replayer
+) -> None:
+    packet = await desk.decide(values(3))
+    for replica in ("primary-2", "scalper/primary", "scalper/primary-11"):
+        packet.attempts[0].replica = replica
+        assert (await replayer.replay(packet)).first_difference is None
+    packet.attempts[0].replica = "scalper/secondary"
+    assert field_of(await replayer.replay(packet)) == "attempts"
+
+
 async def test_a_canarys_decision_replays_though_it_is_served_under_another_name(
     desk: Desk, replayer: Replayer
 ) -> None:
@@ -278,6 +289,15 @@ async def test_the_first_difference_is_named(desk: Desk, replayer: Replayer, cha
     assert (await replayer.replay(packet)).first_difference is None
     change(packet)
     assert field_of(await replayer.replay(packet)) in (field, "action" if field == "reasons" else field)
+
+
+async def test_an_order_with_features_of_a_set_that_is_not_known_here_says_where_sets_are_named(
+    desk: Desk, replayer: Replayer
+) -> None:
+    packet = await desk.decide(values(3))
+    packet.order.features.feature_set_id = "desk"
+    with pytest.raises(NotReplayableError, match="not 'desk'; PRETRADE_FEATURES__FILE names a file with others"):
+        await replayer.replay(packet)
 
 
 async def test_a_cached_score_that_could_not_have_answered_is_a_difference(desk: Desk, replayer: Replayer) -> None:
@@ -442,3 +462,6 @@ async def test_a_decision_of_a_model_with_another_set_replays_bit_equal(
         assert len(actions) > 1
         packet.scored_input = bytes(MIXED.row_bytes)
         assert field_of(await replayer.replay(packet)) == "score"
+        know(monkeypatch)
+        with pytest.raises(NotReplayableError, match=f"took features of the set {MIXED.version}; known here are mf1/"):
+            await replayer.replay(packet)

@@ -1,0 +1,200 @@
+"""The stages of the chain, and what follows a decision, where a server has several models: each order goes to its own.
+
+Orders that come together are handed on together, a group for each model. None of this is there on a server with one
+model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from pretrade.decision.v1 import decision_pb2 as pb
+
+if TYPE_CHECKING:
+    from fallback.cached_score import CachedScores, CachedScoreSettings
+    from fallback.joint_case import JointCase
+    from fallback.order import Answer, Case
+    from server.decision.decided_block import DecidedBlock
+    from server.inference.embedded_check import EmbeddedCheck
+    from server.inference.model_map import ModelMap
+    from server.inference.shadow import Shadow
+
+
+class _Stage(Protocol):
+    """A model's own stage: `fallback.chain.Stage` and `JointStage` at once."""
+
+    async def answer(self, case: Case) -> Answer | None: ...
+
+    def begin(self, cases: Sequence[JointCase]) -> Sequence[JointCase]: ...
+
+    def settle(self, case: JointCase) -> Answer | None: ...
+
+    async def go_on(self, case: JointCase) -> Answer | None: ...
+
+
+class Scores(Protocol):
+    """Keeps scores for later orders: `CachedScores` of one model, or `RoutedScores`."""
+
+    def configure(self, settings: CachedScoreSettings) -> None:
+        """Goes by these limits from the next case on."""
+
+    def remember(self, case: Case, answer: Answer, decision_id: str) -> None:
+        """Remembers a model's answer."""
+
+    async def answer(self, case: Case) -> Answer | None:
+        """The remembered score, if it may answer."""
+
+
+class Mirror(Protocol):
+    """Mirrors decided rows: `Shadow` of one model, or `RoutedShadow`."""
+
+    def mirror(self, decided: Sequence[tuple[Case, Answer, str]]) -> None:
+        """Offers the rows of cases that have features, with their answers and ids, to those who did not decide them."""
+
+    def mirror_block(self, decided: DecidedBlock) -> None:
+        """Offers the rows of decisions that the champion has made in columns."""
+
+
+class Check(Protocol):
+    """Compares embedded models with their primaries: `EmbeddedCheck` of one model, or `RoutedCheck`."""
+
+    def sample(self, case: Case, answer: Answer, decision_id: str) -> None:
+        """Offers a decision."""
+
+    def sample_block(self, decided: DecidedBlock) -> None:
+        """Offers decisions that were made in columns."""
+
+
+class RoutedStage:
+    """Asks each order's own model. Where this server does not have that, the next stage is asked, and no other model.
+
+    Args:
+        stages: Those of the models, by name.
+        models: Chooses an order's model.
+        stage: What the ledger calls it.
+    """
+
+    def __init__(self, stages: Mapping[str, _Stage], models: ModelMap, stage: pb.Stage.ValueType) -> None:
+        self._stages = stages
+        self._models = models
+        self._stage = stage
+
+    async def answer(self, case: Case) -> Answer | None:
+        """What the order's model answers; None where this server does not have it."""
+        stage = self._stages.get(self._models.of(case))
+        if stage is None:
+            not_here(case, self._stage)
+            return None
+        return await stage.answer(case)
+
+    def begin(self, cases: Sequence[JointCase]) -> Sequence[JointCase]:
+        """Begins with the orders of each model together.
+
+        A model that raises costs the others nothing: its orders are then asked for one by one, and meet its bug there.
+        """
+        groups: dict[str, list[JointCase]] = {}
+        for case in cases:
+            groups.setdefault(self._models.of(case), []).append(case)
+        begun: list[JointCase] = []
+        for name, group in groups.items():
+            stage = self._stages.get(name)
+            try:
+                begun += () if stage is None else stage.begin(group)
+            except Exception:
+                if len(groups) == 1:
+                    raise
+        return begun
+
+    def settle(self, case: JointCase) -> Answer | None:
+        """See `fallback.chain.JointStage`."""
+        return self._stages[case.model].settle(case)
+
+    async def go_on(self, case: JointCase) -> Answer | None:
+        """See `fallback.chain.JointStage`."""
+        return await self._stages[case.model].go_on(case)
+
+
+class RoutedScores:
+    """The cached scores of several models: each keeps its own.
+
+    Args:
+        scores: By model.
+        models: Chooses an order's model.
+    """
+
+    def __init__(self, scores: Mapping[str, CachedScores], models: ModelMap) -> None:
+        self._scores = scores
+        self._models = models
+
+    def configure(self, settings: CachedScoreSettings) -> None:
+        """Goes by these limits from the next case on."""
+        for scores in self._scores.values():
+            scores.configure(settings)
+
+    def remember(self, case: Case, answer: Answer, decision_id: str) -> None:
+        """Remembers the answer of an order's own model."""
+        self._scores[self._models.of(case)].remember(case, answer, decision_id)
+
+    async def answer(self, case: Case) -> Answer | None:
+        """The remembered score of the order's own model."""
+        scores = self._scores.get(self._models.of(case))
+        if scores is None:
+            not_here(case, pb.STAGE_CACHED_SCORE)
+            return None
+        return await scores.answer(case)
+
+
+class RoutedShadow:
+    """Mirrors rows to the challenger of the model that decided them.
+
+    Args:
+        shadows: By model.
+        models: Chooses an order's model.
+    """
+
+    def __init__(self, shadows: Mapping[str, Shadow], models: ModelMap) -> None:
+        self._shadows = shadows
+        self._models = models
+
+    def mirror(self, decided: Sequence[tuple[Case, Answer, str]]) -> None:
+        """See `Shadow.mirror`."""
+        groups: dict[str, list[tuple[Case, Answer, str]]] = {}
+        for one in decided:
+            groups.setdefault(self._models.of(one[0]), []).append(one)
+        for name, group in groups.items():
+            if (shadow := self._shadows.get(name)) is not None:
+                shadow.mirror(group)
+
+    def mirror_block(self, decided: DecidedBlock) -> None:
+        """See `Shadow.mirror_block`."""
+        self.mirror(decided.each())
+
+
+class RoutedCheck:
+    """Compares each embedded model with its own primary.
+
+    Args:
+        checks: By model.
+        models: Chooses an order's model.
+    """
+
+    def __init__(self, checks: Mapping[str, EmbeddedCheck], models: ModelMap) -> None:
+        self._checks = checks
+        self._models = models
+
+    def sample(self, case: Case, answer: Answer, decision_id: str) -> None:
+        """See `EmbeddedCheck.sample`."""
+        self._checks[self._models.of(case)].sample(case, answer, decision_id)
+
+    def sample_block(self, decided: DecidedBlock) -> None:
+        """See `EmbeddedCheck.sample_block`."""
+        for one in decided.each():
+            self.sample(*one)
+
+
+def not_here(case: Case, stage: pb.Stage.ValueType) -> None:
+    """Has the decision say that this server does not have its model."""
+    case.budget.skip(stage, 0.0, pb.DEGRADATION_MODEL_NOT_HERE)
+    if pb.DEGRADATION_MODEL_NOT_HERE not in case.degradations:
+        case.degradations.append(pb.DEGRADATION_MODEL_NOT_HERE)

@@ -1,0 +1,147 @@
+"""`AdminService` for a server's models and the map that chooses one: converts messages; knows no call and no status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from pretrade.admin.v1 import admin_pb2 as pb
+from server.control.subjects import MODEL_MAP
+from server.errors import InvalidChangeError, UnknownSubjectError
+from server.inference.model_map import DEFAULT, MapRule, ModelMap, Rules, fits, read_rules, write_rules
+from server.rpc.steering import change_of, expiry
+
+if TYPE_CHECKING:
+    from server.control.state import ControlState
+    from server.models.embedding import EmbeddedModel
+    from server.rpc.canary import CanarySteering
+
+
+class _Asking(Protocol):
+    """A request about one model."""
+
+    @property
+    def model(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SteeredModel:
+    """What is shown and changed of one model."""
+
+    canaries: CanarySteering
+    embedded: EmbeddedModel
+
+
+class ModelSteering:
+    """The part of `AdminService` that is about which model decides, and finds the model that a request means.
+
+    Args:
+        control: What is steered.
+        model_map: Chooses the model of an order.
+        models: By name, the default one first.
+        instruments: Those that this server decides orders of.
+    """
+
+    def __init__(
+        self,
+        control: ControlState,
+        model_map: ModelMap,
+        models: Mapping[str, SteeredModel],
+        instruments: tuple[str, ...],
+    ) -> None:
+        self._control = control
+        self._map = model_map
+        self._models: Final = models
+        self._instruments = instruments
+
+    @property
+    def default(self) -> SteeredModel:
+        """The default model."""
+        return self._models[DEFAULT]
+
+    def of(self, request: _Asking) -> CanarySteering:
+        """The canaries of the model that a request means.
+
+        Raises:
+            UnknownSubjectError: This server does not have it.
+        """
+        found = self._models.get(request.model or DEFAULT)
+        if found is None:
+            raise UnknownSubjectError(f"model: {self._no(request.model)}")
+        return found.canaries
+
+    def rules(self) -> list[pb.ModelMapRule]:
+        """The rules in force."""
+        return [_message(rule) for rule in self._map.rules]
+
+    def models(self) -> list[pb.NamedModel]:
+        """Every model, the default one first."""
+        return [_described(one) for one in self._models.values()]
+
+    def others(self) -> list[pb.NamedModel]:
+        """Every model, where there is one besides the default one."""
+        return self.models() if len(self._models) > 1 else []
+
+    async def list_models(self) -> pb.ListModelsResponse:
+        """Every version in the registry, with the aliases of all models."""
+        first, *others = (one.canaries for one in self._models.values())
+        return await first.list_models(others)
+
+    def get(self) -> pb.GetModelMapResponse:
+        """The map, and what it can name."""
+        return pb.GetModelMapResponse(rules=self.rules(), models=self.models(), control_version=self._control.version)
+
+    async def set(self, request: pb.SetModelMapRequest, author: str) -> pb.SetModelMapResponse:
+        """Sets the map."""
+        rules = self._read(request)
+        value = write_rules(rules) if rules else None
+        change = await change_of(
+            self._control, request, author, MODEL_MAP, value, expiry(request), detail=self._detail(rules)
+        )
+        return pb.SetModelMapResponse(rules=self.rules(), change=change)
+
+    def _read(self, request: pb.SetModelMapRequest) -> Rules:
+        """The rules of a request.
+
+        Raises:
+            InvalidChangeError: They break a rule, or name a model that this server does not have.
+        """
+        given = [
+            {"instrument": one.instrument or "*", "strategy": one.strategy or "*", "model": one.model}
+            for one in request.rules
+        ]
+        try:
+            rules = read_rules(given)
+        except ValueError as error:
+            raise InvalidChangeError(str(error)) from None
+        for place, rule in enumerate(rules):
+            if rule.model not in self._models:
+                raise InvalidChangeError(f"rules.{place}.model: {self._no(rule.model)}")
+        return rules
+
+    def _no(self, model: str) -> str:
+        return f"this server has no model {model!r}; it has {', '.join(self._models)} (PRETRADE_MODELS)"
+
+    def _detail(self, rules: Rules) -> tuple[str, ...]:
+        """What differs, a line each."""
+        before = self._map.rules
+        gone = [f"- {rule}" for rule in before if rule not in rules]
+        came = [f"+ {rule}" for rule in rules if rule not in before]
+        empty = [
+            f"{rule}: fits no instrument of this server"
+            for rule in rules
+            if not any(fits(rule.instrument, name) for name in self._instruments)
+        ]
+        return (*gone, *came, *empty)
+
+
+def _described(model: SteeredModel) -> pb.NamedModel:
+    message = model.canaries.standing_of_model()
+    embedded = model.embedded
+    message.embedded.CopyFrom(pb.EmbeddedStatus(model_version=embedded.version, problem=embedded.problem))
+    return message
+
+
+def _message(rule: MapRule) -> pb.ModelMapRule:
+    return pb.ModelMapRule(instrument=rule.instrument, strategy=rule.strategy, model=rule.model)

@@ -1,0 +1,181 @@
+"""`ta1` from the market to a decision: broker, worker, Redis, server and a model that was added, all of them real."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import grpc
+import lightgbm
+import numpy as np
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from support.harness import eventually, stack_admin_channel
+from support.labelled_rows import labelled_rows
+from typer.testing import CliRunner
+
+from feature_cache.engine.engine import FeatureEngine
+from feature_cache.features import MF1
+from feature_cache.sources.publisher import EventPublisher
+from feature_cache.sources.simulator import simulate
+from feature_cache.store.codec import FeatureSnapshot, decode
+from feature_cache.store.vectors import key_of
+from feature_cache.ta1.computer import Board, Ta1Computer
+from feature_cache.ta1.definition import TA1
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
+from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc
+from pretrade.client.cli.main import app
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+from pretrade.market.v1 import market_pb2
+from server.models.registry import Registry
+
+pytestmark = pytest.mark.stack
+
+OURS, PARTNER = "ETHUSDT.SIM", "BTCUSDT.SIM"
+HISTORY_SECONDS: Final = 60
+"""Of market before the first order: all indicators over bars of a second are defined after 45 of them."""
+PATIENCE_SECONDS: Final = 60.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A model store whose champion is a model of `ta1`, trained elsewhere and added by the command."""
+    rows, labels = labelled_rows(1_000, 1, TA1)
+    parameters = {"objective": "binary", "verbose": -1, "num_threads": 1}
+    lightgbm.train(parameters, lightgbm.Dataset(rows, labels), 5).save_model(tmp_path / "trees.txt")
+    arguments = ["models", "add", str(tmp_path / "trees.txt"), "--kind", "lightgbm", "--features", "ta1"]
+    done = CliRunner().invoke(app, [*arguments, "--threshold", "0.5", "--store", str(tmp_path / "store")])
+    assert done.exit_code == 0, done.output
+    registry = Registry(tmp_path / "store")
+    registry.set_alias("champion", registry.resolve("candidate"))
+    return registry.root
+
+
+@pytest.fixture
+def stack(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
+    monkeypatch.setenv("PRETRADE_WORKER_COMPUTED_SETS", '["ta1"]')
+    monkeypatch.setenv("PRETRADE_TA1_PARTNERS", f'{{"{OURS}": "{PARTNER}"}}')
+    monkeypatch.setenv("PRETRADE_WORKER_KAFKA_PARTITIONS", "1")  # the order of the log then decides what a partner says
+    monkeypatch.setenv("PRETRADE_WORKER_TTL_SECONDS", "600")
+    monkeypatch.setenv("PRETRADE_BUDGET__CAP_SECONDS", "2")
+    settings = LocalSettings(
+        dir=tmp_path / "stack",
+        model_store=store,
+        market=False,
+        instruments=(OURS, PARTNER),
+        database_url=SecretStr(f"sqlite:///{tmp_path}/audit.db"),
+    )
+    with Stack(settings, parts={"valkey", "broker", "worker", "primary", "server"}) as stack:
+        yield stack
+
+
+class Feed:
+    """A market of the last minute at once, and then live; remembers what it has published."""
+
+    def __init__(self, brokers: str) -> None:
+        self.published: list[market_pb2.MarketEvent] = []
+        self.live_ns = time.time_ns()
+        """Event time at which history ends."""
+        self._brokers = brokers
+        self._stopped = asyncio.Event()
+
+    async def run(self) -> None:
+        start_ns = self.live_ns - HISTORY_SECONDS * 10**9
+        async with EventPublisher(self._brokers, partitions=1) as publisher:
+            for event in simulate(3, [OURS, PARTNER], start_ns=start_ns, events_per_second=20):
+                early = (event.receive_time_ns - time.time_ns()) / 1e9
+                if early > 0:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._stopped.wait(), early)
+                if self._stopped.is_set():
+                    break
+                await publisher.send(event)
+                self.published.append(event)
+        assert publisher.failed == 0
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+
+def offline(events: Iterable[market_pb2.MarketEvent]) -> list[tuple[int, bytes]]:
+    """Event time of each event of ours that counts, and what `ta1` is after it, computed in one go."""
+    board = Board()
+    engines = {name: FeatureEngine(name) for name in (OURS, PARTNER)}
+    computers = {OURS: Ta1Computer(OURS, PARTNER, board), PARTNER: Ta1Computer(PARTNER, None, board)}
+    found = []
+    for event in events:
+        if engines[event.instrument].on_event(event):
+            computers[event.instrument].on_event(event)
+            if event.instrument == OURS:
+                found.append((engines[OURS].time_ns, computers[OURS].values().tobytes()))
+    return found
+
+
+def decide_by_the_model(endpoint: str) -> pb.Decision:
+    """Asks until a replica has answered: a model that has just started is asked to prove itself first."""
+    order = pb.Order(instrument=OURS, side=pb.SIDE_BUY, quantity=0.01, strategy="test")
+    with grpc.insecure_channel(endpoint) as channel:
+        ask = decision_pb2_grpc.DecisionServiceStub(channel).Decide
+        request = pb.DecideRequest(order=order)
+        return eventually(
+            lambda: ask(request, timeout=5.0).decision,
+            lambda decision: decision.source == pb.SOURCE_PRIMARY,
+            PATIENCE_SECONDS,
+        )
+
+
+def look_at(stack: Stack, decision: pb.Decision) -> tuple[audit_pb2.AuditedDecision, audit_pb2.ReplayDecisionResponse]:
+    """What the audit holds of a decision, and its replay."""
+    with stack_admin_channel(stack.endpoints) as channel:
+        audit = audit_pb2_grpc.AuditServiceStub(channel)
+        asked = audit_pb2.GetDecisionRequest(decision_id=decision.decision_id)
+        replayed = audit_pb2.ReplayDecisionRequest(decision_id=decision.decision_id)
+        return audit.GetDecision(asked, timeout=20.0).decision, audit.ReplayDecision(replayed, timeout=60.0)
+
+
+async def vector(redis_url: str, since_ns: int) -> FeatureSnapshot:
+    """Our vector of `ta1` in Redis, as soon as it is of this event time or later."""
+    async with Redis.from_url(redis_url) as redis, asyncio.timeout(PATIENCE_SECONDS):
+        for _ in itertools.count():
+            packed = await redis.get(key_of(OURS, "ta1"))
+            if isinstance(packed, bytes) and (found := decode(packed)).event_time_ns >= since_ns:
+                return found
+            await asyncio.sleep(0.02)
+    raise AssertionError
+
+
+async def test_a_model_of_ta1_decides_on_what_the_worker_computes_and_the_decision_replays(
+    stack: Stack, store: Path
+) -> None:
+    endpoints = stack.endpoints
+    assert endpoints.kafka_bootstrap_servers
+    assert endpoints.redis_url
+    assert endpoints.decision
+    feed = Feed(endpoints.kafka_bootstrap_servers)
+    feeding = asyncio.create_task(feed.run())
+    await vector(endpoints.redis_url, feed.live_ns)
+    decision = await asyncio.to_thread(decide_by_the_model, endpoints.decision)
+    feed.stop()
+    await feeding
+    computed = offline(feed.published)
+    last_ns, values = computed[-1]
+    written = await vector(endpoints.redis_url, last_ns)
+    assert (written.event_time_ns, written.values.tobytes()) == (last_ns, values)
+    assert decision.model_version == Registry(store).resolve("champion")
+    audited, replay = await asyncio.to_thread(look_at, stack, decision)
+    packet = audited.packet
+    assert packet.scored_feature_set == TA1.version
+    assert packet.feature_set_id == MF1.id
+    assert packet.scored_input in {one for _, one in computed}
+    scored = np.frombuffer(packet.scored_input, "<f4")
+    defined = {name for name, value in zip(TA1.names, scored, strict=True) if np.isfinite(value)}
+    assert {"rsi_14_1s", "macd_bps_1s", "bollinger_20_position_1s", "partner_corr_30s"} <= defined
+    assert replay.equal, replay
