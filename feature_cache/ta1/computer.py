@@ -111,18 +111,19 @@ class Ta1Computer:
 
     def values(self) -> NDArray[np.float32]:
         """The values of `TA1` as of the last bars that have ended; not to be written to."""
+        for interval in tuple(self._joins):
+            self._look_back(interval)
         if self._values is None:
             self._values = np.concatenate([*(one.values for one in self._series.values()), self._cross])
             assert len(self._values) == len(TA1)
         return self._values
 
     def _take(self, bar: Bar) -> None:
-        history = self._history(bar)
-        if history is None:
-            self._series[bar.interval].add(bar)
-        else:
-            self._series[bar.interval].resume(history)
+        self._series[bar.interval].add(bar)
         self._values = None
+        if (join := self._joins.get(bar.interval)) is not None:
+            join.add(bar)
+            self._look_back(bar.interval)
         if bar.width_ns != SECOND_NS or self._partner is None:
             return
         if bar.lacks & Lacks.BEGINNING:
@@ -131,15 +132,15 @@ class Ta1Computer:
         theirs = self._board.mid(self._partner, bar.end_ns)
         self._cross = np.array(self._pair.add(ours, theirs), dtype=np.float32)
 
-    def _history(self, bar: Bar) -> list[Bar] | None:
-        """All bars up to this one, stored ones first, once if there are any; else None."""
-        join = self._joins.get(bar.interval)
-        if join is None:
-            return None
-        found = join.add(bar)
+    def _look_back(self, interval: str) -> None:
+        """Puts stored bars before ours, if they have been found by now."""
+        join = self._joins[interval]
+        history = join.found()
+        if history is not None:
+            self._series[interval].resume(history)
+            self._values = None
         if join.is_over:
-            del self._joins[bar.interval]
-        return found
+            del self._joins[interval]
 
 
 def _returns(mids: Sequence[float]) -> NDArray[np.float64]:

@@ -109,20 +109,25 @@ class Join:
         self.is_over = False
         """True when there is nothing more to be found: ours are enough, or a new series has begun."""
 
-    def add(self, bar: Bar) -> list[Bar] | None:
-        """Takes the next bar of ours; returns the whole history, this one included, once stored bars reach to it."""
+    def add(self, bar: Bar) -> None:
+        """Takes the next bar of ours."""
         self.is_over = len(self._own) >= COUNT or (bool(self._own) and bool(bar.lacks & Lacks.BEGINNING))
-        if self.is_over:
+        if not self.is_over:
+            self._own.append(bar)
+
+    def found(self) -> list[Bar] | None:
+        """The whole history up to our newest bar, once, as soon as stored bars reach to it; asks for them meanwhile."""
+        if self.is_over or not self._own:
             return None
-        self._own.append(bar)
         if self._answer is not None and self._answer.bars is not None:
-            found, self._answer = joined(self._answer.bars, self._own), None
-            if found is not None:
+            history, self._answer = joined(self._answer.bars, self._own), None
+            if history is not None:
                 self.is_over = True
-                return found
+                return history
         if self._answer is None and len(self._own) >= self._next_look:
             self._next_look = 2 * len(self._own)
-            self._answer = self._past.ask(bar.instrument, bar.interval, bar.start_ns)
+            newest = self._own[-1]
+            self._answer = self._past.ask(newest.instrument, newest.interval, newest.start_ns)
         return None
 
 

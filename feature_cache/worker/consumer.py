@@ -30,6 +30,9 @@ _LEAVE_SECONDS: Final = 8.0  # a member that is just joining does so first, whic
 _SECOND_LOOK_SECONDS: Final = 0.25
 _LOOKS: Final = 4
 _RECONNECT_SECONDS: Final = (0.2, 5.0)
+_GUESTS_SECONDS: Final = 0.02
+_MOST_FOR_GUESTS_SECONDS: Final = 5.0
+"""Of a take-over, for which history waits for guests at most: the books of `mf1` are unknown meanwhile."""
 _DEAD_LETTERS: Final = 1000
 _DEAD_LETTER_BYTES: Final = 100_000
 
@@ -77,6 +80,7 @@ class MarketEventConsumer:
         self._monotonic = monotonic
         self._wall_ns = wall_ns
         self._assigned = False
+        self._waited = 0.0  # for guests, since partitions were taken over
         self._answered = -float("inf")
         self._take_over_error: Exception | None = None
         self._committed: dict[int, int] = {}
@@ -158,7 +162,7 @@ class MarketEventConsumer:
             if self._take_over_error is not None:
                 raise self._take_over_error
             try:
-                batches = await consumer.getmany(timeout_ms=1000, max_records=_BATCH)
+                batches = await self._next(consumer)
             except NoOffsetForPartitionError:
                 await asyncio.sleep(self._settings.poll_interval_seconds)  # it is being taken over just now
                 continue
@@ -178,6 +182,24 @@ class MarketEventConsumer:
                 # Behind, only the writer has its turn: a full buffer is returned without a pause.
                 full = sum(map(len, batches.values())) == _BATCH
                 await asyncio.sleep(0 if full else self._settings.poll_interval_seconds)
+
+    async def _next(self, consumer: AIOKafkaConsumer) -> dict[TopicPartition, list[ConsumerRecord]]:
+        """The next records. History waits a while for guests that have enough of it; what is live never does."""
+        held_back = self._engines.held_back if self._waited < _MOST_FOR_GUESTS_SECONDS else set()
+        if not held_back:
+            found: dict[TopicPartition, list[ConsumerRecord]] = await consumer.getmany(
+                timeout_ms=1000, max_records=_BATCH
+            )
+            return found
+        began = self._monotonic()
+        live = [one for one in consumer.assignment() if one.partition not in held_back]
+        if live:
+            found = await consumer.getmany(*live, timeout_ms=round(_GUESTS_SECONDS * 1000), max_records=_BATCH)
+        else:
+            await asyncio.sleep(_GUESTS_SECONDS)
+            found = {}
+        self._waited += self._monotonic() - began
+        return found
 
     async def _check(self, consumer: AIOKafkaConsumer) -> None:
         """Asks the brokers for the ends of the log, for lag and for a sign of life, and commits."""
@@ -258,6 +280,7 @@ class MarketEventConsumer:
         else:
             self._answered = self._monotonic()
             self._assigned = True
+            self._waited = 0.0
 
     async def _rewind(self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> None:
         if not partitions:

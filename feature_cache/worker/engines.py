@@ -165,6 +165,13 @@ class Engines:
         """Whether no partition is still reading history."""
         return all(state.next_offset >= state.live_from for state in list(self._partitions.values()))
 
+    @property
+    def held_back(self) -> set[int]:
+        """Partitions whose reading should wait: they are history still, and a guest has enough of it for now."""
+        if not self._guests.are_busy:
+            return set()
+        return {number for number, state in self._partitions.items() if state.next_offset < state.live_from}
+
     def _apply(self, state: _Partition, key: bytes | None, value: bytes | None) -> tuple[FeatureEngine, int]:
         if not value:
             raise PoisonError("empty", "the record has no value")

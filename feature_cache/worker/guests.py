@@ -48,8 +48,9 @@ _SHARE: Final = 0.5
 """Of a guest's time that it may compute: more of it could take `mf1` the interpreter."""
 _MOST_QUEUED: Final = 20_000
 """Events that wait for a guest: some seconds of a busy market."""
-_LONGEST_CALL_SECONDS: Final = 1.0
-"""A call that takes longer is not waited for."""
+_LONGEST_CALL_SECONDS: Final = 5.0
+"""A call that takes longer is not waited for. On a machine that is short of processors even a quick call may take a
+second, and a suspension costs the guest what it has seen."""
 _PAUSE_SECONDS: Final = (1.0, 300.0)
 """Of a suspension: the first, and the longest."""
 _SOUND_SECONDS: Final = 600.0
@@ -119,6 +120,11 @@ class Guest:
     def suspended(self) -> bool:
         """True while it gets no events."""
         return self._resume_at > 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """True while half of the events that may wait for it do: what is history should not be added now."""
+        return len(self._queue) > _MOST_QUEUED // 2
 
     def start(self) -> None:
         """Starts its thread, which makes a computer at once: the first one may import libraries, which takes seconds.
@@ -262,6 +268,11 @@ class Guests:
         """Vectors written."""
         self.failures = 0
         """Writes that failed; their vectors are dropped, since newer ones follow."""
+
+    @property
+    def are_busy(self) -> bool:
+        """True while history should wait for one of them."""
+        return any(guest.is_busy for guest in self.all)
 
     def start(self) -> None:
         """Starts them, before there are events."""

@@ -1,7 +1,9 @@
 """The CPU that a decision takes on the event loop and in the journal's thread, without network and model servers.
 
 The request path is the server's own, from the serialised request to the serialised reply, with a journal on disk. What
-stands for the model servers answers every batch after two milliseconds, and takes no CPU for it. Run it as
+stands for the model servers answers every batch after two milliseconds, and takes no CPU for it. A second model takes a
+set of its own, with features of `mf1`, computed ones and one that callers may bring, and decides the orders of one
+strategy of three. Run it as
 `python -m local.bench.path_cpu`; `PRETRADE_COMPILED=0` measures the pure twins.
 """
 
@@ -18,6 +20,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Final
@@ -32,7 +35,9 @@ from fallback.chain import Chain
 from fallback.guards import Guards, GuardSettings
 from fallback.model_limits import LimitGuards, limits_of
 from fallback.rules import RulesBaseline, RulesSettings
-from feature_cache import features
+from feature_cache import feature_sets, features
+from feature_cache.feature_set import FeatureSet
+from feature_cache.features import MF1
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
 from feature_cache.token_bucket import TokenBuckets
@@ -47,6 +52,7 @@ from server.decision.idempotency import IdempotencyWindow
 from server.decision.ids import uuid7_source
 from server.decision.markets import Markets
 from server.decision.metrics import DecisionMetrics
+from server.decision.other_sets import OtherSets
 from server.decision.packets import PacketWriter
 from server.decision.plane import DataPlane, Observers
 from server.decision.recorder import Recording
@@ -57,9 +63,11 @@ from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.champion import Champion
 from server.inference.embedded_check import EmbeddedCheck, EmbeddedSettings
+from server.inference.model_map import DEFAULT, MapRule, ModelMap
 from server.inference.pool import Pool
 from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
 from server.inference.retry_budget import RetryBudget, RetrySettings
+from server.inference.routed import RoutedScores, RoutedShadow, RoutedStage
 from server.inference.shadow import Shadow
 from server.inference.wire import ModelIdentity, ScoreBatch
 from server.journal.journal import Durability, Journal, JournalSettings
@@ -98,6 +106,24 @@ _METADATA: Final = (
 )
 """As a call in Envoy brings it."""
 
+_VERSION: Final = "ab" * 8
+_SECOND_VERSION: Final = "cd" * 8
+_SECOND: Final = "second"
+_ROLES: Final = ("primary", "secondary", "challenger")
+_SETS: Final = """
+from feature_cache.feature_set import CALLER, Feature, FeatureSet
+from feature_cache.feature_sets import ComputedSet
+
+FEATURE_SETS = [ComputedSet(FeatureSet("bench", (
+    Feature("spread_bps", "bps", "Copied.", 0.0, source="mf1"),
+    Feature("imbalance_l5", "", "Copied.", -1.0, 1.0, signed=True, source="mf1"),
+    Feature("weighted_mid_bps", "bps", "Copied.", signed=True, source="mf1"),
+    Feature("momentum_bps", "bps", "Computed.", signed=True),
+    Feature("flow", "", "Computed.", -1.0, 1.0, signed=True),
+    Feature("urgency", "", "Brought.", 0.0, 1.0, source=CALLER),
+)), object)]
+"""
+
 Usage = dict[str, float]
 """Microseconds of CPU a decision, by thread; decisions a second, rows a batch of the primary, and the share of the
 decisions that are its own, of those that were looked at. On a machine with other work some may be later stages'."""
@@ -106,7 +132,9 @@ decisions that are its own, of those that were looked at. On a machine with othe
 class _Model(Replica):
     """Answers each batch after some time, whatever is in it."""
 
-    def __init__(self, name: str, lag: LoopLag, under_way: Callable[[], int]) -> None:
+    def __init__(
+        self, name: str, lag: LoopLag, under_way: Callable[[], int], version: str = _VERSION, of: FeatureSet = MF1
+    ) -> None:
         limits = ReplicaLimits(ReplicaSettings(warm_up_seconds=0.0), BatcherSettings(), BreakerSettings())
         clock = time.monotonic
         super().__init__(
@@ -120,7 +148,12 @@ class _Model(Replica):
             stalled_seconds=lag.stalled_seconds,
             under_way=under_way,
         )
-        self._identity = ModelIdentity("champion", "ab" * 8, 0.5, 0)
+        self._identity = ModelIdentity("champion", version, 0.5, 0, of)
+
+    @property
+    def feature_set(self) -> FeatureSet:
+        """That of its model."""
+        return self._identity.feature_set
 
     async def _score(self, rows: list[bytes], traceparent: str = "") -> ScoreBatch:
         await asyncio.sleep(_MODEL_SECONDS)
@@ -128,7 +161,7 @@ class _Model(Replica):
 
 
 async def _open(
-    stack: AsyncExitStack, folder: Path, durability: Durability, limited: int, endpoints: int
+    stack: AsyncExitStack, folder: Path, durability: Durability, limited: int, endpoints: int, models: int
 ) -> tuple[DecisionServicer, list[_Model]]:
     clock, new_id = time.monotonic, uuid7_source()
     lag, budget = LoopLag(clock), BudgetSettings(cap_seconds=_CAP_SECONDS)
@@ -149,7 +182,9 @@ async def _open(
     keys = make_memory(1_000)
     stack.callback(os.close, keys)
     cache = FeatureCache("redis://unused", FeatureCacheSettings(), _INSTRUMENTS)
-    market = asyncio.create_task(_market(cache))
+    second = _second_set(folder) if models > 1 else None
+    others = None if second is None else FeatureCache("redis://unused", FeatureCacheSettings(), _INSTRUMENTS, second)
+    market = asyncio.create_task(_market(cache, *(() if others is None else (others,))))
     lagging = asyncio.create_task(lag.run())
     stack.callback(market.cancel)
     stack.callback(lagging.cancel)
@@ -160,16 +195,39 @@ async def _open(
         (stack.enter_context(decision_log(DecisionLogSettings(one_in=0, slow_seconds=10), everything=False)),)
     )
     champion = Champion(primary, secondary, RetryBudget(RetrySettings(), clock), False, budget, clock, lambda: 0.5)
-    stages: Any = {"model": champion, "cached_score": cached_scores, "rules": RulesBaseline(RulesSettings(), clock)}
+    shadow = Shadow([challenger], (primary, secondary))
+    stages: Any = {"model": champion, "cached_score": cached_scores}
+    routed: Any = (cached_scores, shadow)
+    other_sets = None
+    if second is not None and others is not None:
+        own = [_Model(f"{_SECOND}/{one}", lag, lambda: admission.in_flight, _SECOND_VERSION, second) for one in _ROLES]
+        for model in own:
+            stack.push_async_callback(model.batcher.close)
+        budgets = RetryBudget(RetrySettings(), clock)
+        its = Champion(own[0], own[1], budgets, False, budget, clock, lambda: 0.5)
+        model_map = ModelMap()
+        model_map.set((MapRule(strategy="vwap", model=_SECOND),))
+        scores = RoutedScores({DEFAULT: cached_scores, _SECOND: CachedScores(CachedScoreSettings(), clock)}, model_map)
+        stages = {
+            "model": RoutedStage({DEFAULT: champion, _SECOND: its}, model_map, pb.STAGE_PRIMARY),
+            "cached_score": scores,
+        }
+        routed = scores, RoutedShadow({DEFAULT: shadow, _SECOND: Shadow([own[2]], own[:2])}, model_map)
+        other_sets = OtherSets(
+            lambda: {DEFAULT: (MF1,), _SECOND: (second,)}, lambda _: others, 1.0, clock, model_map.of
+        )
+        other_sets.look()
+        primaries.append(own[0])
+    stages["rules"] = RulesBaseline(RulesSettings(), clock)
     dataplane = DataPlane(
         admission=admission,
         idempotency=IdempotencyWindow(clock, SharedKeys(keys, 60.0, clock)),
-        markets=Markets(cache, 1.0, clock),
+        markets=Markets(cache, 1.0, clock, other_sets),
         chain=Chain(stages, ("model", "cached_score", "rules"), clock),
-        cached_scores=cached_scores,
+        cached_scores=routed[0],
         guards=Guards(GuardSettings(), lambda: admin_pb2.TRADING_STATE_ACTIVE, clock, time.time, _limits(limited)),
         recording=Recording(journal, replies, PacketWriter("bench", "hash", durability.value, control), new_id),
-        shadow=Shadow([challenger], (primary, secondary)),
+        shadow=routed[1],
         control=control,
         observers=Observers(
             metrics,
@@ -219,7 +277,15 @@ def _limits(limited: int) -> LimitGuards | None:
     return LimitGuards(lambda _: limits, lambda: True, lambda: True)
 
 
-async def _market(cache: FeatureCache) -> None:
+def _second_set(folder: Path) -> FeatureSet:
+    """The set of the second model, which this process then knows."""
+    (folder / "sets.py").write_text(_SETS)
+    found = feature_sets.load(folder / "sets.py").by_id("bench")
+    assert found is not None
+    return found.feature_set
+
+
+async def _market(cache: FeatureCache, *others: FeatureCache) -> None:
     """Brings a new vector of every instrument, again and again."""
     values = np.zeros(len(features.MF1), dtype=np.float32)
     for sequence in itertools.count(1):
@@ -230,6 +296,9 @@ async def _market(cache: FeatureCache) -> None:
             )
             snapshot.values[features.MF1.index["book_age_ms"]] = 0.0
             cache.accept(encode(snapshot))
+            for other in others:
+                own = np.zeros(len(other.feature_set), dtype=np.float32)
+                other.accept(encode(replace(snapshot, values=own, feature_set=other.feature_set)))
         await asyncio.sleep(_MARKET_SECONDS)
 
 
@@ -335,7 +404,13 @@ WAYS: Final[dict[str, tuple[int, Callable[[_Load, int], Awaitable[None]]]]] = {
 
 
 async def measure(
-    way: str, seconds: float, folder: Path, durability: Durability, limited: int = 9, endpoints: int = 1
+    way: str,
+    seconds: float,
+    folder: Path,
+    durability: Durability,
+    limited: int = 9,
+    endpoints: int = 1,
+    models: int = 1,
 ) -> Usage:
     """Measures one way in for so long.
 
@@ -346,10 +421,11 @@ async def measure(
         durability: Of the journal.
         limited: Features that the guards of the model's limits look at.
         endpoints: Of the primary.
+        models: That decide side by side: one, or two with different feature sets.
     """
     callers, ask = WAYS[way]
     async with AsyncExitStack() as stack:
-        servicer, primaries = await _open(stack, folder, durability, limited, endpoints)
+        servicer, primaries = await _open(stack, folder, durability, limited, endpoints, models)
         load = _Load(servicer)
         asking = [asyncio.ensure_future(ask(load, number)) for number in range(callers)]
         await asyncio.sleep(_WARM_SHARE * seconds)
@@ -388,6 +464,9 @@ def main(
         int, typer.Option(min=0, max=25, help="Features that the guards UNCERTAIN and OUT_OF_DOMAIN look at; 0: none.")
     ] = 9,
     endpoints: Annotated[int, typer.Option(min=1, max=16, help="Of the primary.")] = 1,
+    models: Annotated[
+        int, typer.Option(min=1, max=2, help="That decide side by side; the second takes a set of its own.")
+    ] = 1,
     folder: Annotated[Path | None, typer.Option(help="Where the journal is. [a temporary folder]")] = None,
 ) -> None:
     """Measure the CPU of a decision, in microseconds, decisions a second, rows a batch, and the primary's share."""
@@ -396,7 +475,7 @@ def main(
         for _ in range(rounds):
             spare_the_hot_path()
             with tempfile.TemporaryDirectory(dir=folder) as fresh:
-                found.append(uvloop.run(measure(name, seconds, Path(fresh), durability, limited, endpoints)))
+                found.append(uvloop.run(measure(name, seconds, Path(fresh), durability, limited, endpoints, models)))
         medians = {key: round(statistics.median(one[key] for one in found), 2) for key in found[0]}
         print(json.dumps({"way": name, **medians}), flush=True)
 

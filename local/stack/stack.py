@@ -42,7 +42,7 @@ _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
     "secondary": ("models",),
     "challenger": ("models",),
     "worker": ("valkey", "broker"),
-    "bars": ("broker", "postgres"),
+    "bars": ("postgres", "worker"),  # the worker makes the topic, as its settings say
     "market": ("worker",),
     "server": ("valkey", "postgres", "primary", "secondary", "challenger", "market"),
 }

@@ -326,6 +326,8 @@ def _decided(packet: packet_pb2.DecisionPacket) -> Iterator[tuple[str, str]]:
         if answer.HasField("score")
         else "not scored",
     )
+    if packet.chosen_model:
+        yield "chosen by the map", f"{packet.chosen_model}, of version {answer.control_version}"
     if answer.model_name:
         yield "model", f"{answer.model_name} {answer.model_version}"
 

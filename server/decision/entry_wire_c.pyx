@@ -14,6 +14,7 @@ from fallback.order import NO_CONTEXT
 from feature_cache.features import MF1
 from pretrade.audit.v1 import packet_pb2
 from server.decision.decision_wire import write_stages
+from server.inference.model_map import DEFAULT
 from server.journal.entries import NO_AGE
 
 cdef extern from "Python.h":
@@ -249,6 +250,7 @@ cdef int add(Column* columns, _Tables tables, Py_ssize_t place, tuple row) excep
     put_double(&columns[MID], mid if mid == mid else 0.0)
     if (
         case.stages
+        or (case.model and case.model != DEFAULT)
         or order.brings_features
         or case.others is not None
         or answer.cached_from

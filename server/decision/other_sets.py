@@ -4,7 +4,8 @@ A row is put together of what `mf1` says of the instrument, of what the feature 
 of what the caller has brought. Each part must be as fresh as features have to be; where one is missing or older, there
 is no row, and a model of the set is not asked. Only sets that a model takes at present are followed.
 
-The parts of a row may be of different events: each is the newest there is when the order is decided.
+The parts of a row may be of different events: each is the newest there is when the order is decided. Orders whose
+callers bring nothing have the same row while its parts are the same.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import structlog
@@ -29,11 +30,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fallback.order import Case
-    from feature_cache.store.l1 import FeatureCache
+    from feature_cache.store.l1 import CachedFeatures, FeatureCache
 
 _log = structlog.get_logger(__name__)
 _LOOK_SECONDS: Final = 0.1
 """Between two looks which sets the models take."""
+
+
+_Source = tuple["NDArray[np.float32]", float]
+"""The vector of a part's source in market orientation, and the age that its ages are to grow by."""
+
+
+class _Made(NamedTuple):
+    """A row, and what it was put together of."""
+
+    sources: tuple[_Source, ...]
+    row: SetRow
 
 
 class _Plan:
@@ -48,6 +60,20 @@ class _Plan:
             [place for place in feature_set.from_source(CALLER) if not feature_set.features[place].may_be_undefined],
             dtype=np.intp,
         )
+        self.grows: Final = bool(feature_set.ages)
+        """Whether a row is another one when time goes by."""
+        self.made: Final[dict[tuple[str, pb.Side.ValueType], _Made]] = {}
+        """The newest row of each instrument and side, of orders that bring nothing."""
+
+    def made_of(self, case: Case, sources: tuple[_Source, ...]) -> SetRow | None:
+        """The row that was made of the same sources for the same side; None if there is none."""
+        made = self.made.get((case.order.instrument, case.order.side))
+        if made is None:
+            return None
+        for (values, age), (made_of, made_at) in zip(sources, made.sources, strict=True):
+            if values is not made_of or (self.grows and age != made_at):
+                return None
+        return made.row
 
 
 class OtherSets:
@@ -117,48 +143,91 @@ class OtherSets:
 
     def fill_in(self, cases: Sequence[Case], now: float) -> None:
         """Gives each case with features of `mf1` a row of each set that its model takes, if its parts are there."""
+        computed: dict[tuple[str, str], _Source | None] = {}
         for case in cases:
             plans = self._plans.get(self._model_of(case))
             if plans is not None and case.features is not None:
-                rows = {plan.feature_set: self._row(plan, case, now) for plan in plans}
-                case.others = {feature_set: row for feature_set, row in rows.items() if row is not None}
+                case.others = {}
+                for plan in plans:
+                    if (row := self._row(plan, case, now, computed)) is not None:
+                        case.others[plan.feature_set] = row
 
-    def _row(self, plan: _Plan, case: Case, now: float) -> SetRow | None:
-        """The row of a set for a case; None where a part of it is missing or stale."""
-        feature_set, order = plan.feature_set, case.order
+    def _row(
+        self, plan: _Plan, case: Case, now: float, computed: dict[tuple[str, str], _Source | None]
+    ) -> SetRow | None:
+        """The row of a set for a case; None where a part of it is missing or stale.
+
+        Args:
+            plan: Of the set.
+            case: Has features of `mf1`.
+            now: Monotonic seconds.
+            computed: By set and instrument, what was found at this instant.
+        """
+        order = case.order
         brought = order.brought
-        if brought is not None and brought.feature_set is feature_set:
+        values = None
+        if brought is not None and brought.feature_set is plan.feature_set:
             values = brought.values.copy()
-        else:
-            values = np.full(len(feature_set), math.nan, dtype=np.float32)
-        if len(plan.must_bring) and np.isnan(values[plan.must_bring]).any():
+        if len(plan.must_bring) and (values is None or np.isnan(values[plan.must_bring]).any()):
             return None
+        sources = []
         for part in plan.parts:
-            left = np.isnan(values[part.places])
-            if not left.any():
+            if values is not None and not np.isnan(values[part.places]).any():
+                sources.append((values, 0.0))  # all of it is brought
                 continue
-            found = self._mf1(case) if part.source == MF1.id else self._computed(part.source, order.instrument, now)
+            found = (
+                self._mf1(case)
+                if part.source == MF1.id
+                else self._computed(part.source, order.instrument, now, computed)
+            )
             if found is None:
                 return None
-            source, age = found
-            own = source[part.in_source] + part.ages * np.float32(age * 1e3)
-            values[part.places[left]] = own[left]
-        turned = feature_set.for_sell(values) if order.side == pb.SIDE_SELL else values
-        return SetRow.of(feature_set, turned.astype(ROW, copy=False).tobytes())
+            sources.append(found)
+        if values is not None or order.caller_features is not None:
+            return _put_together(plan, order.side, values, sources)
+        row = plan.made_of(case, tuple(sources))
+        if row is None:
+            row = _put_together(plan, order.side, None, sources)
+            plan.made[order.instrument, order.side] = _Made(tuple(sources), row)
+        return row
 
-    def _mf1(self, case: Case) -> tuple[NDArray[np.float32], float] | None:
-        """The vector of `mf1` that decides, in market orientation, and the age that its ages are to grow by."""
+    def _mf1(self, case: Case) -> _Source | None:
+        """The vector of `mf1` that decides."""
         own = case.order.caller_features
         if own is not None:
             return own, 0.0
         return None if case.snapshot is None else (case.snapshot.values, case.snapshot_age_seconds)
 
-    def _computed(self, set_id: str, instrument: str, now: float) -> tuple[NDArray[np.float32], float] | None:
+    def _computed(
+        self, set_id: str, instrument: str, now: float, known: dict[tuple[str, str], _Source | None]
+    ) -> _Source | None:
         """The newest vector of a computed set and its age; None if there is none that is fresh."""
-        entry = self._caches[set_id].get(instrument)
-        if entry is None:
-            return None
+        key = set_id, instrument
+        if key not in known:
+            entry = self._caches[set_id].get(instrument)
+            known[key] = None if entry is None else self._fresh(entry, now)
+        return known[key]
+
+    def _fresh(self, entry: CachedFeatures, now: float) -> _Source | None:
         snapshot, age = entry.snapshot, entry.age_seconds(now)
         if snapshot.state is BookState.UNKNOWN or not is_fresh(age, 0.0, self._max_age_seconds):
             return None
         return snapshot.values, age
+
+
+def _put_together(
+    plan: _Plan,
+    side: pb.Side.ValueType,
+    brought: NDArray[np.float32] | None,
+    sources: Sequence[_Source],
+) -> SetRow:
+    """A row for a side: what was brought as it is, and the rest from its sources."""
+    feature_set = plan.feature_set
+    values = np.full(len(feature_set), math.nan, dtype=np.float32) if brought is None else brought
+    for part, (source, age) in zip(plan.parts, sources, strict=True):
+        left = np.isnan(values[part.places])
+        if left.any():
+            own = source[part.in_source] + part.ages * np.float32(age * 1e3)
+            values[part.places[left]] = own[left]
+    turned = feature_set.for_sell(values) if side == pb.SIDE_SELL else values
+    return SetRow.of(feature_set, turned.astype(ROW, copy=False).tobytes())

@@ -128,7 +128,7 @@ class NamedModel(BaseModel):
     primary: Endpoints | None = None
     """`host:port` of its primary's gRPC inference service, or several. Unset: the primary of the section `replicas`,
     whose model servers then host both models."""
-    secondary: Annotated[str, Field(pattern=rf"^({_ENDPOINT}(,{_ENDPOINT})*)?$")] | None = None
+    secondary: Annotated[str, Field(pattern=rf"^{_SEVERAL}?$")] | None = None
     """The same for its secondary."""
     challenger: Endpoints | None = None
     """The same for its challenger, where its canaries are served."""
@@ -136,7 +136,7 @@ class NamedModel(BaseModel):
     """Its name on its model servers, which decisions bear; unset: its name in these settings."""
     champion_version: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
     """As `replicas.champion_version`."""
-    management: Mapping[ReplicaName, Endpoints] = {}
+    management: Mapping[ReplicaName, ListedEndpoints] = {}
     """As `replicas.management`, which holds for the replicas that it shares."""
     tls: Mapping[ReplicaName, ClientTlsSettings] = {}
     """As `replicas.tls`, likewise."""

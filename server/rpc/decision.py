@@ -286,23 +286,23 @@ class DecisionServicer:
         results: list[Reply] = []
         is_patient = not any(order.reduce_only for order in orders)  # those have places of their own, and need not wait
         try:
-            taken = 0
-            while taken < len(orders):
-                number = min(len(orders) - taken, _BATCH_SLICE)
-                if begun:
+            first = 0
+            while first < len(orders):
+                number = min(len(orders) - first, _BATCH_SLICE)
+                if first:
                     await asyncio.sleep(0)
                 while len(results) < len(begun) and not self._dataplane.has_places(number):
                     await _end_of(begun[len(results)])
                     results.append(self._result_in_batch(begun[len(results)], call))
                 if is_patient and len(results) == len(begun):
                     arrived = self._clock()
-                    places = await self._dataplane.places(number, call.deadline, has_begun=bool(begun))
-                    if not begun and not places:
+                    places = await self._dataplane.places(number, call.deadline, has_begun=first > 0)
+                    if not first and not places:
                         raise self._failed(self._dataplane.refused(len(orders)), orders[0], arrived, call)
                     is_patient = places > 0  # else it has waited long enough: what finds no place is refused
                     number = places or number
-                begun += self._begin_slice(orders[taken : taken + number], call)
-                taken += number
+                begun += self._begin_slice(orders[first : first + number], call)
+                first += number
             for one in begun[len(results) :]:
                 await _end_of(one)
                 results.append(self._result_in_batch(one, call))

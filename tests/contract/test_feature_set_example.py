@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from feature_cache import feature_sets, logs
 from feature_cache.feature_set import CALLER
 from feature_cache.sources.simulator import simulate
-from feature_cache.store.cli import app
 from feature_cache.store.codec import FeatureSnapshot
+from feature_cache.worker.cli import app
 from feature_cache.worker.engines import Engines
 from feature_cache.worker.guests import Guest, Guests
 from feature_cache.worker.settings import WorkerSettings, computed_by

@@ -46,6 +46,9 @@ _CAPACITY_SECONDS: Final = 3.0
 _PHASE_SECONDS: Final = 4.0
 _SLOWER: Final = 20
 STARTING_NICE: Final = 15
+STARTING_SECONDS: Final = 20.0
+"""For so long. Where other work leaves no core idle, such a session gets nearly nothing: Java took 48 s to start once,
+and the stack waits for 60."""
 
 Seen = Callable[[str], None]
 
@@ -67,8 +70,9 @@ def restart(rig: Rig) -> None:
     primary = rig.stack["primary"]
     with ThreadPoolExecutor(1) as pool:
         restarted = pool.submit(rig.stack.restart, "primary")
+        until = time.monotonic() + STARTING_SECONDS
         while not restarted.done():
-            weigh(primary.pid, STARTING_NICE)
+            weigh(primary.pid, STARTING_NICE if time.monotonic() < until else 0)
             wait([restarted], timeout=0.05)
         restarted.result()
     weigh(primary.pid, 0)

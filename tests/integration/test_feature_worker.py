@@ -18,13 +18,19 @@ import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from support.followed_cache import following
+from support.guest_sets import MIXED
 from support.waiting import until
 
 from feature_cache.engine.engine import FeatureEngine
+from feature_cache.feature_sets import Registered
 from feature_cache.sources.publisher import EventPublisher
 from feature_cache.sources.simulator import simulate
 from feature_cache.store.codec import BookState, FeatureSnapshot
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.worker import guests
+from feature_cache.worker.consumer import DeadLetters, MarketEventConsumer
+from feature_cache.worker.engines import Engines
+from feature_cache.worker.settings import WorkerSettings
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 from pretrade.market.v1 import market_pb2 as pb
@@ -272,6 +278,44 @@ async def test_a_broker_that_was_killed_and_lost_its_log_is_consumed_again(stack
     await publish(stack, again)
     wanted = expected(again)
     await until(lambda: shows(cache, wanted))
+
+
+class Slow:
+    """A guest that takes its time for each event, and counts them."""
+
+    def __init__(self, instrument: str) -> None:
+        self.count = 0
+
+    def on_event(self, event: pb.MarketEvent) -> None:
+        time.sleep(0.0005)
+        self.count += 1
+
+    def values(self) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        return np.array([self.count], dtype=np.float32)
+
+
+async def test_history_is_read_no_faster_than_a_guest_can_take_it(
+    kafka_bootstrap_servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guests, "_MOST_QUEUED", 1_200)
+    events = market("SLOW.SIM", 12)[:2_000]
+    engine = FeatureEngine("SLOW.SIM")
+    shown = sum(engine.on_event(event) for event in events)
+    assert shown > 1_500
+    async with EventPublisher(kafka_bootstrap_servers) as publisher:
+        await publisher.publish(events, speed=None)
+    guest = guests.Guest(Registered(MIXED, Slow, "the test"))
+    engines = Engines(10, guests.Guests([guest]))
+    settings = WorkerSettings(kafka_bootstrap_servers=kafka_bootstrap_servers)
+    letters = DeadLetters(kafka_bootstrap_servers, "market.events.dlq")
+    consuming = asyncio.create_task(MarketEventConsumer(settings, engines, letters).run())
+    try:
+        await until(lambda: guest.events == shown)
+    finally:
+        consuming.cancel()
+        await asyncio.gather(consuming, return_exceptions=True)
+        guest.close()
+    assert not guest.suspensions, "it would have fallen behind, and lost the history"
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the recorded sessions are not there")

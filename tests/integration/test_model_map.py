@@ -151,3 +151,21 @@ async def test_two_models_with_different_sets_decide_different_orders_at_once_an
     with Replayer(lambda _: held, packets.get, ModelStore([store]).find) as replayer:
         for packet in packets.values():
             assert (await replayer.replay(packet)).first_difference is None, packet
+
+
+@pytest.mark.long
+def test_a_model_server_that_is_started_anew_gets_the_versions_of_its_other_models_again(
+    rig: Rig, replica_stack: Stack, version: str
+) -> None:
+    server = rig.server
+    request = admin_pb2.SetModelAliasRequest(
+        model="tide", alias="champion", model_version=version, author="ann", reason="the first"
+    )
+    server.admin.SetModelAlias(request, timeout=120.0)
+    set_map(rig, rule("tide"))
+    server.decide_until(pb.SOURCE_PRIMARY)
+    replica_stack["primary"].kill()
+    eventually(server.decide, lambda one: one.source == pb.SOURCE_SECONDARY and one.model_version == version)
+    replica_stack.restart("primary")
+    back = eventually(server.decide, lambda one: one.source == pb.SOURCE_PRIMARY, 60.0)
+    assert back.model_version == version

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ import grpc
 import lightgbm
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from support.harness import eventually, stack_admin_channel
@@ -43,6 +44,10 @@ OURS, PARTNER = "ETHUSDT.SIM", "BTCUSDT.SIM"
 HISTORY_SECONDS: Final = 60
 """Of market before the first order: all indicators over bars of a second are defined after 45 of them."""
 PATIENCE_SECONDS: Final = 60.0
+OF_TRADES: Final = [
+    place for place, name in enumerate(TA1.names) if name.endswith("_1s") and not name.startswith("above_mid_bps")
+]
+"""Places of the features over bars of a second that need no mid."""
 
 
 @pytest.fixture
@@ -65,15 +70,18 @@ def stack(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("PRETRADE_TA1_PARTNERS", f'{{"{OURS}": "{PARTNER}"}}')
     monkeypatch.setenv("PRETRADE_WORKER_KAFKA_PARTITIONS", "1")  # the order of the log then decides what a partner says
     monkeypatch.setenv("PRETRADE_WORKER_TTL_SECONDS", "600")
+    monkeypatch.setenv("PRETRADE_WORKER_REWIND_SECONDS", "1")  # too short for any indicator
+    monkeypatch.setenv("PRETRADE_BARS_DATABASE_URL", f"sqlite:///{tmp_path}/bars.db")
     monkeypatch.setenv("PRETRADE_BUDGET__CAP_SECONDS", "2")
     settings = LocalSettings(
         dir=tmp_path / "stack",
         model_store=store,
         market=False,
+        bars=True,
         instruments=(OURS, PARTNER),
         database_url=SecretStr(f"sqlite:///{tmp_path}/audit.db"),
     )
-    with Stack(settings, parts={"valkey", "broker", "worker", "primary", "server"}) as stack:
+    with Stack(settings, parts={"valkey", "broker", "worker", "bars", "primary", "server"}) as stack:
         yield stack
 
 
@@ -141,18 +149,24 @@ def look_at(stack: Stack, decision: pb.Decision) -> tuple[audit_pb2.AuditedDecis
         return audit.GetDecision(asked, timeout=20.0).decision, audit.ReplayDecision(replayed, timeout=60.0)
 
 
-async def vector(redis_url: str, since_ns: int) -> FeatureSnapshot:
-    """Our vector of `ta1` in Redis, as soon as it is of this event time or later."""
+async def vector(
+    redis_url: str, since_ns: int, accept: Callable[[NDArray[np.float32]], bool] = lambda _: True
+) -> FeatureSnapshot:
+    """Our vector of `ta1` in Redis, as soon as it is of this event time or later, and its values are accepted."""
     async with Redis.from_url(redis_url) as redis, asyncio.timeout(PATIENCE_SECONDS):
         for _ in itertools.count():
             packed = await redis.get(key_of(OURS, "ta1"))
-            if isinstance(packed, bytes) and (found := decode(packed)).event_time_ns >= since_ns:
+            if (
+                isinstance(packed, bytes)
+                and (found := decode(packed)).event_time_ns >= since_ns
+                and accept(found.values)
+            ):
                 return found
             await asyncio.sleep(0.02)
     raise AssertionError
 
 
-async def test_a_model_of_ta1_decides_on_what_the_worker_computes_and_the_decision_replays(
+async def test_a_model_of_ta1_decides_the_decision_replays_and_a_restart_of_the_worker_changes_no_indicator(
     stack: Stack, store: Path
 ) -> None:
     endpoints = stack.endpoints
@@ -163,12 +177,23 @@ async def test_a_model_of_ta1_decides_on_what_the_worker_computes_and_the_decisi
     feeding = asyncio.create_task(feed.run())
     await vector(endpoints.redis_url, feed.live_ns)
     decision = await asyncio.to_thread(decide_by_the_model, endpoints.decision)
+    first_ns = feed.published[-1].event_time_ns
+    written = await vector(endpoints.redis_url, first_ns)
+    await asyncio.to_thread(stack["worker"].stop)
+    await asyncio.to_thread(stack.restart, "worker")
+    macd = TA1.index["macd_hist_bps_1s"]
+    await vector(endpoints.redis_url, feed.published[-1].event_time_ns, lambda values: bool(np.isfinite(values[macd])))
     feed.stop()
     await feeding
     computed = offline(feed.published)
+    assert written.values.tobytes() == dict(computed)[written.event_time_ns]
+    # The second worker has seen a few seconds only: perhaps no snapshot of the book, and not the end of a longer bar.
     last_ns, values = computed[-1]
-    written = await vector(endpoints.redis_url, last_ns)
-    assert (written.event_time_ns, written.values.tobytes()) == (last_ns, values)
+    again = await vector(endpoints.redis_url, last_ns)
+    assert again.event_time_ns == last_ns
+    expected = np.frombuffer(values, "<f4")
+    differ = {TA1.names[at] for at in OF_TRADES if again.values[at].tobytes() != expected[at].tobytes()}
+    assert not differ
     assert decision.model_version == Registry(store).resolve("champion")
     audited, replay = await asyncio.to_thread(look_at, stack, decision)
     packet = audited.packet

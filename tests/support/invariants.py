@@ -44,14 +44,9 @@ _SLACK_SECONDS: Final = 0.005
 _LISTENING_SECONDS: Final = 0.01
 """What the load generator takes to read a burst of replies; one that came after the deadline would be an error."""
 _CROSSING_SHARE: Final = 0.1
-"""Of the deadline: what may lie between a durable decision and its caller's giving up when the reply was sent all the
-same. In that time it is handed to the transport, and not yet read by a caller that gives up at that moment; or a caller
-that left is not yet known to have left."""
-_SENDING_SECONDS: Final = 0.02
-"""What a thread that sends or receives may wait for a core of a machine with other work: on grpc.aio replies that were
-handed over 5 to 18 ms before their callers gave up were not read by them, where more threads than cores had work."""
-_NEAR_SECONDS: Final = 0.25
-"""Calls that end so close to each other meet the same disk: what is made durable for one is for the other."""
+"""Of the deadline: what may lie between a decision and its caller's giving up when the reply was sent all the same. In
+that time it is made durable, handed to the transport, and not yet read by a caller that gives up at that moment; or a
+caller that left is not yet known to have left."""
 _UNCONFIRMED: Final = unconfirmed_status("")
 _KILLED: Final = unconfirmed_status("killed")
 _SCORED_SOURCES: Final = (*MODEL_SOURCES, pb.SOURCE_CACHED_SCORE)
@@ -120,8 +115,6 @@ class Evidence:
     log: Sequence[dict[str, Any]] = field(default_factory=list)
     """The server's, a dictionary a line."""
     max_feature_age_seconds: float = 1.0
-    timed: bool = True
-    """Whether the machine has nothing else to do."""
 
     def violations(self) -> list[str]:
         """Every violation of I1 to I6 and I8 but for late answers and the hash chain; each begins with its number."""
@@ -129,9 +122,8 @@ class Evidence:
         for row in self.rows:
             by_order[row[0].order.order_ref].append(row)
         found: list[str] = []
-        waits = Waits(self.calls, 0.0 if self.timed else _SENDING_SECONDS)
         for call in self.calls:
-            found += _of_call(call, by_order.get(call.order_ref, []), waits)
+            found += _of_call(call, by_order.get(call.order_ref, []))
         for packet, status in self.rows:
             found += _of_packet(packet, status, self.max_feature_age_seconds)
         return found + _of_breakers(self.log) + self._of_trading_states(by_order)
@@ -210,7 +202,7 @@ def check(
     """
     server.drain_audit()
     rows = list(server.audited())
-    evidence = Evidence(calls, rows, list(server.audited_changes()), steered, server.log(), timed=timed)
+    evidence = Evidence(calls, rows, list(server.audited_changes()), steered, server.log())
     violations, late = evidence.violations(), evidence.late()
     if timed:
         violations += late
@@ -234,7 +226,7 @@ def stalls(calls: Sequence[Call]) -> dict[str, float]:
     return found
 
 
-def _of_call(call: Call, rows: Sequence[Row], waits: Waits) -> list[str]:
+def _of_call(call: Call, rows: Sequence[Row]) -> list[str]:
     """I1 to I4 of one order."""
     ref, found = call.order_ref, []
     if len(rows) > 1:
@@ -245,7 +237,7 @@ def _of_call(call: Call, rows: Sequence[Row], waits: Waits) -> list[str]:
         found.append(f"I1: {ref} was refused with {call.status} and has a row")
     reply = call.decision
     if reply is None:
-        return found + _of_unheard(call, rows, waits)
+        return found + _of_unheard(call, rows)
     if reply.order_ref != ref:
         found.append(f"I2: {ref} heard the decision of {reply.order_ref}")
     if reply.budget.used_us > reply.budget.allowed_us:
@@ -280,37 +272,7 @@ def _differences(reply: pb.Decision, decided: pb.Decision) -> list[str]:
     ]
 
 
-class Waits:
-    """What may lie between a decision and its caller's giving up but the way: the disk, or a caller without a core.
-
-    How long the audit took is known of the replies that were heard. A caller was without a core if it gave up later
-    than it meant to, or if orders left late that were due at that time: a reply may have lain there unread.
-
-    Args:
-        calls: The load's.
-        sending_seconds: What the transports may wait for a core.
-    """
-
-    def __init__(self, calls: Sequence[Call], sending_seconds: float) -> None:
-        self._sending_seconds = sending_seconds
-        heard = sorted((call.ended, _audit_seconds(call.decision)) for call in calls if call.decision is not None)
-        self._ended = [ended for ended, _ in heard]
-        self._seconds = [seconds for _, seconds in heard]
-        self._stalled = stalls(sorted(calls, key=lambda call: call.due))
-
-    def of(self, call: Call) -> float:
-        """Seconds."""
-        first = bisect_left(self._ended, call.ended - _NEAR_SECONDS)
-        audit = max(self._seconds[first : bisect_right(self._ended, call.ended + _NEAR_SECONDS)], default=0.0)
-        late = call.ended - call.sent - call.deadline_seconds if call.own_timer else 0.0
-        return audit + max(late, self._stalled[call.order_ref], self._sending_seconds)
-
-
-def _audit_seconds(decision: pb.Decision) -> float:
-    return sum(use.used_us for use in decision.budget.stages if use.stage == pb.STAGE_AUDIT) / 1e6
-
-
-def _of_unheard(call: Call, rows: Iterable[Row], waits: Waits) -> list[str]:
+def _of_unheard(call: Call, rows: Iterable[Row]) -> list[str]:
     """I1 of an order whose caller heard no decision.
 
     Nobody can rule out that a reply which left in time crossed its caller's giving up. A caller that did not give up
@@ -319,8 +281,7 @@ def _of_unheard(call: Call, rows: Iterable[Row], waits: Waits) -> list[str]:
     found = []
     for packet, status in rows:
         before = call.ended - packet.decided_monotonic_ns / 1e9
-        crossing = _CROSSING_SHARE * call.deadline_seconds
-        crossed = call.given_up and -crossing <= before <= crossing + waits.of(call)
+        crossed = call.given_up and abs(before) <= _CROSSING_SHARE * call.deadline_seconds
         if not status.startswith(_UNCONFIRMED) and not crossed:
             found.append(
                 f"I1: {call.order_ref} heard {call.status or 'nothing'}; its row, decided {1e3 * before:.0f} ms "

@@ -43,6 +43,7 @@ from server.decision.convert import OrderReader
 from server.decision.record import hash_of
 from server.errors import InvalidOrderError, NotReplayableError
 from server.inference.endpoints import role_of
+from server.inference.model_map import DEFAULT
 from server.inference.wire import ModelIdentity
 from server.models.archive import Archive, RunningModels
 from server.models.embedding import EmbeddedModels
@@ -242,6 +243,9 @@ class Replayer:
         if attempt is None or f"{role_of(attempt.replica)} {attempt.model_version}" != expected:
             answered = f"{attempt.replica} {attempt.model_version}" if attempt else "no attempt succeeded"
             return Difference("attempts", expected, answered)
+        model = attempt.replica.rpartition("/")[0]
+        if source != pb.SOURCE_EMBEDDED and model != packet.chosen_model:
+            return Difference("chosen_model", packet.chosen_model or DEFAULT, model or DEFAULT)
         row = _scored_row(packet)
         if not attempt.batch_index < attempt.batch_rows <= _MOST_BATCH_ROWS:
             raise NotReplayableError("the packet does not say in which batch the model scored")
@@ -383,6 +387,8 @@ def _facts(packet: packet_pb2.DecisionPacket) -> tuple[str, ...]:
         for use in packet.decision.budget.stages
         if use.skipped
     ]
+    if packet.chosen_model:
+        facts.append(f"the model map of version {packet.decision.control_version} chose {packet.chosen_model}")
     if packet.decision.source not in _REPLICAS and pb.DEGRADATION_NO_CACHED_SCORE in packet.decision.degradations:
         facts.append("there was no cached score to use")
     if _broke_off(packet):

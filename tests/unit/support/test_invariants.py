@@ -126,42 +126,6 @@ def test_the_window_for_crossing_is_a_tenth_of_the_deadline(before_seconds: floa
     assert found(unheard(LEFT), rows=[(row, REPLIED)])
 
 
-@pytest.mark.parametrize(("before_seconds", "is_found"), [(0.017, False), (0.019, True), (-0.011, True)])
-def test_a_reply_may_have_waited_for_the_disk_as_long_as_others_did_before_it_crossed(
-    before_seconds: float, is_found: bool
-) -> None:
-    other = decision(order_ref="other", decision_id="d-other")
-    other.budget.stages.add(stage=pb.STAGE_AUDIT, used_us=8_000)
-    row = packet(decided_monotonic_ns=round(1e9 * (SENT + DEADLINE - before_seconds)))
-    calls = (
-        unheard("DEADLINE_EXCEEDED", own_timer=True),
-        heard(other, order_ref="other", due=SENT + 0.05, sent=SENT + 0.05, ended=SENT + 0.06),
-    )
-    others_row = packet(other)
-    others_row.order.order_ref = "other"
-    assert bool(found(*calls, rows=[(row, REPLIED), (others_row, REPLIED)])) is is_found
-
-
-@pytest.mark.parametrize(("before_seconds", "is_found"), [(0.029, False), (0.031, True)])
-def test_on_a_machine_with_other_work_a_reply_may_wait_for_a_core(before_seconds: float, is_found: bool) -> None:
-    row = packet(decided_monotonic_ns=round(1e9 * (SENT + DEADLINE - before_seconds)))
-    call = unheard("DEADLINE_EXCEEDED", own_timer=True)
-    assert found(call, rows=[(row, REPLIED)])
-    assert bool(found(call, rows=[(row, REPLIED)], timed=False)) is is_found
-
-
-@pytest.mark.parametrize(("before_seconds", "is_found"), [(0.029, False), (0.031, True)])
-def test_a_reply_may_have_lain_unread_while_its_caller_had_no_core(before_seconds: float, is_found: bool) -> None:
-    late = 0.02
-    row = packet(decided_monotonic_ns=round(1e9 * (SENT + DEADLINE + late - before_seconds)))
-    gave_up_late = unheard("DEADLINE_EXCEEDED", own_timer=True, ended=SENT + DEADLINE + late)
-    assert bool(found(gave_up_late, rows=[(row, REPLIED)])) is is_found
-    left_late = heard(None, order_ref="other", due=SENT + 0.05, sent=SENT + 0.05 + late, ended=SENT + 0.08)
-    row = packet(decided_monotonic_ns=round(1e9 * (SENT + DEADLINE - before_seconds)))
-    calls = unheard("DEADLINE_EXCEEDED", own_timer=True), dataclasses.replace(left_late, decision=None, status="LEFT")
-    assert bool(found(*calls, rows=[(row, REPLIED)])) is is_found
-
-
 @pytest.mark.parametrize("status", ["DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED"])
 def test_nothing_crosses_a_caller_that_does_not_give_up(status: str) -> None:
     row = packet(decided_monotonic_ns=round(1e9 * (SENT + DEADLINE)))

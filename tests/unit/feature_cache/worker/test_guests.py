@@ -125,6 +125,23 @@ async def test_what_is_read_again_fills_a_guest_and_is_published_from_the_end_of
     await until(lambda: bench.has_ready() and bench.ready[-1].values[1] == TRADES)
 
 
+async def test_history_is_held_back_while_a_guest_has_enough_of_it_and_what_is_live_never_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_MOST_QUEUED", 40)
+    bench = Bench(Hangs)
+    bench.engines.assign(0, 0, live_from=len(EVENTS))
+    bench.engines.assign(1, 0, live_from=0)
+    bench.feed(EVENTS[:1])
+    await until(lambda: bench.guest._busy_since is not None)
+    bench.feed(EVENTS[1:21])
+    assert not bench.engines.held_back
+    bench.feed(EVENTS[21:22])
+    assert bench.engines.held_back == {0}
+    HANG.set()
+    await until(lambda: not bench.engines.held_back)
+
+
 async def test_an_instrument_that_begins_again_gets_a_new_computer() -> None:
     bench = Bench()
     bench.feed(EVENTS)
@@ -164,7 +181,7 @@ async def test_a_guest_that_does_not_return_delays_nobody_and_begins_again_when_
     bench.feed(EVENTS[:10])
     assert bench.engines.take_changed()
     await until(lambda: bench.guest._busy_since is not None)
-    bench.now += 1.1
+    bench.now += module._LONGEST_CALL_SECONDS + 0.1
     assert not bench.has_ready()
     assert (bench.guest.suspended, bench.guest.suspensions) == (True, {"stuck": 1})
     bench.now += 1000.0
@@ -190,7 +207,7 @@ async def test_a_guest_that_takes_long_to_import_is_not_taken_for_stuck_and_miss
     bench = Bench(make)
     bench.guests.start()
     bench.feed(EVENTS[:10])
-    bench.now += 5.0
+    bench.now += 2 * module._LONGEST_CALL_SECONDS
     assert not bench.has_ready()
     bench.feed(EVENTS[10:])
     HANG.set()

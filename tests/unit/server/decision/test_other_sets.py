@@ -169,3 +169,58 @@ def test_a_callers_vector_of_another_set_is_no_part_of_this_one() -> None:
     row = desk.row(case_of(of=AGED))
     assert row is not None
     assert np.isnan(row[2])
+
+
+def test_orders_that_bring_nothing_share_a_row_until_a_part_of_it_is_another() -> None:
+    desk = Desk(MIXED)
+    desk.says([np.nan, 7.0, np.nan])
+    first = case_of(urgency=None)
+    desk.row(first)
+    assert first.snapshot is not None
+
+    def later(**changes: Any) -> bytes | None:
+        case = case_of(urgency=None, **changes)
+        case.snapshot = first.snapshot
+        desk.row(case)
+        return case.row_of(MIXED)
+
+    desk.clock.now += 0.5  # MIXED has no ages
+    assert later() is first.row_of(MIXED)
+    sold = later(side=pb.SIDE_SELL)
+    assert sold is not None
+    assert np.frombuffer(sold, ROW)[0] == -3.0
+    assert desk.row(case_of()) == [3.0, 7.0, 0.5], "one that brings something has its own"
+    assert later() is first.row_of(MIXED)
+    desk.says([np.nan, 8.0, np.nan])
+    newer = later()
+    assert newer is not None
+    assert np.frombuffer(newer, ROW)[1] == 8.0
+    assert first.snapshot is not None
+    first.snapshot = case_of().snapshot
+    assert first.snapshot is not None
+    first.snapshot.values[MF1.index["weighted_mid_bps"]] = 4.0
+    moved = later()
+    assert moved is not None
+    assert np.frombuffer(moved, ROW)[0] == 4.0
+
+
+def test_a_shared_row_with_ages_is_made_anew_when_time_goes_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    aging = FeatureSet("aging", (Feature("book_age_ms", "ms", "Copied.", lowest=0.0, is_age=True, source="mf1"),))
+    know(monkeypatch, Registered(aging, None, "the tests"))
+    desk, case = Desk(aging), case_of(urgency=None)
+    assert desk.row(case, aging) == [260.0]
+    case.snapshot_age_seconds = 0.5
+    assert desk.row(case, aging) == [510.0]
+
+
+def test_an_order_with_its_own_mf1_never_gets_the_row_of_another() -> None:
+    desk = Desk(MIXED)
+    desk.says([np.nan, 7.0, np.nan])
+    case = case_of(urgency=None)
+    desk.row(case)
+    own = case_of(urgency=None)
+    own.snapshot = case.snapshot
+    own.order.caller_features = np.full(len(MF1), 0.5, dtype=np.float32)
+    row = desk.row(own)
+    assert row is not None
+    assert row[:2] == [0.5, 7.0]

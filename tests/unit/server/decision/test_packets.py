@@ -98,6 +98,7 @@ def by_itself(case: Case, answer: Answer, decided: Decided, control: ControlStat
         trading_state=control.trading_state_name,
         flags_on=control.flags_on,
         chain_stages=case.stages,
+        chosen_model="" if case.model == "default" else case.model,
         cached_from_decision_id=answer.cached_from,
         model_expires_at=answer.model_expires_at,
         trace_id=case.order.context.trace_id,
@@ -181,6 +182,7 @@ def cases(draw: st.DrawFn) -> tuple[Case, Answer]:
     case.others = draw(st.sampled_from((None, {}, {MIXED: SetRow.of(MIXED, bytes(range(12)))})))
     case.mid = draw(st.just(math.nan) | st.floats(0.01, 1e9))
     case.stages = draw(st.sampled_from(((), ("rules",), ("model", "rules"))))
+    case.model = draw(st.sampled_from(("", "default", "scalper")))
     case.degradations.extend(draw(st.lists(st.sampled_from(pb.Degradation.values()[1:]), max_size=3)))
     case.attempts.extend(
         draw(

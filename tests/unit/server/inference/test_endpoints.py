@@ -26,6 +26,14 @@ def test_several_are_numbered_in_their_order() -> None:
     assert endpoints.named("secondary") == {}
 
 
+def test_a_named_model_may_have_endpoints_that_come_and_go() -> None:
+    model = NamedModel(secondary="each://others:7070", management={"secondary": "others:7071"})
+    endpoints = model.endpoints("scalper", ReplicaEndpoints(primary="models:7070"))
+    assert (endpoints.each("secondary"), endpoints.named("primary")) == ("others:7070", {"primary": "models:7070"})
+    with pytest.raises(ValidationError, match="management"):
+        NamedModel(secondary="each://others:7070", management={"secondary": "each://others:7071"})
+
+
 def test_a_name_whose_addresses_are_to_be_looked_up_has_no_endpoints_yet() -> None:
     endpoints = ReplicaEndpoints(primary="each://models:7070", secondary="", management={"primary": "models:7071"})
     assert (endpoints.each("primary"), endpoints.each("challenger")) == ("models:7070", "")

@@ -13,7 +13,7 @@ from support.virtual_time import until
 from pretrade.admin.v1 import admin_pb2
 from server.inference.pool import Pool
 from server.inference.wire import ModelIdentity
-from server.models.deployment import Deployment
+from server.models.deployment import Deployment, DeploymentError
 from server.models.management import LoadError
 
 OLD, NEW = "aa" * 8, "bb" * 8
@@ -110,4 +110,18 @@ async def test_the_last_endpoint_of_a_pool_is_not_ejected() -> None:
     assert world.pool.available
     world.deployment.apply("")
     assert not any(one.ejected for one in world.primaries), "what they serve decides again"
+    world.deployment.close()
+
+
+async def test_a_model_that_shares_its_replicas_gets_its_first_champion_and_the_default_one_waits_for_an_answer() -> (
+    None
+):
+    world = World(2)
+    world.secondary.model = None
+    with pytest.raises(DeploymentError, match="no champion has answered yet"):
+        await world.deployment.make_champion(NEW, "ann", "the first")
+    world.deployment._may_be_first = True
+    await world.deployment.make_champion(NEW, "ann", "the first")
+    await until(lambda: world.wanted() == [NEW, NEW])
+    assert world.deployment.champion_version == NEW
     world.deployment.close()

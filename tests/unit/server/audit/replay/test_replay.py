@@ -216,11 +216,25 @@ async def test_an_answer_of_one_of_several_endpoints_or_of_a_named_models_replic
     desk: Desk, replayer: Replayer
 ) -> None:
     packet = await desk.decide(values(3))
-    for replica in ("primary-2", "scalper/primary", "scalper/primary-11"):
-        packet.attempts[0].replica = replica
+    for replica, chosen in (("primary-2", ""), ("scalper/primary", "scalper"), ("scalper/primary-11", "scalper")):
+        packet.attempts[0].replica, packet.chosen_model = replica, chosen
         assert (await replayer.replay(packet)).first_difference is None
+    assert (
+        f"the model map of version {packet.decision.control_version} chose scalper"
+        in (await replayer.replay(packet)).facts
+    )
     packet.attempts[0].replica = "scalper/secondary"
     assert field_of(await replayer.replay(packet)) == "attempts"
+
+
+async def test_an_answer_of_another_model_than_the_map_chose_is_found(desk: Desk, replayer: Replayer) -> None:
+    packet = await desk.decide(values(3))
+    packet.chosen_model = "scalper"
+    assert field_of(await replayer.replay(packet)) == "chosen_model"
+    packet.attempts[0].replica = "scalper/primary"
+    assert (await replayer.replay(packet)).first_difference is None
+    packet.chosen_model = ""
+    assert field_of(await replayer.replay(packet)) == "chosen_model"
 
 
 async def test_a_canarys_decision_replays_though_it_is_served_under_another_name(

@@ -107,8 +107,17 @@ def show(
 
 
 @app.command()
-def check(path: Annotated[Path, typer.Argument(metavar="FILE", help="Python file with a list FEATURE_SETS.")]) -> None:
-    """Check a file with feature sets, and show their tables. Exit code 1: the file is wrong."""
+def check(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Python file with a list FEATURE_SETS.")],
+    seconds: Annotated[
+        float, typer.Option(min=0, max=3600, help="Of simulated market that computed sets are tried on; 0 for none.")
+    ] = 90.0,
+) -> None:
+    """Check a file with feature sets, show their tables, and try those that compute on a simulated market.
+
+    A set must stay within its ranges, give the same values for the same events again, and leave events as they are.
+    What it costs is shown. Exit code 1: something is wrong.
+    """
     from feature_cache import feature_sets  # noqa: PLC0415
     from feature_cache.feature_set import FeatureSetError  # noqa: PLC0415
 
@@ -120,6 +129,28 @@ def check(path: Annotated[Path, typer.Argument(metavar="FILE", help="Python file
         raise typer.Exit(1) from None
     for one in found:
         _print(one)
+    tried = [_is_sound(one, seconds) for one in found if one.make is not None and seconds]
+    raise typer.Exit(0 if all(tried) else 1)
+
+
+def _is_sound(one: Registered, seconds: float) -> bool:
+    """Tries a set and says what was found."""
+    from feature_cache.worker import trial  # noqa: PLC0415
+
+    found, name = trial.run(one, seconds), one.feature_set.version
+    for problem in found.problems:
+        typer.echo(f"{name}: {problem}", err=True)
+    if not found.events:
+        return False
+    event, vector = (1e6 * one / found.events for one in (found.event_seconds, found.values_seconds))
+    typer.echo(
+        f"{name}: {found.events:,} events of {found.seconds:.0f} s; an event takes {event:.1f} µs and a vector"
+        f" {vector:.1f} µs, the slowest call {1e3 * found.slowest_seconds:.1f} ms; one such instrument takes at most"
+        f" {100 * found.core_share:.2g} % of a core"
+    )
+    if found.undefined and not found.problems:
+        typer.echo(f"{name}: never defined in that time: {', '.join(found.undefined)}")
+    return not found.problems
 
 
 def _loaded(file: Path | None) -> FeatureSets:

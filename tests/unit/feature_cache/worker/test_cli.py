@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from feature_cache import feature_sets, logs
 from feature_cache.features import MF1
-from feature_cache.store.cli import app
+from feature_cache.worker.cli import app
 
 FILE = """
 from feature_cache.feature_set import CALLER, Feature, FeatureSet
@@ -72,3 +73,53 @@ def test_check_shows_the_sets_of_a_sound_file_and_names_what_is_wrong_with_anoth
 def test_a_name_with_a_venue_is_watched(tmp_path: Path) -> None:
     ended = features("BTCUSDT.SIM", "--once", "--dir", tmp_path)
     assert (ended.exit_code, "No stack runs in" in ended.stderr) == (3, True)
+
+
+COMPUTED = """
+import time
+import numpy as np
+from feature_cache.feature_set import Feature, FeatureSet
+from feature_cache.feature_sets import ComputedSet
+SET = FeatureSet("own", (Feature("trades", "", "Trades.", 0.0, 1e9), Feature("never", "", "Never.")))
+class Own:
+    def __init__(self, instrument):
+        self.count = 0
+    def on_event(self, event):
+        self.count += event.WhichOneof("event") == "trade"
+        {on_event}
+    def values(self):
+        {values}
+        return np.array([self.count, np.nan], dtype=np.float32)
+FEATURE_SETS = [ComputedSet(SET, Own)]
+"""
+
+
+def check(tmp_path: Path, on_event: str = "pass", values: str = "pass") -> Result:
+    path = tmp_path / "own.py"
+    path.write_text(COMPUTED.format(on_event=on_event, values=values))
+    return features("check", path, "--seconds", "3")
+
+
+def test_check_tries_a_computed_set_and_says_what_it_costs(tmp_path: Path) -> None:
+    ended = check(tmp_path)
+    assert ended.exit_code == 0, ended.output
+    assert re.search(r"own/\w+: \d+ events of 3 s; an event takes [\d.]+ µs and a vector [\d.]+ µs", ended.stdout)
+    assert "never defined in that time: never" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("on_event", "values", "message"),
+    [
+        ("self.count -= 1", "pass", "trades is -1, not finite and from 0 to 1e+09"),
+        ("1 / (self.count < 3)", "pass", "raised ZeroDivisionError('division by zero') after"),
+        ("pass", "self.count = time.perf_counter_ns() % 1_000_003", "saw the same 5 events: a clock, a random number"),
+        ("pass", "self.count += 1", "how often `values` is asked decides it"),
+        ("event.event_time_ns += 1", "pass", "on_event changed the event, which others are shown too"),
+        ("pass", "return np.zeros(3)", "values() has the shape (3,), not (2,)"),
+    ],
+)
+def test_check_names_the_rule_that_a_computed_set_breaks(
+    tmp_path: Path, on_event: str, values: str, message: str
+) -> None:
+    ended = check(tmp_path, on_event, values)
+    assert (ended.exit_code, message in ended.stderr) == (1, True), ended.output
