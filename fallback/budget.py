@@ -49,6 +49,12 @@ class Budget:
         self.uses: list[Use] = []
         """In the order of the stages."""
 
+    def copy(self) -> Budget:
+        """One that is charged by itself from now on."""
+        made = Budget(self.arrived, self.deadline, self.reserve_seconds)
+        made.uses = self.uses.copy()
+        return made
+
     @property
     def allowed(self) -> float:
         """Seconds from arrival to the deadline."""

@@ -11,13 +11,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar, runtime_checkable
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
+
+if TYPE_CHECKING:
+    from fallback.block import Block
 
 _log = structlog.get_logger(__name__)
 
@@ -78,6 +81,23 @@ class JointStage(Protocol[CaseT]):
         ...
 
 
+@runtime_checkable
+class BlockStage(Protocol):
+    """A stage that can begin with orders in columns."""
+
+    def begin_block(self, block: Block) -> bool:
+        """Begins with all orders of a block, whose `on_results` is called; False, and nothing done, where it cannot."""
+        ...
+
+    def settle_block(self, block: Block) -> bool:
+        """Writes the answers into the block, now that all results are there; False where they are not the usual."""
+        ...
+
+    def count_block(self, block: Block) -> None:
+        """Counts the orders that the block still has, as `settle` does each of them."""
+        ...
+
+
 Asked = tuple[StageName, Stage]
 """A stage that is asked, and its name."""
 
@@ -99,11 +119,19 @@ class Chain:
         self._joint: dict[StageName, JointStage[Any]] = {
             name: stage for name, stage in stages.items() if isinstance(stage, JointStage)
         }
+        self._in_blocks: dict[StageName, BlockStage] = {
+            name: stage for name, stage in stages.items() if isinstance(stage, BlockStage)
+        }
         self._asked = self._default = tuple((name, stages[name]) for name in default)
         self._clock = clock
         self._next_report = -math.inf
         self.broken: Counter[StageName] = Counter()
         """Times that a stage broke off with an error, by stage."""
+
+    def for_blocks(self) -> tuple[BlockStage | None, tuple[Asked, ...]]:
+        """The first stage if it takes orders in columns, and all that are asked; None if they are not the default."""
+        asked = self._asked
+        return (self._in_blocks.get(asked[0][0]) if asked == self._default else None), asked
 
     def ask_in_order(self, names: tuple[StageName, ...]) -> None:
         """Asks these stages in this order from the next case on; the others are not asked."""

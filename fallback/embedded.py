@@ -17,13 +17,16 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from fallback.block import Result
 from fallback.order import Answer, Attempt, held_against
+from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fallback.block import Block
     from fallback.joint_case import JointCase
     from fallback.order import Case
     from feature_cache.feature_set import FeatureSet
@@ -149,6 +152,37 @@ class Embedded:
             case.asked_at, case.allowed = started, max(0.0, case.budget.remaining(started))
             case.set_result(_Scored(score, scorer, len(asked), place))
         return asked
+
+    def begin_block(self, block: Block) -> bool:
+        """Scores a block's rows in one call; False, and nothing done, where it is not the usual."""
+        scorer = self._holder.scorer
+        if scorer is None or not self._enabled() or self._is_trial() or scorer.feature_set is not MF1:
+            return False
+        block.asked_at = self._clock()
+        block.asked_of, block.allowed = NAME, max(0.0, block.budget.remaining(block.asked_at))
+        try:
+            scores = scorer.scores(b"".join([view.row for view in block.views])).tolist()
+        except ValueError:
+            return False
+        count = len(scores)
+        for place, score in enumerate(scores):
+            block.put(place, _Scored(score, scorer, count, place))
+        return True
+
+    def settle_block(self, block: Block) -> bool:
+        """Makes the results of a block answers, if all of them are scores."""
+        results: list[_Scored] = block.results
+        used = self._clock() - block.asked_at
+        if not all(0.0 <= one.score <= 1.0 for one in results):
+            return False
+        scored = [Result(one.score, one.rows, one.place, 0.0) for one in results]
+        block.answered(pb.SOURCE_EMBEDDED, results[0].scorer, scored, used)
+        return True
+
+    def count_block(self, block: Block) -> None:
+        """Counts the orders that a block still has, and writes the attempt into the ledger."""
+        self.scored += len(block)
+        block.budget.charge(pb.STAGE_EMBEDDED, block.allowed, block.used)
 
     def settle(self, case: JointCase) -> Answer | None:
         """The answer of a case whose row was scored with others; None without a usable score."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
@@ -19,6 +19,10 @@ from fallback.order import MODEL_SOURCES, Answer, Case, Order
 from feature_cache.token_bucket import TokenBuckets
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+
+if TYPE_CHECKING:
+    from fallback.block import Block
+    from feature_cache.store.codec import FeatureSnapshot
 
 _log = structlog.get_logger(__name__)
 
@@ -208,6 +212,37 @@ class Guards:
                 found.append(is_near and order.quantity * max(price, mid) <= most)
         return found
 
+    def clear_of(self, block: Block) -> list[int]:
+        """The orders of an answered block that a look shows no guard objects to; for the others there is `apply`."""
+        limits, model, places = self._settings, block.model, range(len(block))
+        assert model is not None
+        if (
+            self._limits
+            or limits.max_decisions_per_second is not None
+            or self._trading_state() != admin_pb2.TRADING_STATE_ACTIVE
+        ):
+            return []
+        is_within = None if self._models is None else self._models.are_within(block)
+        collar_bps = math.inf if limits.price_collar_bps is None else limits.price_collar_bps
+        most = math.inf if limits.max_notional is None else limits.max_notional
+        valid_until = model.expires_at + self.model_grace_seconds if model.expires_at else math.inf
+        found = []
+        for place, order, view in zip(places, block.orders, block.views, strict=True):
+            mid, price = view.mid, order.limit_price
+            if (is_within is not None and not is_within[place]) or not 0 < mid < math.inf:
+                continue
+            if valid_until < math.inf and self._market_seconds_of(view.snapshot) >= valid_until:
+                continue
+            if price != price:  # noqa: PLR0124 - NaN: a market order
+                is_clear = order.quantity * mid <= most
+            else:
+                direction = 1 if order.side == pb.SIDE_BUY else -1
+                is_near = direction * (price / mid - 1) * 1e4 <= collar_bps
+                is_clear = is_near and order.quantity * max(price, mid) <= most
+            if is_clear:
+                found.append(place)
+        return found
+
     def apply(self, case: Case, answer: Answer, beyond_limits: Reasons | None = None) -> Guarded:
         """The action after all guards, and the reasons: the answer's own first, then each objection.
 
@@ -262,7 +297,10 @@ class Guards:
         It is the market that a model no longer knows: a recording that is replayed a year later is the market of its
         own time. The feature engine holds a venue's wrong time within a second of its feed.
         """
-        known_ns = 0 if case.snapshot is None else case.snapshot.event_time_ns
+        return self._market_seconds_of(case.snapshot)
+
+    def _market_seconds_of(self, snapshot: FeatureSnapshot | None) -> float:
+        known_ns = 0 if snapshot is None else snapshot.event_time_ns
         return known_ns / 1e9 if known_ns else self._wall_clock()
 
     def _order_objections(self, case: Case, reasons: list[pb.ReasonCode.ValueType]) -> None:

@@ -28,6 +28,7 @@ from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 
 if TYPE_CHECKING:
+    from fallback.block import Block
     from feature_cache.store.codec import FeatureSnapshot
 
 Reasons = tuple[pb.ReasonCode.ValueType, ...]
@@ -128,6 +129,33 @@ class LimitGuards:
                     found[place] = (*found[place], pb.REASON_CODE_OUT_OF_DOMAIN)
         return found
 
+    def are_within(self, block: Block) -> list[bool] | None:
+        """Whether each order of an answered block is within what its model knows; None for: all of them.
+
+        One that is not is to be asked for in `objections`, which says why.
+        """
+        uncertain, out_of_domain = self._uncertain(), self._out_of_domain()
+        if not uncertain and not out_of_domain:
+            return None
+        assert block.model is not None
+        limits, count = self._limits(block.model.version), len(block)
+        if not limits.is_known:
+            return [False] * count
+        within = [True] * count
+        if uncertain and limits.low <= limits.high:
+            within = [not limits.low <= one.score <= limits.high for one in block.scored]
+        domain = limits.domain
+        if out_of_domain and domain is not None:
+            if domain.feature_set is not MF1:
+                return [False] * count
+            views = {id(view): view for view in block.views}
+            outside = dict(zip(views, domain.are_outside([view.row for view in views.values()]), strict=True))
+            watches = self._watches_of(domain)
+            for key, view in views.items():
+                outside[key] = self._is_stuck_or_turned(view.snapshot, domain, watches) or outside[key]
+            within = [is_in and not outside[id(view)] for is_in, view in zip(within, block.views, strict=True)]
+        return within
+
     def _watches_of(self, domain: Domain) -> dict[str, Watch]:
         """Those of a model; the model that was used least lately is forgotten for a new one."""
         watches = self._watches[domain] = self._watches.pop(domain, {})
@@ -148,14 +176,18 @@ class LimitGuards:
         return True
 
     @staticmethod
-    def _is_stuck_or_turned(snapshot: FeatureSnapshot, domain: Domain, watches: dict[str, Watch], case: Case) -> bool:
-        """Whether a feature of an instrument is so, as far as is known with this vector."""
+    def _is_stuck_or_turned(
+        snapshot: FeatureSnapshot, domain: Domain, watches: dict[str, Watch], case: Case | None = None
+    ) -> bool:
+        """Whether a feature of an instrument is so, as far as is known with this vector; of `mf1` without a case."""
         watch = watches.get(snapshot.instrument)
         if watch is None:
             watch = watches[snapshot.instrument] = Watch(domain)
         time_ns = snapshot.event_time_ns
         if watch.is_due(time_ns):
-            watch.see(snapshot.values if domain.feature_set is MF1 else _in_market(case, domain), time_ns)
+            watch.see(
+                snapshot.values if case is None or domain.feature_set is MF1 else _in_market(case, domain), time_ns
+            )
         return watch.is_implausible
 
 

@@ -18,6 +18,7 @@ from feature_cache.constants import Constant
 
 if TYPE_CHECKING:
     from fallback.order import Case
+    from server.decision.decided_block import DecidedBlock
 
 _LONGEST_SECONDS = 6 * 3_600.0
 _ROUNDING: Final = 1e-9
@@ -110,12 +111,20 @@ class Objective:
             else:
                 self.missed += 1
 
+    def note_block(self, decided: DecidedBlock) -> None:
+        """The same for decisions that a model made in columns, from the server's own features."""
+        if decided.block.budget.allowed >= self._min_allowed_seconds:
+            self.met += len(decided)
+
 
 class Notes(Protocol):
     """Notes what became of calls: `Objective` of one model, or `RoutedObjective`."""
 
     def note(self, case: Case, by_model: bool) -> None:
         """Counts a call, if it counts: whether a model answered it in time."""
+
+    def note_block(self, decided: DecidedBlock) -> None:
+        """The same for decisions that were made in columns."""
 
 
 class RoutedObjective:
@@ -134,6 +143,11 @@ class RoutedObjective:
         """See `Objective.note`. An order whose model this server does not have counts for none."""
         if (objective := self._objectives.get(self._model_of(case))) is not None:
             objective.note(case, by_model)
+
+    def note_block(self, decided: DecidedBlock) -> None:
+        """The same for decisions that were made in columns."""
+        for case, _, _ in decided.each():
+            self.note(case, by_model=True)
 
 
 class BurnRate:

@@ -16,6 +16,7 @@ from server.inference.outcome import Outcome
 from server.inference.rows import Lane, Scored
 
 if TYPE_CHECKING:
+    from fallback.block import Block
     from fallback.joint_case import JointCase
     from server.canary.plan import Canary
     from server.inference.champion import Champion
@@ -111,6 +112,18 @@ class CanaryRouting:
     def tells(self, case: Case) -> bool:
         """Whether what models say of a case tells something of the canary: of one that it covers."""
         return self.canary is None or _covers(self.canary, case)
+
+    def begin_block(self, block: Block) -> bool:
+        """The same for orders in columns."""
+        return self.canary is None and self._champion.begin_block(block)
+
+    def settle_block(self, block: Block) -> bool:
+        """See `Champion.settle_block`."""
+        return self._champion.settle_block(block)
+
+    def count_block(self, block: Block) -> None:
+        """See `Champion.count_block`."""
+        self._champion.count_block(block)
 
     def settle(self, case: JointCase) -> Answer | None:
         """See `Champion.settle`."""

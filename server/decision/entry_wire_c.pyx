@@ -263,6 +263,62 @@ cdef int add(Column* columns, _Tables tables, Py_ssize_t place, tuple row) excep
     return 0
 
 
+cdef int add_block(Column* columns, _Tables tables, decided) except -1:
+    """Adds decisions that were made in columns; see `DecidedBlock.rows`."""
+    cdef double score, age, arrived, used
+    cdef Py_ssize_t place
+    cdef bytes reasons
+    block, ids = decided.block, decided.ids
+    model, source = block.model, block.source
+    cdef list orders = list(block.orders), views = list(block.views), scored = block.scored
+    cdef list actions = block.actions, all_reasons = block.reasons
+    cdef object wall_ns = decided.wall_ns
+    cdef object now_ns = int(decided.recorded_at * 1e9)
+    cdef object allowed = decided.allowed_us
+    cdef object used_us = decided.recorded_us
+    cdef bytes ledger = write_stages(decided.uses)
+    threshold, expires_at = model.threshold, model.expires_at
+    name, version, replica = model.name, model.version, block.asked_of
+    arrived, used = block.budget.arrived, block.used
+    for place in range(len(orders)):
+        order, view, one = orders[place], views[place], scored[place]
+        put_text(columns, DECISION_ID, ids[place])
+        add_order(columns, tables, order)
+        score = one.score
+        reasons = bytes((all_reasons[place],))
+        key = (actions[place], source, reasons, b"", name, version, threshold, expires_at)
+        choose(columns, ANSWER, ANSWERS, tables.answers, key, tables.answer)
+        put_double(&columns[SCORE], score)
+        age = view.age_seconds
+        put_fixed(&columns[FEATURE_AGE], <long long> (age * 1e9))
+        put_fixed(&columns[DECIDED_AT], wall_ns)
+        put_small(&columns[ALLOWED], allowed)
+        put_small(&columns[USED], used_us)
+        put_bytes(columns, LEDGER, ledger)
+        vector = view.row
+        number = tables.vectors.get(vector)
+        if number is None:
+            number = tables.vectors[vector] = len(tables.vectors) + 1
+            put_bytes(columns, MODEL_INPUTS, vector)
+        put(&columns[MODEL_INPUT], number)
+        snapshot = view.snapshot
+        number = tables.books.get(id(snapshot))
+        if number is None:
+            number = tables.books[id(snapshot)] = len(tables.books) + 1
+            put_bytes(columns, BOOKS, tables.book(snapshot))
+        put(&columns[BOOK], number)
+        put_double(&columns[AGE_SECONDS], age)
+        put(&columns[AGE_US], <unsigned long long> (<long long> (age * 1e6)))
+        put(&columns[ATTEMPT_COUNT], 1)
+        choose(columns, ATTEMPT, ATTEMPTS, tables.attempts, (replica, "success", version, one.rows), tables.attempt)
+        put_small(&columns[ATTEMPT_USED], <unsigned long long> (used * 1e6) if used > 0 else 0)
+        put_small(&columns[ATTEMPT_INDEX], one.place)
+        put_fixed(&columns[ARRIVED], <long long> (arrived * 1e9))
+        put_fixed(&columns[DECIDED], now_ns)
+        put_double(&columns[MID], view.mid)
+    return 0
+
+
 cdef bytes joined(Column* columns):
     """The entry: the columns in the order of their fields."""
     cdef Column batch, entry
@@ -288,18 +344,27 @@ def write_entry(bytes shared, list rows, parts):
     """See packets.py."""
     cdef Column[FIELDS] columns
     cdef _Tables tables = _Tables(parts)
-    cdef Py_ssize_t place
+    cdef Py_ssize_t place = 0
     cdef int field
     memset(columns, 0, sizeof(columns))
     try:
         put_bytes(columns, SHARED, shared)
-        for place in range(len(rows)):
-            add(columns, tables, place, rows[place])
+        for row in rows:
+            if type(row) is tuple:
+                add(columns, tables, place, <tuple> row)
+                place += 1
+            else:
+                add_block(columns, tables, row)
+                place += len(row)
         if tables.vectors:
             put_text(columns, FEATURE_SET, _SET_ID)
-        if any([row[2].idempotency_key for row in rows]):
+        if any([type(row) is tuple and row[2].idempotency_key for row in rows]):
             for row in rows:
-                put_text(columns, IDEMPOTENCY_KEY, row[2].idempotency_key)
+                if type(row) is tuple:
+                    put_text(columns, IDEMPOTENCY_KEY, row[2].idempotency_key)
+                else:
+                    for _ in range(len(row)):
+                        put_text(columns, IDEMPOTENCY_KEY, "")
         return joined(columns)
     finally:
         for field in range(FIELDS):

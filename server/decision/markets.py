@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from fallback.order import Case
+from fallback.block import View
+from fallback.order import Case, Order
 from fallback.staleness import judge, problem_of
 from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -102,6 +103,27 @@ class Markets:
         for case in cases:
             budget = case.budget
             budget.charge(pb.STAGE_FEATURES, budget.deadline - started, used)
+
+    def views(self, orders: Sequence[Order]) -> list[View] | None:
+        """What is known of the instruments of orders without features of their own, all at one instant.
+
+        None where it is not the usual: features are missing or may not decide, or a model takes others besides.
+        """
+        if self._others is not None and self._others.wanted:
+            return None
+        now = self._clock()
+        known: dict[tuple[str, pb.Side.ValueType], View] = {}
+        found = []
+        for order in orders:
+            key = order.instrument, order.side
+            view = known.get(key)
+            if view is None:
+                market, age, problem = self._see(order.instrument, now)
+                if market is None or problem is not None:
+                    return None
+                view = known[key] = View(market.snapshot, age, market.mid, *market.vector(order.side, age))
+            found.append(view)
+        return found
 
     def _see(self, instrument: str, now: float) -> _Seen:
         """What is known of an instrument now."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from fallback.chain import Chain
     from server.decision.admission import Admission
+    from server.decision.decided_block import DecidedBlock
     from server.decision.idempotency import IdempotencyWindow
     from server.decision.pending import Pending
     from server.decision.replies import Replies
@@ -120,6 +121,15 @@ class DecisionMetrics:
         self.degradations.update(degradations)
         self.latency.observe_all(seconds)
         tally.count([case.budget.uses for case in cases], self.stages, self.allowances, self.skips)
+
+    def observe_block(self, decided: DecidedBlock, now: float) -> None:
+        """The same for decisions that were made in columns."""
+        block, count = decided.block, len(decided)
+        for action, times in collections.Counter(block.actions).items():
+            self.decisions[block.source, action] += times
+        self.reasons.update(block.reasons)
+        self.latency.observe_all([now - decided.arrived] * count)
+        tally.count([block.budget.uses] * count, self.stages, self.allowances, self.skips)
 
     def by_source(self) -> dict[str, int]:
         """Decisions by source, every source named."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fallback.order import Answer, Attempt, Case, Order
     from feature_cache.feature_set import SetRow
     from feature_cache.store.codec import FeatureSnapshot
+    from server.decision.decided_block import DecidedBlock
     from server.decision.record import Decided
 
 _BOOK_AGE: Final = features.MF1.index["book_age_ms"]
@@ -90,14 +91,15 @@ may change is here as it was when the decision was made."""
 class PacketBatch:
     """Decisions on their way to the journal; `len` is how many. Made by `PacketWriter.batch`."""
 
-    __slots__ = ("_rows", "_shared")
+    __slots__ = ("_count", "_rows", "_shared")
 
     def __init__(self, shared: _Shared) -> None:
         self._shared = shared
-        self._rows: list[_Row] = []
+        self._rows: list[_Row | DecidedBlock] = []
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._count
 
     def add(self, case: Case, answer: Answer, decided: Decided, now: float, wall_ns: int) -> None:
         """Adds a decision that was made just now.
@@ -109,6 +111,7 @@ class PacketBatch:
             now: Monotonic seconds.
             wall_ns: The same instant, nanoseconds since the Unix epoch.
         """
+        self._count += 1
         self._rows.append(
             (
                 case,
@@ -126,6 +129,11 @@ class PacketBatch:
                 int(now * 1e9),
             )
         )
+
+    def add_block(self, decided: DecidedBlock) -> None:
+        """Adds decisions that were made in columns just now."""
+        self._count += len(decided)
+        self._rows.append(decided)
 
     def entry(self, others: Iterable[PacketBatch] = ()) -> bytes:
         """The serialised journal entry of these decisions, and of those of other batches that `can_join` says."""
@@ -184,8 +192,11 @@ class PacketWriter:
         ).SerializeToString()
 
 
-def write_entry_plainly(shared: _Shared, rows: Sequence[_Row]) -> bytes:
+def write_entry_plainly(shared: _Shared, together: Sequence[_Row | DecidedBlock]) -> bytes:
     """The serialised entry of some decisions. `entry_wire_c.pyx`, where it is compiled, writes the same bytes."""
+    rows: list[_Row] = []
+    for one in together:
+        rows.extend((one,) if isinstance(one, tuple) else one.rows())
     cases, answers, orders, ids, actions, reasons, degradations, allowed, used, ledgers, attempts, walls, nows = zip(
         *rows, strict=True
     )

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, TypeVar
 from fallback.budget import Budget, BudgetSettings
 from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Case, Order
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.decided_block import DecidedBlock
 from server.decision.idempotency import ClaimLostError, identify
 from server.decision.pending import Pending
+from server.decision.pending_block import PendingBlock
 from server.decision.promise import Promise, Promises
 from server.decision.record import Decided
 from server.decision.recorder import Recorder, Recording, fail
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Deciding = asyncio.Future[Decided] | Promise[Pending]
 """A decision to come."""
+DecidingTogether = asyncio.Future[PendingBlock]
+"""Those of some orders of a call."""
 _NOT_AGAIN = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_OUT_OF_DOMAIN))
 """Scores that are not used for a later order: those that the audit does not hold, and of features no model has seen."""
 _WAITING_SHARE = 0.5
@@ -119,7 +123,9 @@ class DataPlane:
         self._loop_lag = observers.loop_lag
         self._reply_reserve_seconds = budget_settings.reply_reserve_seconds
         self._clock = clock
-        self._recorder = Recorder(recording, self._reply_reserve, self._after, self._too_late, clock, wall_clock_ns)
+        self._recorder = Recorder(
+            recording, self._reply_reserve, self._after, self._after_block, self._too_late, clock, wall_clock_ns
+        )
         self._promises: Promises[Pending] = Promises(self._ended)
         self._arrived: list[Pending] = []
         """Cases of this turn of the event loop."""
@@ -200,22 +206,29 @@ class DataPlane:
         task.add_done_callback(self._leave)
         return task
 
-    def begin_together(self, orders: Sequence[Order], arrived: float, deadline: float | None) -> Sequence[Deciding]:
-        """The same for orders of one call without keys and deadlines of their own.
+    def begin_together(
+        self, orders: Sequence[Order], arrived: float, deadline: float | None
+    ) -> DecidingTogether | Sequence[Deciding]:
+        """The same for orders of one call without keys, deadlines, features and a trace of their own.
 
         None of them is begun where one could not be: then `begin` says why, for each of them.
         """
         deadline = self.capped(arrived, deadline)
         if self._clock() >= deadline or not self._admission.admit_together(len(orders)):
             return ()
+        in_columns = self._begin_block(orders, Budget(arrived, deadline))
+        if in_columns is not None:
+            return in_columns
         return [self._arrive(order, Budget(arrived, deadline), has_place=True, in_company=True) for order in orders]
 
-    def give_up(self, future: Deciding) -> None:
-        """The caller of an order that `begin` began does not wait any more."""
+    def give_up(self, future: Deciding | DecidingTogether) -> None:
+        """The caller of what `begin` or `begin_together` began does not wait any more."""
         if not future.done():
             future.cancel()
         elif not future.cancelled() and future.exception() is None:  # it was decided before that was known
-            self.unheard(future.result(), "cancelled")
+            made = future.result()
+            for decided in made.decisions() if isinstance(made, PendingBlock) else (made,):
+                self.unheard(decided, "cancelled")
 
     def _leave(self, future: asyncio.Future[Decided]) -> None:
         """An admitted order with a key needs its place no more."""
@@ -363,6 +376,90 @@ class DataPlane:
             asyncio.get_running_loop().call_soon(self._take_up)
         return promise
 
+    def _begin_block(self, orders: Sequence[Order], budget: Budget) -> DecidingTogether | None:
+        """Life of a request in columns, first part; None where something about it is not the usual."""
+        stage, asked = self._chain.for_blocks()
+        if stage is None or self._control.stale:
+            return None
+        now, allowed = self._clock(), budget.deadline - budget.arrived
+        views = self._markets.views(orders)
+        if views is None:
+            return None
+        budget.reserve_seconds = self._reserve(allowed, self._recorder.times.p95)
+        budget.charge(pb.STAGE_ADMISSION, allowed, now - budget.arrived)
+        budget.charge(pb.STAGE_FEATURES, budget.deadline - now, self._clock() - now)
+        future: DecidingTogether = asyncio.get_running_loop().create_future()
+        block = PendingBlock(
+            orders,
+            views,
+            budget,
+            stage,
+            asked,
+            self._block_answered,
+            self._go_alone_from_block,
+            self._block_left,
+            future,
+        )
+        try:
+            begun = stage.begin_block(block)
+        except Exception:
+            begun = False  # what it is shows when each order asks
+        if not begun:
+            block.give_up()
+            return None
+        return future
+
+    def _go_alone_from_block(self, order: Order, budget: Budget) -> Pending:
+        promise: Promise[Pending] = Promise(self._promises)
+        case = promise.case = Pending(order, budget, promise, self._answered, has_place=True)
+        return case
+
+    def _block_answered(self, block: PendingBlock) -> None:
+        """The model has answered all orders of a block, or will not."""
+        asyncio.get_running_loop().call_soon(self._settle_block, block)
+
+    def _settle_block(self, block: PendingBlock) -> None:
+        """Life of a request in columns, the rest; an order that a guard objects to goes on alone."""
+        if block.future.done():
+            return
+        try:
+            block.drop_failures()
+            if not block or not block.stage.settle_block(block):
+                block.go_on_with(())
+                return
+            started = self._clock()
+            block.go_on_with(self._guards.clear_of(block))
+            if not block:
+                return
+            block.stage.count_block(block)
+            left = block.budget.deadline - started
+            block.budget.charge(pb.STAGE_GUARDS, left if left > 0.0 else 0.0, self._clock() - started)
+        except Exception:
+            block.go_on_with(())  # what it is shows when each is settled
+            return
+        try:
+            self._recorder.record_block(block)
+        except Exception as error:
+            self._fail_block(block, error)
+
+    def _fail_block(self, block: PendingBlock, error: Exception) -> None:
+        if block.decided is None:
+            block.go_on_with(())
+        else:
+            for case in block.part():
+                fail(case, error)
+
+    def _block_left(self, block: PendingBlock) -> None:
+        """The caller of a block has gone: what is written of the decisions has not been heard."""
+        for promise in block.apart.values():
+            self.give_up(promise)
+        if block.in_block:
+            self._metrics.cancelled += block.in_block
+            if not block.has_ended:
+                self._admission.leave(block.in_block)
+            if block.decided is not None:
+                self._replies.unheard_block(block.decided, "cancelled")
+
     def _left(self, case: Pending) -> None:
         """A caller has gone: what is written of the decision has not been heard."""
         if case.decided is not None:
@@ -446,18 +543,25 @@ class DataPlane:
         self._objective.note(case, by_model=False)
         self._admission.dropped(case.budget.allowed)
 
-    def heard(self, decisions: Sequence[Decided]) -> None:
+    def heard(self, decisions: Sequence[Decided | DecidedBlock]) -> None:
         """The transport has the decisions' bytes, in time."""
         for decided in decisions:
-            self._replies.heard(decided)
+            if isinstance(decided, Decided):
+                self._replies.heard(decided)
+            else:
+                self._replies.heard_block(decided)
 
-    def unheard(self, decided: Decided, cause: Cause) -> None:
+    def unheard(self, decided: Decided | DecidedBlock, cause: Cause) -> None:
         """The decision was not sent: its caller had gone, or its deadline has passed."""
+        orders = 1 if isinstance(decided, Decided) else len(decided)
         if cause == "cancelled":
-            self._metrics.cancelled += 1
+            self._metrics.cancelled += orders
         else:
-            self._metrics.late += 1
-        self._replies.unheard(decided, cause)
+            self._metrics.late += orders
+        if isinstance(decided, Decided):
+            self._replies.unheard(decided, cause)
+        else:
+            self._replies.unheard_block(decided, cause)
 
     def _after(self, cases: Sequence[Pending], now: float) -> Mapping[Pending, Exception]:
         """What can wait until decisions are durable: cached scores, mirrored rows, admission, metrics, reports.
@@ -497,6 +601,22 @@ class DataPlane:
         _all_or_each(lambda some: self._reports.decided(some, now), sound, _itself, failed)
         _all_or_each(lambda some: self._metrics.observe(some, now), sound, _itself, failed)
         return failed
+
+    def _after_block(self, decided: DecidedBlock, now: float) -> None:
+        """The same for decisions that were made in columns."""
+        block, count = decided.block, len(decided)
+        budget, allowed = block.budget, block.budget.deadline - decided.arrived
+        newest = {(order.instrument, order.side): place for place, order in enumerate(block.orders)}
+        for place in newest.values():
+            self._cached_scores.remember(block.case(place), block.answer(place), decided.ids[place])
+        if self._control.shadow:
+            self._shadow.mirror_block(decided)
+        self._embedded_check.sample_block(decided)
+        self._objective.note_block(decided)
+        self._admission.answered([(now - budget.arrived, allowed)] * count)
+        self._reports.decided_block(decided, now)
+        self._metrics.observe_block(decided, now)
+        self._admission.leave(count)
 
 
 def _all_or_each(

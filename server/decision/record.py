@@ -19,6 +19,7 @@ from server.decision import decision_wire
 if TYPE_CHECKING:
     from fallback.budget import Budget
     from fallback.order import Case
+    from server.decision.decided_block import DecidedBlock
 
 _EXPIRES: Final = struct.Struct("<q")
 """Unix seconds."""
@@ -63,6 +64,7 @@ class Decided:
         "action",
         "allowed_us",
         "arrived",
+        "block",
         "decision_id",
         "model_expires_at",
         "order_ref",
@@ -91,6 +93,8 @@ class Decided:
         self.reasons = reasons
         self.model_expires_at = answer.model_expires_at
         self.reply = ReplyState.NONE
+        self.block: DecidedBlock | None = None
+        """Those that it was decided with in columns, if it was."""
         self.abstained = False
         self._answer = answer
         self._feature_age_seconds = case.feature_age_seconds
@@ -139,6 +143,7 @@ class Decided:
         decided.source = message.source
         decided.reasons = list(message.reasons)
         decided.reply = ReplyState.NONE
+        decided.block = None
         decided.abstained = pb.REASON_CODE_AUDIT_LATE in decided.reasons
         decided.allowed_us = message.budget.allowed_us
         decided.used_us = message.budget.used_us

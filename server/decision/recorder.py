@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.decided_block import DecidedBlock
 from server.decision.record import Decided
 from server.errors import DeadlineError, JournalError
 from server.timing.deadlines import Deadlines
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from server.decision.packets import PacketBatch, PacketWriter
     from server.decision.pending import Pending
+    from server.decision.pending_block import PendingBlock
     from server.decision.replies import Replies
     from server.journal.journal import Journal
 
@@ -57,6 +59,29 @@ class _Commit:
         self._recorder.ended(self, durable)
 
 
+class _BlockCommit:
+    """Decisions of a block, until they are durable. To `Deadlines` it is as a `_Commit`.
+
+    Where their time is up before, each goes on by itself, in a commit of the usual kind.
+    """
+
+    __slots__ = ("_recorder", "apart", "block", "is_over")
+
+    def __init__(self, block: PendingBlock, recorder: Recorder) -> None:
+        self.block = block
+        self.apart: _Commit | None = None
+        self.is_over = False
+        self._recorder = recorder
+
+    def done(self) -> bool:
+        """True when none waits any more."""
+        return self.is_over
+
+    def set_result(self, _: bool) -> None:
+        """Their time is up."""
+        self._recorder.block_is_late(self)
+
+
 class Recorder:
     """Writes decisions down, and hands each to its caller once it is on disk.
 
@@ -65,6 +90,7 @@ class Recorder:
         reply_reserve: Seconds that must be left for the reply, of so many that are allowed.
         after: Called with cases that were decided in time, and the instant, before their callers hear; returns those
             that it met a bug with.
+        after_block: The same with decisions that were made in columns; raises where it meets a bug.
         too_late: Called with each that became durable too late.
         clock: Monotonic seconds, the event loop's own.
         wall_clock_ns: Nanoseconds since the Unix epoch.
@@ -75,6 +101,7 @@ class Recorder:
         recording: Recording,
         reply_reserve: Callable[[float], float],
         after: Callable[[Sequence[Pending], float], Mapping[Pending, Exception]],
+        after_block: Callable[[DecidedBlock, float], None],
         too_late: Callable[[Pending], None],
         clock: Callable[[], float],
         wall_clock_ns: Callable[[], int],
@@ -85,6 +112,7 @@ class Recorder:
         self._new_id = recording.new_id
         self._reply_reserve = reply_reserve
         self._after = after
+        self._after_block = after_block
         self._too_late = too_late
         self._clock = clock
         self._wall_clock_ns = wall_clock_ns
@@ -121,6 +149,63 @@ class Recorder:
             self._end_unwritten(refused)
         if written:
             self._append(written, packets)
+
+    def record_block(self, block: PendingBlock) -> None:
+        """The same for the orders of an answered block that no guard objects to."""
+        now, wall_ns = self._clock(), self._wall_clock_ns()
+        ids = [self._new_id() for _ in block.orders]
+        decided = block.decided = DecidedBlock(block, ids, now, wall_ns, self._packets.control_version)
+        budget = block.budget
+        decided.durable_until = budget.deadline - self._reply_reserve(budget.deadline - budget.arrived)
+        packets = self._packets.batch()
+        packets.add_block(decided)
+        try:
+            self._replies.owe_block(decided)
+            durable = self._journal.append_batch(packets)
+        except JournalError:
+            self._end_unwritten_block(block)
+            return
+        commit = _BlockCommit(block, self)
+        self._deadlines.watch(commit, decided.durable_until, late=False)
+        durable.add_done_callback(lambda done: self._block_committed(commit, done))
+
+    def _block_committed(self, commit: _BlockCommit, durable: asyncio.Future[bool]) -> None:
+        block = commit.block
+        if commit.apart is not None:
+            self._committed(commit.apart, durable)
+            return
+        commit.is_over = True
+        if durable.cancelled() or durable.exception() is not None:
+            self._end_unwritten_block(block)
+        elif not block.future.done():  # else its caller has gone, which is noted
+            self._hand_over_block(block)
+
+    def block_is_late(self, commit: _BlockCommit) -> None:
+        """The time of decisions of a block is up before they are durable."""
+        commit.is_over = True
+        block = commit.block
+        if not block.future.done():
+            commit.apart = _Commit(block.part(), self)
+            self.ended(commit.apart, durable=False)
+
+    def _end_unwritten_block(self, block: PendingBlock) -> None:
+        assert block.decided is not None
+        self._replies.forget_block(block.decided)
+        if not block.future.done():
+            self._end_unwritten(block.part())
+
+    def _hand_over_block(self, block: PendingBlock) -> None:
+        """Gives the decisions of a block to their caller, if there is still time for that."""
+        now, budget, decided = self._clock(), block.budget, block.decided
+        assert decided is not None
+        self.times.add(now - decided.recorded_at)
+        if now >= budget.deadline:
+            self._hand_over(block.part())
+            return
+        budget.charge(pb.STAGE_AUDIT, decided.durable_until - decided.recorded_at, now - decided.recorded_at)
+        decided.used_us = max(0, int((now - decided.arrived) * 1e6))
+        self._after_block(decided, now)
+        block.ended()
 
     def _write(
         self,

@@ -29,6 +29,7 @@ and stores the position through which all of them are. The next process that ope
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -42,6 +43,7 @@ from server.errors import JournalError, JournalFullError
 from server.journal.reply_status import Cause, heard, unconfirmed
 
 if TYPE_CHECKING:
+    from server.decision.decided_block import DecidedBlock
     from server.journal.journal import Journal
 
 _log = structlog.get_logger(__name__)
@@ -81,8 +83,10 @@ class Replies:
     def __init__(self, journal: Journal, clock: Callable[[], float]) -> None:
         self._journal = journal
         self._clock = clock
-        self._owed: Final = cast("OrderedDict[Decided, int]", journal.held)
+        self._owed: Final = cast("OrderedDict[Decided | DecidedBlock, int]", journal.held)
         """Those not settled, the oldest first."""
+        self._beside = 0
+        """Decisions that are held in blocks, but for the first of each block."""
         self._notes: OrderedDict[Decided, _Note] = OrderedDict()
         """What is not durable yet, in the order in which it happened."""
         self._delayed = False
@@ -94,7 +98,7 @@ class Replies:
     @property
     def owed(self) -> int:
         """Decisions that are not settled."""
-        return len(self._owed)
+        return len(self._owed) + self._beside
 
     @property
     def waiting(self) -> int:
@@ -111,8 +115,7 @@ class Replies:
         """Notes what was never sent, and waits for a bounded time until every note is durable."""
         self._ticking.cancel()
         await asyncio.wait((self._ticking,))
-        for decided in [decided for decided in self._owed if decided.reply is ReplyState.OWED]:
-            self._unsent(decided)
+        self._note_unsent(math.inf)
         until = self._clock() + _CLOSE_SECONDS
         while self._notes and self._journal.writable and self._clock() < until:
             self._write_again()
@@ -126,16 +129,44 @@ class Replies:
         Raises:
             JournalFullError: Too many decisions are not settled.
         """
-        if len(self._owed) >= _MOST:
-            raise JournalFullError(f"of {_MOST} decisions it is not known yet whether their callers received them")
+        self._check_room()
         decided.reply = ReplyState.OWED
         self._journal.hold(decided)
+
+    def owe_block(self, decided: DecidedBlock) -> None:
+        """The same for decisions that were made in columns."""
+        self._check_room()
+        decided.reply = ReplyState.OWED
+        self._journal.hold(decided)
+        self._beside += len(decided) - 1
+
+    def _check_room(self) -> None:
+        if self.owed >= _MOST:
+            raise JournalFullError(f"of {_MOST} decisions it is not known yet whether their callers received them")
+
+    def forget_block(self, decided: DecidedBlock) -> None:
+        """Decisions did not become durable."""
+        if decided.reply is ReplyState.OWED and not decided.is_apart:
+            decided.reply = ReplyState.NONE
+            self._release_block(decided)
+        else:
+            for one in decided.apart():
+                self.forget(one)
 
     def forget(self, decided: Decided) -> None:
         """A decision did not become durable: there is no row whose reply could be in doubt."""
         if decided.reply is ReplyState.OWED:
             decided.reply = ReplyState.NONE
-            self._journal.release(decided)
+            self._release(decided)
+
+    def heard_block(self, decided: DecidedBlock) -> None:
+        """The transport has the bytes of decisions that were made in columns, in time."""
+        if decided.is_apart:
+            for one in decided.apart():
+                self.heard(one)
+        elif decided.reply is ReplyState.OWED:
+            decided.reply = ReplyState.HEARD
+            self._release_block(decided)
 
     def heard(self, decided: Decided) -> None:
         """The transport has the reply's bytes, in time."""
@@ -148,7 +179,7 @@ class Replies:
             self._note(decided, unconfirmed(decided.decision_id, "audit_late", decided.action, decided.reasons))
             self.unconfirmed["audit_late"] += 1
         elif state is ReplyState.OWED:
-            self._journal.release(decided)
+            self._release(decided)
         else:
             self._note(decided, heard(decided.decision_id))
 
@@ -171,14 +202,35 @@ class Replies:
         decided.reply = ReplyState.UNHEARD
         self._note(decided, unconfirmed(decided.decision_id, cause))
 
+    def unheard_block(self, decided: DecidedBlock, cause: Cause) -> None:
+        """The same of decisions that were made in columns."""
+        for one in decided.apart():
+            self.unheard(one, cause)
+
     def _unsent(self, decided: Decided) -> None:
         """The reply has not been sent for long, and nobody says that it will not be."""
         decided.reply = ReplyState.UNSENT
         self.unconfirmed["unsent"] += 1
         self._note(decided, unconfirmed(decided.decision_id, "unsent"))
 
+    def _release(self, decided: Decided) -> None:
+        """A decision is settled."""
+        block = decided.block
+        if block is None:
+            self._journal.release(decided)
+            return
+        block.unsettled.discard(decided)
+        if not block.unsettled:
+            self._release_block(block)
+
+    def _release_block(self, block: DecidedBlock) -> None:
+        """All decisions of a block are settled."""
+        if block in self._owed:
+            self._beside -= len(block) - 1
+            self._journal.release(block)
+
     def _note(self, decided: Decided, entry: bytes) -> None:
-        if decided not in self._owed and len(self._notes) >= _MOST:
+        if (decided.block or decided) not in self._owed and len(self._notes) >= _MOST:
             self.lost += 1
             return
         note = self._notes[decided] = _Note(entry)
@@ -202,7 +254,7 @@ class Replies:
                 self._delay(error)
         elif self._notes.get(decided) is note:  # otherwise there is more to say by now
             del self._notes[decided]
-            self._journal.release(decided)
+            self._release(decided)
 
     def _delay(self, error: BaseException | None) -> None:
         if not self._delayed:
@@ -212,20 +264,23 @@ class Replies:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            self._note_unsent()
+            self._note_unsent(self._clock() - _LONGEST_OWED_SECONDS)
             self._write_again()
 
-    def _note_unsent(self) -> None:
-        """Notes decisions that no edge has reported for long: it is not known whether they will ever be sent."""
-        before = self._clock() - _LONGEST_OWED_SECONDS
+    def _note_unsent(self, before: float) -> None:
+        """Notes decisions that no edge has reported since they came, at this instant or earlier.
+
+        It is not known whether they will ever be sent.
+        """
         old = []
         for decided in self._owed:
             if decided.arrived > before:
                 break
             if decided.reply is ReplyState.OWED:
-                old.append(decided)
-        for decided in old:
-            self._unsent(decided)
+                old += [decided] if isinstance(decided, Decided) else decided.apart()
+        for one in old:
+            if one.reply is ReplyState.OWED:
+                self._unsent(one)
 
     def _write_again(self) -> None:
         if self._journal.writable:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar
 
 import structlog
 
-from fallback.order import Case, Order
+from fallback.order import NO_CONTEXT, Case, Order
 from feature_cache.token_bucket import TokenBucket
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import InvalidOrderError, KeyReusedError, PretradeError
@@ -25,6 +25,7 @@ from server.machine import REAL, Machine
 
 if TYPE_CHECKING:
     from fallback.order import CallContext
+    from server.decision.decided_block import DecidedBlock
     from server.decision.pending import Pending
     from server.decision.record import Decided
 
@@ -129,6 +130,18 @@ class Sink:
         self._seen = seen
         return chosen
 
+    def choose_block(self, decided: DecidedBlock, now: float) -> list[tuple[int, Cause]]:
+        """The same of decisions that were made in columns, by their places: none is degraded or in a trace."""
+        places = range(len(decided))
+        cause: Cause = "slow"
+        if now - decided.arrived <= self._slow_seconds:
+            first = self._one_in - self._seen - 1 if self._one_in else len(places)
+            self._seen += len(places)
+            places, cause = places[first :: self._one_in or 1], "sample"
+            if self._one_in:
+                self._seen %= self._one_in
+        return [(place, cause) for place in places if self.admits(cause, now)]
+
     def _cause(self, case: Case, used_seconds: float) -> Cause | None:
         """Why to tell of a decision; None to pass it over."""
         if case.degradations:
@@ -186,6 +199,13 @@ class DecisionReports:
             for case, cause in sink.choose(cases, now):
                 order, arrived, ended_ns = case.order, case.budget.arrived, self._wall_clock_ns()
                 sink.put(Report(cause, order.message, order.context, arrived, now, ended_ns, case, case.decided, ""))
+
+    def decided_block(self, decided: DecidedBlock, now: float) -> None:
+        """The same of decisions that were made in columns."""
+        for sink in self.sinks:
+            for place, cause in sink.choose_block(decided, now):
+                case, one, ended_ns = decided.block.case(place), decided.one(place), self._wall_clock_ns()
+                sink.put(Report(cause, case.order.message, NO_CONTEXT, decided.arrived, now, ended_ns, case, one, ""))
 
     def failed(
         self, order: Order | pb.Order, context: CallContext, error: PretradeError, arrived: float, now: float

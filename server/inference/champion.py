@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from fallback.block import Result as ScoredRow
 from fallback.budget import BudgetSettings
 from fallback.order import Answer, Case
+from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.attempt import settle
 from server.inference.attempt_span import attempt_span
@@ -19,6 +21,7 @@ from server.inference.rows import Result, Row, Scored
 from server.timing.latency import LatencyWindow
 
 if TYPE_CHECKING:
+    from fallback.block import Block
     from fallback.joint_case import JointCase
     from server.inference.batcher import MicroBatcher
     from server.inference.pool import Role
@@ -58,6 +61,27 @@ class _Seat:
         self.breaker_open = breaker_open
         self.drained = drained
         self.failure_index = failure_index
+
+
+class _Taker:
+    """Takes the result of an order of a block."""
+
+    __slots__ = ("_block", "_place")
+
+    def __init__(self, block: Block, place: int) -> None:
+        self._block = block
+        self._place = place
+
+    def done(self) -> bool:
+        """True when it has its result, or the block's caller has gone."""
+        return self._block.results[self._place] is not None or self._block.is_left()
+
+    def set_result(self, result: Result) -> None:
+        """Gives it to the block."""
+        if isinstance(result, Scored):
+            self._block.put(self._place, result)
+        else:
+            self._block.put_failure(self._place, result)
 
 
 class _Choice(NamedTuple):
@@ -190,6 +214,47 @@ class Champion:
         if begun:
             self._retry_budget.count_attempts(len(begun))
         return begun
+
+    def begin_block(self, block: Block) -> bool:
+        """Begins the first attempt of a block as `begin` does; False, and nothing done, where it is not the usual."""
+        first, second = self._first, self._second
+        replica = None if self._hedge else first.role.pick()
+        spare = None if second is None else second.role.pick()
+        if replica is None or (spare is None and second is not None) or replica.feature_set is not MF1:
+            return False
+        if spare is None and first.role.several:
+            spare = first.role.pick((replica.name,))
+        batcher, now = replica.batcher, self._clock()
+        allowed = self._allowance(block.budget.for_models(now), math.inf if spare is None else spare.latency.p95)
+        if batcher.full or allowed < batcher.expected_seconds:
+            return False
+        block.asked_at, block.asked_of, block.allowed = now, replica.name, allowed
+        deadline = now + allowed
+        batcher.submit_together(
+            [Row(view.row, deadline, _Taker(block, place), now) for place, view in enumerate(block.views)]
+        )
+        self._retry_budget.count_attempts(len(block))
+        return True
+
+    def settle_block(self, block: Block) -> bool:
+        """Makes the results of a block's attempt answers, if all of them are scores of one version."""
+        results: list[Result] = block.results
+        used, head = self._clock() - block.asked_at, results[0]
+        model = head.model if isinstance(head, Scored) else None
+        if model is None or not all(isinstance(one, Scored) and one.model == model for one in results):
+            return False
+        scored = [
+            ScoredRow(one.score, one.batch_rows, one.batch_index, one.queued_seconds, one.call_parent)
+            for one in results
+            if isinstance(one, Scored)
+        ]
+        block.answered(self._first.source, model, scored, used)
+        return True
+
+    def count_block(self, block: Block) -> None:
+        """Counts the attempt of the orders that a block still has, and writes it into the ledger."""
+        self.attempts[block.asked_of, Outcome.SUCCESS] += len(block)
+        block.budget.charge(self._first.stage, block.allowed, block.used)
 
     def settle(self, case: JointCase) -> Answer | None:
         """The answer of a case whose first attempt has a result, if that is a score."""

@@ -15,6 +15,7 @@ from server.inference.rows import Result, Row, Scored
 
 if TYPE_CHECKING:
     from fallback.order import Answer, Case
+    from server.decision.decided_block import DecidedBlock
     from server.inference.pool import Role
 
 _log = structlog.get_logger(__name__)
@@ -66,6 +67,9 @@ class EmbeddedCheck:
         """Offers a decision. Only one that the embedded model made before any replica was asked is a candidate."""
         if answer.source != pb.SOURCE_EMBEDDED or self._random() >= self._share or _was_asked(case):
             return
+        self._send(case, answer, decision_id)
+
+    def _send(self, case: Case, answer: Answer, decision_id: str) -> None:
         replica = self._primary.pick()
         row = None if replica is None else case.row_of(replica.feature_set)
         if replica is None or row is None:
@@ -76,6 +80,14 @@ class EmbeddedCheck:
             self.fates["shed"] += 1
             return
         future.add_done_callback(lambda done: self._compare(done, answer, decision_id))
+
+    def sample_block(self, decided: DecidedBlock) -> None:
+        """Offers decisions that were made in columns."""
+        block = decided.block
+        if block.source == pb.SOURCE_EMBEDDED:
+            for place, decision_id in enumerate(decided.ids):
+                if self._random() < self._share:
+                    self._send(block.case(place), block.answer(place), decision_id)
 
     def _compare(self, done: asyncio.Future[Result], answer: Answer, decision_id: str) -> None:
         if done.cancelled():

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fallback.cached_score import CachedScores, CachedScoreSettings
     from fallback.joint_case import JointCase
     from fallback.order import Answer, Case
+    from server.decision.decided_block import DecidedBlock
     from server.inference.embedded_check import EmbeddedCheck
     from server.inference.model_map import ModelMap
     from server.inference.shadow import Shadow
@@ -51,12 +52,18 @@ class Mirror(Protocol):
     def mirror(self, decided: Sequence[tuple[Case, Answer, str]]) -> None:
         """Offers the rows of cases that have features, with their answers and ids, to those who did not decide them."""
 
+    def mirror_block(self, decided: DecidedBlock) -> None:
+        """Offers the rows of decisions that the champion has made in columns."""
+
 
 class Check(Protocol):
     """Compares embedded models with their primaries: `EmbeddedCheck` of one model, or `RoutedCheck`."""
 
     def sample(self, case: Case, answer: Answer, decision_id: str) -> None:
         """Offers a decision."""
+
+    def sample_block(self, decided: DecidedBlock) -> None:
+        """Offers decisions that were made in columns."""
 
 
 class RoutedStage:
@@ -159,6 +166,10 @@ class RoutedShadow:
             if (shadow := self._shadows.get(name)) is not None:
                 shadow.mirror(group)
 
+    def mirror_block(self, decided: DecidedBlock) -> None:
+        """See `Shadow.mirror_block`."""
+        self.mirror(decided.each())
+
 
 class RoutedCheck:
     """Compares each embedded model with its own primary.
@@ -175,6 +186,11 @@ class RoutedCheck:
     def sample(self, case: Case, answer: Answer, decision_id: str) -> None:
         """See `EmbeddedCheck.sample`."""
         self._checks[self._models.of(case)].sample(case, answer, decision_id)
+
+    def sample_block(self, decided: DecidedBlock) -> None:
+        """See `EmbeddedCheck.sample_block`."""
+        for one in decided.each():
+            self.sample(*one)
 
 
 def not_here(case: Case, stage: pb.Stage.ValueType) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fallback.order import CHAMPION_SOURCES
+from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.rows import Result, Row, Scored
 
 if TYPE_CHECKING:
     from fallback.order import Answer, Case
+    from server.decision.decided_block import DecidedBlock
     from server.inference.pool import Role
     from server.inference.replica import Replica
 
@@ -128,6 +130,40 @@ class Shadow:
                     rows = [one for one in by_champion if not one[0].from_caller and self._tells(one[0])]
                 self._send(challenger.pick(), rows, False, 0.0)
 
+    def mirror_block(self, decided: DecidedBlock) -> None:
+        """Offers the rows of decisions that the champion has made in columns."""
+        block = decided.block
+        if self._sample_share < 1.0:
+            self.mirror(decided.each())
+            return
+        for challenger in self._challengers:
+            replica = challenger.pick()
+            self.offered += len(decided)
+            if replica is None or replica.feature_set is not MF1:
+                self.refused += len(decided)
+                continue
+            model = block.model
+            assert model is not None
+            rows = [
+                Row(
+                    view.row,
+                    math.inf,
+                    _Mirrored(
+                        self._compare,
+                        decision_id,
+                        order.instrument,
+                        order.side,
+                        view.mid,
+                        view.snapshot.sequence,
+                        Opinion(model.version, scored.score, model.threshold),
+                    ),
+                )
+                for decision_id, order, view, scored in zip(
+                    decided.ids, block.orders, block.views, block.scored, strict=True
+                )
+            ]
+            self.shed += len(rows) - replica.batcher.submit_shadow(rows)
+
     def _mirror_canary(self, case: Case, answer: Answer, decision_id: str) -> None:
         self._observe_decision(decision_id)
         champion = next((one for role in self._champions if (one := role.pick()) is not None), None)
@@ -146,8 +182,18 @@ class Shadow:
             feature_set = replica.feature_set
             for case, answer, decision_id in decided:
                 if (payload := case.row_of(feature_set)) is not None:
-                    scored = answer if challenger_decided or answer.source in CHAMPION_SOURCES else None
-                    mirrored = _Mirrored(self._compare, case, decision_id, scored, challenger_decided, seconds)
+                    is_model = challenger_decided or answer.source in CHAMPION_SOURCES
+                    mirrored = _Mirrored(
+                        self._compare,
+                        decision_id,
+                        case.order.instrument,
+                        case.order.side,
+                        case.mid,
+                        None if case.from_caller or case.snapshot is None else case.snapshot.sequence,
+                        Opinion(answer.model_version, answer.score, answer.threshold) if is_model else None,
+                        challenger_decided,
+                        seconds,
+                    )
                     rows.append(Row(payload, math.inf, mirrored, from_caller=case.from_caller))
             self.shed += len(rows) - replica.batcher.submit_shadow(rows)
         self.offered += len(decided)
@@ -158,11 +204,10 @@ class Shadow:
         if not isinstance(result, Scored):
             self.failed += 1
             return
-        answer = row.decided
-        if answer is None:
+        decided = row.decided
+        if decided is None:
             self.uncompared += 1
             return
-        decided = Opinion(answer.model_version, answer.score, answer.threshold)
         other = Opinion(result.model.version, result.score, result.model.threshold)
         if (other.score >= other.threshold) == (decided.score >= decided.threshold):
             self.agreed += 1
@@ -203,22 +248,26 @@ class _Mirrored:
     def __init__(
         self,
         compare: Callable[[_Mirrored, Result], None],
-        case: Case,
         decision_id: str,
-        decided: Answer | None,
-        challenger_decided: bool,
-        seconds: float,
+        instrument: str,
+        side: pb.Side.ValueType,
+        mid: float,
+        sequence: int | None,
+        decided: Opinion | None,
+        challenger_decided: bool = False,
+        seconds: float = 0.0,
     ) -> None:
+        # Not the case itself: thousands of rows wait for their block.
         self.compare = compare
         self.decision_id = decision_id
+        self.instrument = instrument
+        self.side = side
+        self.mid = mid
+        self.sequence = sequence
         self.decided = decided
+        """What the model said that decided; None if none did."""
         self.challenger_decided = challenger_decided
         self.seconds = seconds
-        # Not the case itself: thousands of rows wait for their block.
-        self.instrument = case.order.instrument
-        self.side = case.order.side
-        self.mid = case.mid
-        self.sequence = None if case.from_caller or case.snapshot is None else case.snapshot.sequence
         self.is_done = False
 
     def done(self) -> bool:

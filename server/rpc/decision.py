@@ -19,8 +19,9 @@ from feature_cache.constants import Constant
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explaining import Explaining
 from server.decision.convert import OrderReader
+from server.decision.decided_block import DecidedBlock
 from server.decision.metrics import DecisionMetrics
-from server.decision.plane import DataPlane, Deciding
+from server.decision.plane import DataPlane, Deciding, DecidingTogether
 from server.decision.protowire import prefixed, template
 from server.decision.record import Decided
 from server.decision.reports import DecisionReports
@@ -64,6 +65,15 @@ class Begun(NamedTuple):
     """What the order itself allows; None when it does not say."""
 
 
+class BegunTogether(NamedTuple):
+    """Some orders of a batch, which are decided in columns."""
+
+    orders: Sequence[Order]
+    arrived: float
+    """When they were taken up, in monotonic seconds."""
+    decided: DecidingTogether
+
+
 class Plain(NamedTuple):
     """The plain order of a unary call, which is being decided."""
 
@@ -78,11 +88,17 @@ class Reply:
 
     __slots__ = ("deadline", "decisions", "wire")
 
-    def __init__(self, wire: bytes, *decisions: Decided) -> None:
+    def __init__(self, wire: bytes, *decisions: Decided | DecidedBlock) -> None:
         self.wire = wire
         self.decisions = decisions
         self.deadline = math.inf
         """Of one order's result, in monotonic seconds: it must not be sent later."""
+
+
+class Results(Reply):
+    """Results of several orders, as they stand in the reply to a batch."""
+
+    __slots__ = ()
 
 
 def _wires(replies: Sequence[Reply]) -> list[bytes]:
@@ -252,7 +268,7 @@ class DecisionServicer:
             late = [self._late(result) for result in results]
             raise late[0]
         sent = [self._in_time(result) for result in results]
-        wire = b"".join(_RESULTS % prefixed(result.wire) for result in sent)
+        wire = b"".join([one.wire if isinstance(one, Results) else _RESULTS % prefixed(one.wire) for one in sent])
         return Reply(wire, *(decided for result in sent for decided in result.decisions))
 
     async def _decide_all(self, orders: Sequence[Asked], call: Call) -> list[Reply]:
@@ -266,7 +282,7 @@ class DecisionServicer:
         Raises:
             OverloadedError: There was no place for any of its orders.
         """
-        begun: list[Begun] = []
+        begun: list[Begun | BegunTogether] = []
         results: list[Reply] = []
         is_patient = not any(order.reduce_only for order in orders)  # those have places of their own, and need not wait
         try:
@@ -298,22 +314,42 @@ class DecisionServicer:
                 self._give_up(one)
             raise
 
-    def _begin_slice(self, some: Sequence[Asked], call: Call) -> list[Begun]:
+    def _begin_slice(self, some: Sequence[Asked], call: Call) -> Sequence[Begun | BegunTogether]:
         """Begins with some orders of a batch: together where all of them are plain."""
         taken_up = self._clock()
         orders = [one for one in some if isinstance(one, Order) and not one.idempotency_key and not _has_timeout(one)]
         if len(orders) == len(some) and call.caller is None and self._contexts.of(call) is NO_CONTEXT:
             deciding = self._dataplane.begin_together(orders, taken_up, call.deadline)
+            if isinstance(deciding, asyncio.Future):
+                return [BegunTogether(orders, taken_up, deciding)]
             if deciding:
                 return [Begun(order, taken_up, one, None) for order, one in zip(orders, deciding, strict=True)]
         return [self._begin(order, taken_up, call.deadline, call, in_company=True) for order in some]
 
-    def _result_in_batch(self, begun: Begun, call: Call) -> Reply:
+    def _result_in_batch(self, begun: Begun | BegunTogether, call: Call) -> Reply:
+        """What became of an order, or of some of them together, as it stands in the reply."""
+        if isinstance(begun, BegunTogether):
+            return self._results_together(begun, call)
         result = self._result(begun, call)
         if result.decisions and begun.own_seconds is not None:
             # The server's cap is for deciding, the call's deadline for all.
             result.deadline = begun.arrived + begun.own_seconds
         return result
+
+    def _results_together(self, begun: BegunTogether, call: Call) -> Reply:
+        block = begun.decided.result()
+        decisions: list[Decided | DecidedBlock] = []
+        wires = []
+        for order, outcome in zip(begun.orders, block.outcomes(), strict=True):
+            if isinstance(outcome, bytes):
+                wires.append(_ORDER_DECIDED % (prefixed(order.order_ref.encode()), prefixed(outcome)))
+            else:
+                result = self._result(Begun(order, begun.arrived, outcome, None), call)
+                decisions += result.decisions
+                wires.append(result.wire)
+        if block.in_block and block.decided is not None:
+            decisions.append(block.decided)
+        return Results(b"".join([_RESULTS % prefixed(wire) for wire in wires]), *decisions)
 
     async def DecideStream(self, requests: AsyncIterator[Asked], call: Call) -> AsyncIterator[Reply]:
         """Orders as they come, results as they are ready."""
@@ -395,6 +431,7 @@ class DecisionServicer:
         if result.deadline == math.inf or self._clock() < result.deadline:
             return result
         (decided,) = result.decisions
+        assert isinstance(decided, Decided), "a block has no deadline but its call's"
         return self._refused(decided.order_ref, self._late(result))
 
     def _refused(self, order_ref: str, error: PretradeError) -> Reply:
@@ -419,7 +456,7 @@ class DecisionServicer:
             return self._refused(asked.order_ref[:64], self._failed(error, asked, begun.arrived, call))
         return Reply(_ORDER_DECIDED % (prefixed(asked.order_ref.encode()), prefixed(made.wire)), made)
 
-    def _give_up(self, begun: Begun) -> None:
+    def _give_up(self, begun: Begun | BegunTogether) -> None:
         if not isinstance(begun.decided, PretradeError):
             self._dataplane.give_up(begun.decided)
 
@@ -473,8 +510,8 @@ class DecisionServicer:
         return error
 
 
-async def _end_of(begun: Begun) -> None:
-    """Waits until an order has its decision, or gets none."""
+async def _end_of(begun: Begun | BegunTogether) -> None:
+    """Waits until what was begun has its decisions, or gets none."""
     decided = begun.decided
     if not isinstance(decided, PretradeError) and not decided.done():
         with contextlib.suppress(Exception):  # the result says so

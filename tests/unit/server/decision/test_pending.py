@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.planes import INSTRUMENT, Plane, market, packets_in, plane
 from support.scripted_replica import answers, fails, hangs
-from unit.server.decision.test_plane import INSTRUMENT, Plane, market, packets_in, plane
 
 from fallback.chain import StageName
 from fallback.guards import GuardSettings

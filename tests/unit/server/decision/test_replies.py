@@ -483,7 +483,7 @@ class Course:
             case "unheard" if decided is not None:
                 self.replies.unheard(decided, "cancelled")
             case "unsent":
-                self.replies._note_unsent()
+                self.replies._note_unsent(before=1_000.0)
             case "commit" if disk.writable:
                 disk.commit()
             case "fail" | "break":

@@ -1,0 +1,214 @@
+"""Orders of one call on their way through the usual case, in columns: what they have in common is there once.
+
+The usual case is that an instrument is known and fresh, that the first stage asks one model and gets all scores from
+one version of it, and that no guard objects. What else may happen to an order is `Case`'s affair: who meets it is taken
+out of the block, and goes on alone from where the block stands. So there is one account of everything unusual, and a
+block is never more than a short way to what each of its orders would have got by itself; tests hold one against the
+other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from fallback.order import Answer, Attempt, Case, held_against
+from pretrade.decision.v1 import decision_pb2 as pb
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fallback.budget import Budget
+    from fallback.order import Order
+    from feature_cache.store.codec import FeatureSnapshot
+
+
+class View(NamedTuple):
+    """What is known of an instrument, and may decide: the same for all orders of a side at one instant."""
+
+    snapshot: FeatureSnapshot
+    age_seconds: float
+    """Of the snapshot."""
+    mid: float
+    """Quote currency."""
+    features: NDArray[np.float32]
+    """Turned for the side; nobody may change them."""
+    row: bytes
+    """The same as a model gets them."""
+
+
+class Model(Protocol):
+    """What a model says of itself."""
+
+    @property
+    def name(self) -> str:
+        """Of the registry."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """First 16 hex digits of its content hash."""
+        ...
+
+    @property
+    def threshold(self) -> float:
+        """TRADE at or above it."""
+        ...
+
+    @property
+    def expires_at(self) -> int:
+        """Unix seconds; 0 for never."""
+        ...
+
+
+class Result(NamedTuple):
+    """What a row got of a model."""
+
+    score: float
+    rows: int
+    """That were scored together."""
+    place: int
+    """This one's among them."""
+    queued_seconds: float
+    call_parent: str = ""
+
+
+class Block:
+    """Some orders of one call, and their first attempt.
+
+    Args:
+        orders: n of them, without idempotency keys, deadlines and features of their own, and without a trace.
+        views: What is known of each.
+        budget: Of all of them.
+        on_results: Called once with the block when the attempt of each order has ended.
+        is_left: Whether the caller has gone.
+    """
+
+    __slots__ = (
+        "actions",
+        "allowed",
+        "asked_at",
+        "asked_of",
+        "before_model",
+        "budget",
+        "is_left",
+        "missing",
+        "model",
+        "on_results",
+        "orders",
+        "reasons",
+        "results",
+        "scored",
+        "source",
+        "used",
+        "views",
+    )
+
+    def __init__(
+        self,
+        orders: Sequence[Order],
+        views: Sequence[View],
+        budget: Budget,
+        on_results: Callable[[Block], None],
+        is_left: Callable[[], bool],
+    ) -> None:
+        self.orders = orders
+        self.views = views
+        self.budget = budget
+        self.on_results = on_results
+        self.is_left = is_left
+        self.before_model = len(budget.uses)
+        """How many entries the ledger has before those of the model."""
+        self.asked_at = math.nan
+        """When the attempt began, in monotonic seconds."""
+        self.asked_of = ""
+        """The replica that it is made at."""
+        self.allowed = 0.0
+        """Seconds that it may take."""
+        self.used = 0.0
+        """Seconds that it took."""
+        self.results: list[Any] = [None] * len(orders)
+        """Of the stage's own kind; None until there is one."""
+        self.missing = len(orders)
+        """Results that are still to come."""
+        self.model: Model | None = None
+        self.source = pb.SOURCE_NONE
+        self.scored: list[Result] = []
+        """The same as `results`, once all of them are scores of one version."""
+        self.actions: list[pb.Action.ValueType] = []
+        self.reasons: list[pb.ReasonCode.ValueType] = []
+
+    def __len__(self) -> int:
+        """The orders that are still in it."""
+        return len(self.orders)
+
+    def put(self, place: int, result: Any) -> None:
+        """Takes the result of an order."""
+        self.results[place] = result
+        self.missing -= 1
+        if not self.missing:
+            self.on_results(self)
+
+    def put_failure(self, place: int, result: Any) -> None:
+        """Takes the result of an order that got no score."""
+        raise NotImplementedError
+
+    def answered(self, source: pb.Source.ValueType, model: Model, scored: list[Result], used: float) -> None:
+        """All results are usable scores of one model, whose attempt took so long."""
+        self.source, self.model, self.scored, self.used = source, model, scored, used
+        held = [held_against(one.score, model.threshold) for one in scored]
+        self.actions = [action for action, _ in held]
+        self.reasons = [reason for _, reason in held]
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Goes on with these orders alone."""
+        for name in ("orders", "views", "results", "scored", "actions", "reasons"):
+            column = getattr(self, name)
+            setattr(self, name, [column[place] for place in places])
+
+    def case(self, place: int, budget: Budget | None = None) -> Case:
+        """An answered order as a case of its own, with a ledger of its own or the block's."""
+        case = Case(self.orders[place], self.budget if budget is None else budget)
+        self.fill(case, place)
+        case.attempts.append(self.attempt(place))
+        return case
+
+    def fill(self, case: Case, place: int) -> None:
+        """Writes into a case what is known of an order's instrument."""
+        view = self.views[place]
+        case.snapshot, case.snapshot_age_seconds = view.snapshot, view.age_seconds
+        case.mid, case.feature_age_seconds = view.mid, view.age_seconds
+        case.take_vector(view.features, view.row)
+
+    def attempt(self, place: int) -> Attempt:
+        """An order's attempt, for the audit."""
+        assert self.model is not None
+        scored = self.scored[place]
+        return Attempt(
+            self.asked_of,
+            "success",
+            self.used,
+            self.model.version,
+            scored.rows,
+            scored.place,
+            "",
+            scored.queued_seconds,
+            scored.call_parent,
+        )
+
+    def answer(self, place: int) -> Answer:
+        """What the model says of an order."""
+        model = self.model
+        assert model is not None
+        return Answer(
+            self.actions[place],
+            self.source,
+            self.reasons[place],
+            self.scored[place].score,
+            model.threshold,
+            model.name,
+            model.version,
+            model.expires_at,
+        )

@@ -1,0 +1,280 @@
+"""Orders that are decided in columns get what each of them would have got by itself, whatever is met on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.json_format import MessageToDict
+from support.planes import INSTRUMENT, Plane, market, notes_in, packets_in, plane
+from support.scripted_replica import Script, answers, fails, hangs
+
+from fallback.budget import BudgetSettings
+from fallback.guards import GuardSettings
+from fallback.model_limits import ModelLimits
+from fallback.order import Order
+from feature_cache.compiled import compiled
+from feature_cache.store.codec import encode
+from pretrade.admin.v1 import admin_pb2
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.pending_block import PendingBlock
+from server.decision.record import Decided
+from server.errors import DeadlineError
+from server.inference.outcome import Outcome
+from server.inference.wire import ModelIdentity, ScoreBatch
+
+_OF_THE_RUN = {
+    "age_seconds",
+    "age_us",
+    "allowed_us",
+    "arrived_monotonic_ns",
+    "book_age_ms",
+    "decided_at",
+    "decided_monotonic_ns",
+    "decision_id",
+    "event_time_ns",
+    "feature_age",
+    "model_input",
+    "sequence",
+    "used_us",
+}
+"""What two runs do not have in common."""
+
+
+def orders_of(random: Random, count: int) -> list[Order]:
+    """Plain orders, some of which a guard objects to."""
+    made = []
+    for number in range(count):
+        side = random.choice((pb.SIDE_BUY, pb.SIDE_SELL))
+        price = random.choice((None, 100.0, 100.4, 99.6, 250.0))
+        quantity = random.choice((0.5, 1.0, 5_000.0))
+        message = pb.Order(
+            order_ref=f"o-{number}",
+            instrument=INSTRUMENT,
+            side=side,
+            quantity=quantity,
+            limit_price=price,
+            strategy=random.choice(("twap", "vwap")),
+        )
+        made.append(
+            Order(
+                message.SerializeToString(),
+                INSTRUMENT,
+                side,
+                quantity,
+                float("nan") if price is None else price,
+                message.strategy,
+                False,
+                None,
+                message.order_ref,
+            )
+        )
+    return made
+
+
+def scores(random: Random) -> Script:
+    """Gives each row of a batch a score; some are none."""
+
+    async def script(rows: list[bytes]) -> ScoreBatch:
+        await asyncio.sleep(0.001)
+        found = [random.choice((0.1, 0.45, 0.55, 0.9, 0.9, 0.9, float("nan"))) for _ in rows]
+        return ScoreBatch(ModelIdentity("champion", "aa" * 8, 0.5, 0), np.array(found, dtype=np.float32))
+
+    return script
+
+
+@asynccontextmanager
+async def busy_plane(path: Path, primary: Script, secondary: Script, **changes: Any) -> AsyncIterator[Plane]:
+    path.mkdir(exist_ok=True)  # noqa: ASYNC240 - nothing else runs yet
+    async with plane(path, primary, secondary, max_in_flight=1_000, **changes) as made:
+        made.feature_cache.accept(encode(market(0.1)))
+        yield made
+
+
+async def in_columns(p: Plane, orders: Sequence[Order], seconds: float = 9.0) -> PendingBlock:
+    arrived = p.clock()
+    begun = p.dataplane.begin_together(orders, arrived, arrived + seconds)
+    assert isinstance(begun, asyncio.Future), "they are decided in columns"
+    return await begun
+
+
+async def results(block: PendingBlock) -> list[pb.Decision]:
+    """The decision of each order, in the order of the call."""
+    found = []
+    for outcome in block.outcomes():
+        wire = outcome if isinstance(outcome, bytes) else outcome.result().wire
+        found.append(pb.Decision.FromString(wire))
+    return found
+
+
+def meaning(message: Any) -> Any:
+    """A message without what two runs do not have in common."""
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: without(v) for k, v in value.items() if k not in _OF_THE_RUN}
+        return [without(one) for one in value] if isinstance(value, list) else value
+
+    return without(MessageToDict(message, preserving_proto_field_name=True))
+
+
+@pytest.mark.parametrize("number", range(12))
+async def test_a_block_is_decided_and_recorded_as_its_orders_are_alone(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, tuple[list[Any], list[Any]]] = {}
+    for way in ("columns", "alone"):
+        random = Random(number)
+        orders = orders_of(random, random.choice((1, 2, 7, 40)))
+        path = tmp_path / way
+        failing = random.random() < 0.3
+        async with busy_plane(path, fails(Outcome.TRANSPORT) if failing else scores(random), answers(0.75)) as p:
+            p.guards.configure(GuardSettings(price_collar_bps=50.0, max_notional=100_000.0))
+            if random.random() < 0.5:
+                p.limits = ModelLimits(0.44, 0.46, has_band=True)
+            arrived = p.clock()
+            if way == "columns":
+                decisions = await results(await in_columns(p, orders))
+            else:
+                monkeypatch.setattr(p.chain, "for_blocks", lambda: (None, ()))
+                begun = p.dataplane.begin_together(orders, arrived, arrived + 9.0)
+                assert not isinstance(begun, asyncio.Future)
+                decisions = [pb.Decision.FromString((await one).wire) for one in begun]
+            counted = (
+                dict(p.metrics.decisions),
+                dict(p.metrics.reasons),
+                dict(p.metrics.degradations),
+                dict(p.champion.attempts),
+                (p.objective.met, p.objective.missed, p.admission.in_flight),
+                {stage: one.buckets()[0][-1] for stage, one in p.metrics.stages.items()},
+            )
+            await p.journal.flush()
+        packets = sorted((meaning(one) for one in packets_in(path)), key=lambda one: str(one["order"]["order_ref"]))
+        found[way] = ([meaning(one) for one in decisions] + [counted], packets)
+    assert found["columns"][0] == found["alone"][0]
+    for one, other in zip(found["columns"][1], found["alone"][1], strict=True):
+        assert one == other
+
+
+async def test_the_entry_of_a_block_is_the_same_compiled_and_plain(tmp_path: Path) -> None:
+    module = compiled("server.decision.entry_wire_c")
+    if module is None:
+        pytest.skip("nothing is compiled here")
+    random = Random(1)
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        block = await in_columns(p, orders_of(random, 5))
+        assert block.decided is not None
+        batch = p.packets.batch()
+        batch.add_block(block.decided)
+        compiled_entry = batch.entry()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("server.decision.packets._compiled", None)
+            assert batch.entry() == compiled_entry
+
+
+async def test_a_caller_that_leaves_while_the_model_is_asked_takes_its_orders_along(tmp_path: Path) -> None:
+    async with busy_plane(tmp_path, hangs, hangs) as p:
+        arrived = p.clock()
+        begun = p.dataplane.begin_together(orders_of(Random(1), 8), arrived, None)
+        await asyncio.sleep(0)
+        assert p.admission.in_flight == 8
+        p.dataplane.give_up(begun)  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (p.admission.in_flight, p.metrics.cancelled) == (0, 8)
+
+
+async def test_a_caller_that_leaves_before_the_audit_is_done_has_heard_none_of_it(tmp_path: Path) -> None:
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        arrived = p.clock()
+        begun = p.dataplane.begin_together(orders_of(Random(1), 8), arrived, None)
+        assert isinstance(begun, asyncio.Future)
+        async with asyncio.timeout(10):
+            while not p.replies.owed:  # noqa: ASYNC110 - a plain attribute
+                await asyncio.sleep(0)
+        p.dataplane.give_up(begun)
+        async with asyncio.timeout(10):
+            while p.replies.owed or p.replies.waiting:  # noqa: ASYNC110 - plain attributes
+                await asyncio.sleep(0.001)
+        assert (p.admission.in_flight, p.metrics.cancelled) == (0, 8)
+    ids = {packet.decision.decision_id for packet in packets_in(tmp_path)}
+    assert {note.decision_id for note in notes_in(tmp_path)} == ids
+    assert len(ids) == 8
+
+
+async def test_what_the_caller_of_a_block_has_heard_is_noted_nowhere_and_what_it_has_not_is(tmp_path: Path) -> None:
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        heard = await in_columns(p, orders_of(Random(1), 4))
+        unheard = await in_columns(p, orders_of(Random(2), 4))
+        assert p.replies.owed == 8
+        p.dataplane.heard(list(heard.decisions()))
+        assert p.replies.owed == 4
+        for one in unheard.decisions():
+            p.dataplane.unheard(one, "deadline")
+        async with asyncio.timeout(10):
+            while p.replies.owed or p.replies.waiting:  # noqa: ASYNC110 - plain attributes
+                await asyncio.sleep(0.001)
+        assert p.metrics.late == 4
+    assert unheard.decided is not None
+    assert sorted(note.decision_id for note in notes_in(tmp_path)) == sorted(unheard.decided.ids)
+
+
+async def test_no_order_of_a_block_trades_when_the_audit_cannot_take_it(tmp_path: Path) -> None:
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75), journal_mebibytes=1) as p:
+        note = packet_pb2.ReplyUnconfirmed(decision_id="a" * 2**20)
+        await p.journal.append(packet_pb2.JournalEntry(reply_unconfirmed=note).SerializeToString())
+        decisions = await results(await in_columns(p, orders_of(Random(3), 6)))
+        assert {decision.action for decision in decisions} == {pb.ACTION_ABSTAIN}
+        assert {decision.reasons[-1] for decision in decisions} == {pb.REASON_CODE_AUDIT_UNAVAILABLE}
+        await asyncio.sleep(0)
+        assert (p.replies.owed, p.admission.in_flight) == (0, 0)
+
+
+async def test_no_order_of_a_block_trades_when_the_audit_is_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = BudgetSettings(cap_seconds=0.5, audit_reserve_seconds=0.1, reply_reserve_seconds=0.05)
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75), budget=budget) as p:
+        never: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        monkeypatch.setattr(p.journal, "append_batch", lambda batch: never)
+        block = await in_columns(p, orders_of(Random(3), 6))
+        outcomes = [one.exception() or one.result() for one in block.apart.values()]
+        assert len(outcomes) == 6
+        assert all(isinstance(one, DeadlineError) or (isinstance(one, Decided) and one.abstained) for one in outcomes)
+        assert any(isinstance(one, Decided) and one.action == pb.ACTION_ABSTAIN for one in outcomes)
+        never.set_result(True)
+        await asyncio.sleep(0)
+        assert p.admission.in_flight == 0
+
+
+@pytest.mark.parametrize("why", ["halted", "stages", "stale", "hedge", "no features"])
+async def test_what_is_not_the_usual_case_is_not_begun_in_columns(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        if why == "halted":
+            p.state = admin_pb2.TRADING_STATE_HALTED
+            decisions = await results(await in_columns(p, orders_of(Random(1), 3)))
+            assert {one.action for one in decisions} == {pb.ACTION_NO_TRADE}
+            assert p.admission.in_flight == 0
+            return
+        if why == "stages":
+            p.chain.ask_in_order(("rules", "model"))
+        elif why == "stale":
+            monkeypatch.setattr(type(p.control), "stale", True)
+        elif why == "hedge":
+            monkeypatch.setattr(p.champion, "_hedge", True)
+        else:
+            p.feature_cache._entries.clear()
+        arrived = p.clock()
+        begun = p.dataplane.begin_together(orders_of(Random(1), 3), arrived, arrived + 9)
+        assert not isinstance(begun, asyncio.Future)
+        assert len([await one for one in begun]) == 3
+        assert p.admission.in_flight == 0
