@@ -182,6 +182,10 @@ class Block:
         case.mid, case.feature_age_seconds = view.mid, view.age_seconds
         case.take_vector(view.features, view.row)
 
+    def each(self) -> list[tuple[Case, Answer]]:
+        """Each order as a case of its own, with its answer."""
+        return [(self.case(place), self.answer(place)) for place in range(len(self))]
+
     def attempt(self, place: int) -> Attempt:
         """An order's attempt, for the audit."""
         assert self.model is not None

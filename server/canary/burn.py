@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from feature_cache.constants import Constant
 
 if TYPE_CHECKING:
+    from fallback.block import Block
     from fallback.order import Case
-    from server.decision.decided_block import DecidedBlock
 
 _LONGEST_SECONDS = 6 * 3_600.0
 _ROUNDING: Final = 1e-9
@@ -111,10 +111,10 @@ class Objective:
             else:
                 self.missed += 1
 
-    def note_block(self, decided: DecidedBlock) -> None:
+    def note_block(self, block: Block) -> None:
         """The same for decisions that a model made in columns, from the server's own features."""
-        if decided.block.budget.allowed >= self._min_allowed_seconds:
-            self.met += len(decided)
+        if block.budget.allowed >= self._min_allowed_seconds:
+            self.met += len(block)
 
 
 class Notes(Protocol):
@@ -123,7 +123,7 @@ class Notes(Protocol):
     def note(self, case: Case, by_model: bool) -> None:
         """Counts a call, if it counts: whether a model answered it in time."""
 
-    def note_block(self, decided: DecidedBlock) -> None:
+    def note_block(self, block: Block) -> None:
         """The same for decisions that were made in columns."""
 
 
@@ -144,9 +144,9 @@ class RoutedObjective:
         if (objective := self._objectives.get(self._model_of(case))) is not None:
             objective.note(case, by_model)
 
-    def note_block(self, decided: DecidedBlock) -> None:
+    def note_block(self, block: Block) -> None:
         """The same for decisions that were made in columns."""
-        for case, _, _ in decided.each():
+        for case, _ in block.each():
             self.note(case, by_model=True)
 
 

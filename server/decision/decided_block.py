@@ -127,10 +127,6 @@ class DecidedBlock:
         decided.block = self
         return decided
 
-    def each(self) -> list[tuple[Case, Answer, str]]:
-        """Each order as a case of its own, with its answer and its decision's id."""
-        return [(self.block.case(place), self.block.answer(place), one) for place, one in enumerate(self.ids)]
-
     def rows(self) -> Iterator[Row]:
         """What `PacketBatch.add` writes down of each order."""
         block, now_ns = self.block, int(self.recorded_at * 1e9)

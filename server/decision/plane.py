@@ -610,9 +610,9 @@ class DataPlane:
         for place in newest.values():
             self._cached_scores.remember(block.case(place), block.answer(place), decided.ids[place])
         if self._control.shadow:
-            self._shadow.mirror_block(decided)
-        self._embedded_check.sample_block(decided)
-        self._objective.note_block(decided)
+            self._shadow.mirror_block(block, decided.ids)
+        self._embedded_check.sample_block(block, decided.ids)
+        self._objective.note_block(block)
         self._admission.answered([(now - budget.arrived, allowed)] * count)
         self._reports.decided_block(decided, now)
         self._metrics.observe_block(decided, now)

@@ -10,7 +10,7 @@ import enum
 import hashlib
 import math
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from fallback.order import Answer
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -19,7 +19,6 @@ from server.decision import decision_wire
 if TYPE_CHECKING:
     from fallback.budget import Budget
     from fallback.order import Case
-    from server.decision.decided_block import DecidedBlock
 
 _EXPIRES: Final = struct.Struct("<q")
 """Unix seconds."""
@@ -43,6 +42,21 @@ class ReplyState(enum.Enum):
     """Noted as perhaps heard by a repeat."""
     ELSEWHERE = enum.auto()
     """Another process decided, and knows."""
+
+
+class HeldTogether(Protocol):
+    """Decisions that were made in columns: the journal holds them as one until all of them are settled."""
+
+    unsettled: set[Decided]
+    """Those of which it is not yet durable what their callers heard."""
+
+    def __len__(self) -> int:
+        """How many they are."""
+        ...
+
+    def __hash__(self) -> int:
+        """Each is equal to itself alone."""
+        ...
 
 
 class Decided:
@@ -93,7 +107,7 @@ class Decided:
         self.reasons = reasons
         self.model_expires_at = answer.model_expires_at
         self.reply = ReplyState.NONE
-        self.block: DecidedBlock | None = None
+        self.block: HeldTogether | None = None
         """Those that it was decided with in columns, if it was."""
         self.abstained = False
         self._answer = answer

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 
 import structlog
 
-from server.decision.record import Decided, ReplyState
+from server.decision.record import Decided, HeldTogether, ReplyState
 from server.errors import JournalError, JournalFullError
 from server.journal.reply_status import Cause, heard, unconfirmed
 
@@ -223,7 +223,7 @@ class Replies:
         if not block.unsettled:
             self._release_block(block)
 
-    def _release_block(self, block: DecidedBlock) -> None:
+    def _release_block(self, block: HeldTogether) -> None:
         """All decisions of a block are settled."""
         if block in self._owed:
             self._beside -= len(block) - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
@@ -14,8 +14,8 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.rows import Result, Row, Scored
 
 if TYPE_CHECKING:
+    from fallback.block import Block
     from fallback.order import Answer, Case
-    from server.decision.decided_block import DecidedBlock
     from server.inference.pool import Role
 
 _log = structlog.get_logger(__name__)
@@ -81,11 +81,10 @@ class EmbeddedCheck:
             return
         future.add_done_callback(lambda done: self._compare(done, answer, decision_id))
 
-    def sample_block(self, decided: DecidedBlock) -> None:
+    def sample_block(self, block: Block, ids: Sequence[str]) -> None:
         """Offers decisions that were made in columns."""
-        block = decided.block
         if block.source == pb.SOURCE_EMBEDDED:
-            for place, decision_id in enumerate(decided.ids):
+            for place, decision_id in enumerate(ids):
                 if self._random() < self._share:
                     self._send(block.case(place), block.answer(place), decision_id)
 

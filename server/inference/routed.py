@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 from pretrade.decision.v1 import decision_pb2 as pb
 
 if TYPE_CHECKING:
+    from fallback.block import Block
     from fallback.cached_score import CachedScores, CachedScoreSettings
     from fallback.joint_case import JointCase
     from fallback.order import Answer, Case
-    from server.decision.decided_block import DecidedBlock
     from server.inference.embedded_check import EmbeddedCheck
     from server.inference.model_map import ModelMap
     from server.inference.shadow import Shadow
@@ -52,7 +52,7 @@ class Mirror(Protocol):
     def mirror(self, decided: Sequence[tuple[Case, Answer, str]]) -> None:
         """Offers the rows of cases that have features, with their answers and ids, to those who did not decide them."""
 
-    def mirror_block(self, decided: DecidedBlock) -> None:
+    def mirror_block(self, block: Block, ids: Sequence[str]) -> None:
         """Offers the rows of decisions that the champion has made in columns."""
 
 
@@ -62,7 +62,7 @@ class Check(Protocol):
     def sample(self, case: Case, answer: Answer, decision_id: str) -> None:
         """Offers a decision."""
 
-    def sample_block(self, decided: DecidedBlock) -> None:
+    def sample_block(self, block: Block, ids: Sequence[str]) -> None:
         """Offers decisions that were made in columns."""
 
 
@@ -166,9 +166,9 @@ class RoutedShadow:
             if (shadow := self._shadows.get(name)) is not None:
                 shadow.mirror(group)
 
-    def mirror_block(self, decided: DecidedBlock) -> None:
+    def mirror_block(self, block: Block, ids: Sequence[str]) -> None:
         """See `Shadow.mirror_block`."""
-        self.mirror(decided.each())
+        self.mirror([(*one, decision_id) for one, decision_id in zip(block.each(), ids, strict=True)])
 
 
 class RoutedCheck:
@@ -187,10 +187,10 @@ class RoutedCheck:
         """See `EmbeddedCheck.sample`."""
         self._checks[self._models.of(case)].sample(case, answer, decision_id)
 
-    def sample_block(self, decided: DecidedBlock) -> None:
+    def sample_block(self, block: Block, ids: Sequence[str]) -> None:
         """See `EmbeddedCheck.sample_block`."""
-        for one in decided.each():
-            self.sample(*one)
+        for one, decision_id in zip(block.each(), ids, strict=True):
+            self.sample(*one, decision_id)
 
 
 def not_here(case: Case, stage: pb.Stage.ValueType) -> None:

@@ -12,8 +12,8 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.rows import Result, Row, Scored
 
 if TYPE_CHECKING:
+    from fallback.block import Block
     from fallback.order import Answer, Case
-    from server.decision.decided_block import DecidedBlock
     from server.inference.pool import Role
     from server.inference.replica import Replica
 
@@ -130,17 +130,16 @@ class Shadow:
                     rows = [one for one in by_champion if not one[0].from_caller and self._tells(one[0])]
                 self._send(challenger.pick(), rows, False, 0.0)
 
-    def mirror_block(self, decided: DecidedBlock) -> None:
+    def mirror_block(self, block: Block, ids: Sequence[str]) -> None:
         """Offers the rows of decisions that the champion has made in columns."""
-        block = decided.block
         if self._sample_share < 1.0:
-            self.mirror(decided.each())
+            self.mirror([(*one, decision_id) for one, decision_id in zip(block.each(), ids, strict=True)])
             return
         for challenger in self._challengers:
             replica = challenger.pick()
-            self.offered += len(decided)
+            self.offered += len(block)
             if replica is None or replica.feature_set is not MF1:
-                self.refused += len(decided)
+                self.refused += len(block)
                 continue
             model = block.model
             assert model is not None
@@ -158,9 +157,7 @@ class Shadow:
                         Opinion(model.version, scored.score, model.threshold),
                     ),
                 )
-                for decision_id, order, view, scored in zip(
-                    decided.ids, block.orders, block.views, block.scored, strict=True
-                )
+                for decision_id, order, view, scored in zip(ids, block.orders, block.views, block.scored, strict=True)
             ]
             self.shed += len(rows) - replica.batcher.submit_shadow(rows)
 
