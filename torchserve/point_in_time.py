@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 MAX_AGE_NS: Final = 10_000_000_000
 """An older vector is one that a server has no longer, by default (`PRETRADE_FEATURE_CACHE__TTL_SECONDS`)."""
 
-_SIDES: Final = {"buy": False, "sell": True}
+SIDES: Final = {"buy": False, "sell": True}
+"""What a column `side` may hold, and whether that is a sell."""
 
 
 def known_at(
@@ -141,7 +142,7 @@ def read_orders(path: Path, feature_set: FeatureSet = MF1) -> pa.Table:
         raise SamplesError(f"{path}: time must be a date and time in UTC, or nanoseconds since the epoch, not {kind}")
     if table.column("time").null_count or table.column("instrument").null_count:
         raise SamplesError(f"{path}: every order needs an instrument and a time")
-    if "side" in table.column_names and (wrong := set(table.column("side").to_pylist()) - _SIDES.keys()):
+    if "side" in table.column_names and (wrong := set(table.column("side").to_pylist()) - SIDES.keys()):
         raise SamplesError(f"{path}: side must be buy or sell, not {min(map(str, wrong))!r:.40}")
     return table
 
@@ -163,7 +164,7 @@ def with_features(orders: pa.Table, events: Iterable[pb.MarketEvent], feature_se
         rows[:, place] = _brought(orders, feature_set, place)
         orders = orders.drop_columns(feature_set.names[place])
     if "side" in orders.column_names:
-        sells = np.array([_SIDES[side] for side in orders.column("side").to_pylist()], np.bool_)
+        sells = np.array([SIDES[side] for side in orders.column("side").to_pylist()], np.bool_)
         rows[sells] = feature_set.for_sell(rows[sells])
     for index, name in enumerate(feature_set.names):
         # NaN stays NaN and does not become null: a model is fed what it was trained on.

@@ -3,7 +3,8 @@
 A column for every feature of the set, as the model sees them (turned for the side of the order), and a label of 0 and
 1: `eligible` or `label`, or one that is named. With `time` (a timestamp, or nanoseconds since 1970) and `instrument`
 the rows are a series of each instrument: observations that share a market are counted as such, and drift and domain can
-be measured. `sell` says of which side a row is. Without `time` each row counts as independent of all others.
+be measured. `sell`, or else `side`, says of which side a row is. Without `time` each row counts as independent of all
+others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from feature_cache.feature_set import FeatureSet
 from torchserve.brought.errors import BroughtError
 from torchserve.dataset import Samples
 from torchserve.label import Label
+from torchserve.point_in_time import SIDES
 from torchserve.sources import sha256_of
 
 LABELS: Final = ("eligible", "label")
@@ -75,13 +77,12 @@ def read_data(path: Path, feature_set: FeatureSet, label_column: str = "", label
     has_time = "time" in named
     time_ns = _times(path, table) if has_time else np.arange(len(rows), dtype=np.int64) * 2 * meant.span_ns
     numbers, instruments = _instruments(table, len(rows))
-    sell = _floats(path, table, "sell") > 0 if "sell" in named else np.zeros(len(rows), np.bool_)
     samples = Samples(
         rows=rows,
         eligible=values > 0,
         markout_bps=np.full(len(rows), np.nan),
         time_ns=time_ns,
-        sell=sell,
+        sell=_sells(path, table, len(rows)),
         instrument=numbers,
         instruments=instruments,
         source=described.get("source", f"brought: {path.name}"),
@@ -134,6 +135,19 @@ def _instruments(table: Any, count: int) -> tuple[NDArray[np.int16], tuple[str, 
         return np.zeros(count, np.int16), ("all",)
     names, numbers = np.unique(np.array(table.column("instrument").to_pylist(), dtype=str), return_inverse=True)
     return numbers.astype(np.int16), tuple(names.tolist())
+
+
+def _sells(path: Path, table: Any, count: int) -> NDArray[np.bool_]:
+    """Which rows are of a sell, as our own datasets say it (`sell`) or as orders do (`side`)."""
+    if "sell" in table.column_names:
+        found: NDArray[np.bool_] = _floats(path, table, "sell") > 0
+        return found
+    if "side" not in table.column_names:
+        return np.zeros(count, np.bool_)
+    sides = table.column("side").to_pylist()
+    if wrong := set(sides) - SIDES.keys():
+        raise BroughtError(f"{path}: column side must hold buy or sell, not {min(map(str, wrong))!r:.40}")
+    return np.array([SIDES[side] for side in sides], np.bool_)
 
 
 def _check_rows(path: Path, rows: NDArray[np.float32], feature_set: FeatureSet) -> None:

@@ -203,6 +203,7 @@ def test_a_dataset_is_checked_column_by_column(tmp_path: Path) -> None:
         ({"ofi_1s": pa.array(half * np.inf)}, "column ofi_1s holds an infinity: write what is undefined as NaN"),
         ({"ofi_1s": pa.array(["much"] * 600)}, "column ofi_1s holds something else than numbers"),
         ({"time": pa.array(half)}, "column time must be timestamps or nanoseconds"),
+        ({"side": pa.array(["short"] * 600)}, "column side must hold buy or sell, not 'short'"),
     ]
     for change, message in causes:
         columns = {name: column for name, column in {**good, **change}.items() if column is not None}
@@ -219,3 +220,11 @@ def test_what_is_null_is_undefined(tmp_path: Path) -> None:
     columns = table(600)
     columns["ofi_1s"] = pa.array([None] * 600, pa.float64())
     assert np.isnan(read_data(written(tmp_path, columns), MF1).samples.rows[:, MF1.index["ofi_1s"]]).all()
+
+
+def test_the_side_is_read_as_datasets_and_as_orders_say_it(tmp_path: Path) -> None:
+    sells = np.arange(600) % 3 == 0
+    orders = table(600) | {"side": pa.array(np.where(sells, "sell", "buy"))}
+    np.testing.assert_array_equal(read_data(written(tmp_path, orders), MF1).samples.sell, sells)
+    both = orders | {"sell": pa.array(~sells)}
+    np.testing.assert_array_equal(read_data(written(tmp_path, both), MF1).samples.sell, ~sells)
