@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 
@@ -18,7 +19,7 @@ from local.training.cli import Delay, Horizon, Price, feature_set_of, label_of, 
 from pretrade.client.cli.options import AdminTarget, AsJson, Directory, Yes
 from pretrade.client.stack_file import DEFAULT_DIRECTORY, NoStackError, stack_endpoint
 from server.errors import ModelUnknownError
-from server.inference.model_map import DEFAULT
+from server.inference.model_map import DEFAULT, RESERVED, ModelName
 from server.models.archive import read_archive
 from server.models.registry import ALIASES, CANDIDATE, CARDS, EVALUATION_FILE, VERSIONS, ModelUnusableError, Registry
 from torchserve.brought.errors import BroughtError
@@ -105,6 +106,7 @@ def add(
         raise typer.BadParameter(
             "reading a pickle runs whatever code is in it: say --trusted if you know who made it", param_hint="--kind"
         )
+    _check_model(model)
     feature_set = feature_set_of(features)
     label = label_of(horizon, delay, price)
     settings = TrainingSettings(target_precision=target_precision, valid_days=valid_days or None)
@@ -150,8 +152,9 @@ def combine(
     from torchserve.dataset import SamplesError  # noqa: PLC0415
     from torchserve.training import TrainingSettings  # noqa: PLC0415
 
+    _check_model(model)
     if mean == stack:
-        raise typer.BadParameter("one of both", param_hint="--mean or --stack")
+        raise typer.BadParameter("say one of the two", param_hint="--mean or --stack")
     label = label_of(horizon, delay, price)
     settings = TrainingSettings(target_precision=target_precision, valid_days=valid_days or None)
     settings = settings if label is None else settings.model_copy(update={"label": label})
@@ -213,9 +216,10 @@ def export(
     store: Store = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Copy a version out of the store: its archive, metadata and card, and the weights in their own format.
+    """Copy a version out of the store: its archive, metadata and card, and the weights as they are served.
 
-    The weights give margins or probabilities before calibration; the metadata say how these become scores.
+    Models of LightGBM and scikit-learn are served as ONNX. The weights give margins or probabilities before
+    calibration; the metadata say how these become scores.
     """
     registry = Registry(store or store_of(directory, None))
     try:
@@ -343,6 +347,19 @@ def _named(name: str) -> str:
     if name not in _NAMES:
         raise typer.BadParameter(f"{name} is neither champion nor challenger", param_hint="--name")
     return name
+
+
+def _check_model(name: str) -> None:
+    """Raises BadParameter for what cannot be the name of a model: the registry has a folder of that name."""
+    if name == DEFAULT:
+        return
+    said = f"{', '.join(sorted(RESERVED))} are taken" if name in RESERVED else ""
+    try:
+        TypeAdapter(ModelName).validate_python(name)
+    except ValidationError:
+        said = "it must be a lower-case word of at most 32 letters, digits and hyphens"
+    if said:
+        raise typer.BadParameter(f"{name!r} is no name for a model: {said}", param_hint="--model")
 
 
 def _refused(why: str) -> typer.Exit:

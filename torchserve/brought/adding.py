@@ -89,10 +89,7 @@ def add(brought: Brought, data: Data | None, adding: Adding) -> Added:
         SamplesError: The data are too short for three parts.
     """
     feature_set = adding.feature_set
-    if data is None and adding.threshold is None:
-        raise BroughtError("without a dataset the threshold is yours to say: --threshold, or --calibrate DATASET")
-    if adding.threshold is not None and not 0 <= adding.threshold <= 1:
-        raise BroughtError(f"--threshold {adding.threshold:g}: must be from 0 to 1, a probability")
+    check_threshold(data, adding)
     if adding.fill_undefined:
         if data is None:
             raise BroughtError("--fill-undefined takes the medians of a dataset: name one with --calibrate")
@@ -107,6 +104,14 @@ def add(brought: Brought, data: Data | None, adding: Adding) -> Added:
     seen_by = Fitted(brought.weights, None if is_trees else {}, 0)
     model = Servable(brought.kind, brought.weights, brought.scored, brought.margin(), seen_by)
     return describe(model, data, adding, notes=brought.notes, difference=difference)
+
+
+def check_threshold(data: Data | None, adding: Adding) -> None:
+    """Raises BroughtError where the threshold is missing, or no probability."""
+    if data is None and adding.threshold is None:
+        raise BroughtError("without a dataset the threshold is yours to say: --threshold, or --calibrate DATASET")
+    if adding.threshold is not None and not 0 <= adding.threshold <= 1:
+        raise BroughtError(f"--threshold {adding.threshold:g}: must be from 0 to 1, a probability")
 
 
 class Servable(NamedTuple):

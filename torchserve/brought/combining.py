@@ -8,6 +8,7 @@ Source: D. Wolpert, Stacked Generalization (1992).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from torchserve import handler
-from torchserve.brought.adding import Added, Adding, Servable, calibration_part, describe
+from torchserve.brought.adding import Added, Adding, Servable, calibration_part, check_threshold, describe
 from torchserve.brought.data import Data
 from torchserve.brought.errors import BroughtError
 from torchserve.fitting import Fitted
@@ -77,12 +78,11 @@ def _check(how: How, parts: Sequence[Part], data: Data | None, adding: Adding) -
                 f"{one.version} takes the features {one.metadata['feature_set']}, not {adding.feature_set.version}: all"
                 " parts must take the same"
             )
-        if not one.weight > 0:
-            raise BroughtError(f"{one.version}={one.weight:g}: a weight must be above 0")
+        if not 0 < one.weight < math.inf:
+            raise BroughtError(f"{one.version}={one.weight:g}: a weight must be above 0, and finite")
     if how == "stack" and data is None:
         raise BroughtError("a stack is fitted: name the rows that it learns from with --calibrate")
-    if data is None and adding.threshold is None:
-        raise BroughtError("without a dataset the threshold is yours to say: --threshold, or --calibrate DATASET")
+    check_threshold(data, adding)
 
 
 def _shares(parts: Sequence[Part]) -> tuple[list[float], float]:
