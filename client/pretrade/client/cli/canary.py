@@ -23,6 +23,7 @@ from pretrade.client.cli.options import (
     Model,
     Reason,
     Yes,
+    every_order_of,
 )
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
@@ -204,7 +205,7 @@ def promote(
     from pretrade.client.cli.connection import connected
 
     def risk(would: admin_pb2.PromoteCanaryResponse) -> str:
-        return f"The canary {would.canary.model_version} then decides every order, whatever its evidence."
+        return f"The canary {would.canary.model_version} then decides {every_order_of(model)}, whatever its evidence."
 
     request = admin_pb2.PromoteCanaryRequest(model=model, author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
@@ -257,7 +258,7 @@ def rollback(
     from pretrade.client.cli.connection import connected
 
     def risk(would: admin_pb2.RollBackResponse) -> str:
-        return f"{would.model_version} then decides every order, and no longer {would.previous_version}."
+        return f"{would.model_version} then decides {every_order_of(model)}, and no longer {would.previous_version}."
 
     request = admin_pb2.RollBackRequest(model=model, author=author, reason=reason)
     with connected(target, directory, "admin") as channel:

@@ -19,6 +19,7 @@ from pretrade.client.cli.options import (
     Model,
     Reason,
     Yes,
+    every_order_of,
 )
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
@@ -93,7 +94,7 @@ def load(
 
 @app.command(epilog=_EXIT_CODES)
 def alias(
-    name: Annotated[str, typer.Argument(help="champion, challenger or previous.")],
+    name: Annotated[str, typer.Argument(help="champion, challenger, previous or candidate.")],
     version: Version,
     model: Model = DEFAULT_MODEL,
     author: Author = USER,
@@ -114,7 +115,7 @@ def alias(
 
     def risk(would: admin_pb2.SetModelAliasResponse) -> str:
         request.model_version = would.model.model_version  # as in `start`
-        return f"{would.model.model_version} then decides every order, without having been a canary."
+        return f"{would.model.model_version} then decides {every_order_of(model)}, without having been a canary."
 
     request = admin_pb2.SetModelAliasRequest(
         alias=name, model_version=version, model=model, author=author, reason=reason

@@ -72,3 +72,8 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Model = Annotated[str, typer.Option("--model", help="The model that is meant, by its name in the server's settings.")]
 DEFAULT_MODEL: Final = "default"
 """The model that is meant where a command names no other."""
+
+
+def every_order_of(model: str) -> str:
+    """What a champion decides, for people: a model besides the default one has only what the map gives it."""
+    return "every order" if model == DEFAULT_MODEL else f"every order of the model {model}"

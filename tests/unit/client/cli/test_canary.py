@@ -74,6 +74,26 @@ def test_a_version_that_there_is_not_is_refused_before_anything_is_asked() -> No
     assert (found.exit_code, found.output) == (1, "NOT_FOUND: no version or alias deadbeef\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "orders"),
+    [
+        (["models", "alias", "champion", VERSION], "every order"),
+        (["models", "alias", "champion", VERSION, "--model", "scalper"], "every order of the model scalper"),
+        (["canary", "promote", "--model", "scalper"], "every order of the model scalper"),
+        (["canary", "rollback", "--model", "scalper"], "every order of the model scalper"),
+    ],
+)
+def test_the_question_names_the_model_whose_orders_a_champion_decides(words: list[str], orders: str) -> None:
+    answers = {
+        "SetModelAlias": lambda _request: pb.SetModelAliasResponse(model=pb.ModelVersion(model_version=VERSION)),
+        "PromoteCanary": lambda _request: pb.PromoteCanaryResponse(canary=pb.Canary(model_version=VERSION)),
+        "RollBack": lambda _request: pb.RollBackResponse(model_version=VERSION, previous_version=CHAMPION),
+    }
+    with admin_server(**answers) as server:
+        found = CliRunner().invoke(app, [*words, "--target", server.address])
+    assert f"{VERSION} then decides {orders}, " in found.output
+
+
 def model(version: str, *aliases: str, **more: Any) -> pb.ModelVersion:
     said: dict[str, Any] = {"kind": "xgboost", "standing": "does not beat the rules"}
     return pb.ModelVersion(
