@@ -28,6 +28,7 @@ RESERVED: Final = frozenset((DEFAULT, "champion", "challenger", "previous", "can
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 """What a model is called in settings, commands and the audit."""
 Pattern = Annotated[str, Field(pattern=r"^[!-~]{1,64}$")]
+_PATTERN_RULE: Final = "must be a pattern of 1 to 64 characters of ASCII without a space; `?` stands for any other"
 MOST_RULES: Final = 100
 """What an instrument and strategy that come for the first time may cost: some 0.1 ms."""
 _MOST_CHOSEN: Final = 10_000
@@ -69,7 +70,8 @@ def read_rules(rules: str | list[dict[str, str]]) -> Rules:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"rules{f'.{where}' if where else ''}: {first['msg']}") from None
+        said = _PATTERN_RULE if first["loc"][-1:] in (("instrument",), ("strategy",)) else first["msg"]
+        raise ValueError(f"rules{f'.{where}' if where else ''}: {said}") from None
 
 
 def write_rules(rules: Iterable[MapRule]) -> str:

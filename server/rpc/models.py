@@ -107,18 +107,17 @@ class ModelSteering:
         Raises:
             InvalidChangeError: They break a rule, or name a model that this server does not have.
         """
+        for place, one in enumerate(request.rules):
+            if one.model not in self._models:
+                raise InvalidChangeError(f"rules.{place}.model: {self._no(one.model)}")
         given = [
             {"instrument": one.instrument or "*", "strategy": one.strategy or "*", "model": one.model}
             for one in request.rules
         ]
         try:
-            rules = read_rules(given)
+            return read_rules(given)
         except ValueError as error:
             raise InvalidChangeError(str(error)) from None
-        for place, rule in enumerate(rules):
-            if rule.model not in self._models:
-                raise InvalidChangeError(f"rules.{place}.model: {self._no(rule.model)}")
-        return rules
 
     def _no(self, model: str) -> str:
         return f"this server has no model {model!r}; it has {', '.join(self._models)} (PRETRADE_MODELS)"

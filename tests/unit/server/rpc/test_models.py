@@ -88,8 +88,8 @@ async def test_a_dry_run_says_what_would_change_and_which_rule_fits_nothing(tmp_
     ("rule", "sentence"),
     [
         (("", "", "gone"), "rules.0.model: this server has no model 'gone'; it has default, scalper (PRETRADE_MODELS)"),
-        (("", "", ""), "rules.0.model: String should match"),
-        (("B" * 65, "", "scalper"), "rules.0.instrument: String should match"),
+        (("", "", "Scalper"), "rules.0.model: this server has no model 'Scalper'; it has default, scalper"),
+        (("B" * 65, "", "scalper"), "rules.0.instrument: must be a pattern of 1 to 64 characters"),
     ],
 )
 async def test_a_map_that_breaks_a_rule_is_refused_with_a_sentence(
