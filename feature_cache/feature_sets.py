@@ -225,6 +225,8 @@ def of_file(path: Path) -> list[Registered]:
     spec = importlib.util.spec_from_file_location(name, path)
     if path.suffix != ".py" or spec is None or spec.loader is None:
         raise FeatureSetError(f"{path}: must be a Python file, and end with .py")
+    if not path.is_file():
+        raise FeatureSetError(f"{path}: there is no such file ({path.absolute()})")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -321,5 +323,5 @@ def _part(feature_set: FeatureSet, source: str) -> Part:
 
 
 def names() -> str:
-    """What this process knows, for messages: `mf1/5c6f81d2, numbers/1f0c83aa`."""
+    """What this process knows, for messages: `mf1/d953e411, numbers/6044231b`."""
     return ", ".join(one.feature_set.version for one in known())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -89,7 +90,7 @@ def list_sets(file: File = None) -> None:
     for one in _loaded(file):
         sources = sorted({feature.source for feature in one.feature_set.features} - {""})
         size, own = len(one.feature_set), len(one.own)
-        table.add_row(one.feature_set.version, str(size), str(own), ", ".join(sources), one.origin)
+        table.add_row(one.feature_set.version, str(size), str(own), ", ".join(sources), escape(one.origin))
     Console().print(table)
 
 
@@ -102,7 +103,7 @@ def show(
     found = sets.by_id(set_id)
     if found is None:
         known = ", ".join(one.feature_set.id for one in sets)
-        raise typer.BadParameter(f"{set_id!r} is no set known here: {known}", param_hint="SET")
+        raise typer.BadParameter(f"{set_id!r} is no set known here: {known}; --file names others", param_hint="SET")
     _print(found)
 
 
@@ -167,11 +168,12 @@ def _loaded(file: Path | None) -> FeatureSets:
 def _print(one: Registered) -> None:
     feature_set = one.feature_set
     table = Table("", "feature", "unit", "range", "for a sell", "source", "meaning", box=None)
-    table.title, table.title_justify = f"{feature_set.version}, {one.origin}", "left"
+    table.title, table.title_justify = f"{feature_set.version}, {escape(one.origin)}", "left"
     for place, feature in enumerate(feature_set.features):
         source = feature.source or feature_set.id
         turned = "negated" if feature.signed else f"swapped with {feature.swapped_with}" if feature.swapped_with else ""
-        table.add_row(str(place), feature.name, feature.unit, _range(feature), turned, source, feature.doc)
+        unit, doc = escape(feature.unit), escape(feature.doc)  # "in [bps]" is no markup
+        table.add_row(str(place), feature.name, unit, _range(feature), turned, source, doc)
     Console().print(table)
 
 

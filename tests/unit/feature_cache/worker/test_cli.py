@@ -56,6 +56,12 @@ def test_show_prints_unit_range_turning_source_and_meaning_of_each_feature() -> 
     assert MF1.features[0].doc in rows["spread_bps"]
 
 
+def test_brackets_in_a_users_words_are_printed_as_they_are(file: Path) -> None:
+    file.write_text(FILE.replace('"The caller\'s view."', '"The caller\'s view, [raw] and [/final]."'))
+    ended = features("show", "mine", "--file", file)
+    assert (ended.exit_code, "view, [raw] and [/final]." in ended.stdout) == (0, True), ended.output
+
+
 def test_show_says_which_sets_there_are_instead_of_one_that_is_not_known() -> None:
     ended = features("show", "mf9")
     assert (ended.exit_code, "'mf9' is no set known here: mf1" in ended.stderr) == (2, True)
