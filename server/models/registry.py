@@ -74,7 +74,7 @@ class ModelRecord:
     kind: str
     """`monotone`, `xgboost` or `torch`."""
     feature_set: str
-    """Id and fingerprint, for example `mf1/5c6f81d2`."""
+    """Id and fingerprint, for example `mf1/d953e411`."""
     threshold: float
     created_at: float
     """When its archive was written, seconds since the Unix epoch."""
