@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from feature_cache.store.codec import encode
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.decided_block import DecidedBlock
 from server.decision.pending_block import PendingBlock
 from server.decision.record import Decided
 from server.errors import DeadlineError
@@ -101,8 +103,9 @@ async def busy_plane(path: Path, primary: Script, secondary: Script, **changes: 
 async def in_columns(p: Plane, orders: Sequence[Order], seconds: float = 9.0) -> PendingBlock:
     arrived = p.clock()
     begun = p.dataplane.begin_together(orders, arrived, arrived + seconds)
-    assert isinstance(begun, asyncio.Future), "they are decided in columns"
-    return await begun
+    assert isinstance(begun, PendingBlock), "they are decided in columns"
+    await begun.future
+    return begun
 
 
 async def results(block: PendingBlock) -> list[pb.Decision]:
@@ -145,7 +148,7 @@ async def test_a_block_is_decided_and_recorded_as_its_orders_are_alone(
             else:
                 monkeypatch.setattr(p.chain, "for_blocks", lambda: (None, ()))
                 begun = p.dataplane.begin_together(orders, arrived, arrived + 9.0)
-                assert not isinstance(begun, asyncio.Future)
+                assert not isinstance(begun, PendingBlock)
                 decisions = [pb.Decision.FromString((await one).wire) for one in begun]
             counted = (
                 dict(p.metrics.decisions),
@@ -185,7 +188,8 @@ async def test_a_caller_that_leaves_while_the_model_is_asked_takes_its_orders_al
         begun = p.dataplane.begin_together(orders_of(Random(1), 8), arrived, None)
         await asyncio.sleep(0)
         assert p.admission.in_flight == 8
-        p.dataplane.give_up(begun)  # type: ignore[arg-type]
+        assert isinstance(begun, PendingBlock)
+        p.dataplane.give_up_block(begun)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert (p.admission.in_flight, p.metrics.cancelled) == (0, 8)
@@ -195,11 +199,11 @@ async def test_a_caller_that_leaves_before_the_audit_is_done_has_heard_none_of_i
     async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
         arrived = p.clock()
         begun = p.dataplane.begin_together(orders_of(Random(1), 8), arrived, None)
-        assert isinstance(begun, asyncio.Future)
+        assert isinstance(begun, PendingBlock)
         async with asyncio.timeout(10):
             while not p.replies.owed:  # noqa: ASYNC110 - a plain attribute
                 await asyncio.sleep(0)
-        p.dataplane.give_up(begun)
+        p.dataplane.give_up_block(begun)
         async with asyncio.timeout(10):
             while p.replies.owed or p.replies.waiting:  # noqa: ASYNC110 - plain attributes
                 await asyncio.sleep(0.001)
@@ -275,6 +279,47 @@ async def test_what_is_not_the_usual_case_is_not_begun_in_columns(
             p.feature_cache._entries.clear()
         arrived = p.clock()
         begun = p.dataplane.begin_together(orders_of(Random(1), 3), arrived, arrived + 9)
-        assert not isinstance(begun, asyncio.Future)
+        assert not isinstance(begun, PendingBlock)
         assert len([await one for one in begun]) == 3
         assert p.admission.in_flight == 0
+
+
+async def test_a_bug_that_one_order_meets_after_its_decision_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        orders = orders_of(Random(1), 6)
+        remember = p.dataplane._cached_scores.remember
+
+        def broken(case: Any, answer: Any, decision_id: str) -> None:
+            if case.order is orders[-1]:
+                raise RuntimeError("a bug")
+            remember(case, answer, decision_id)
+
+        monkeypatch.setattr(p.dataplane._cached_scores, "remember", broken)
+        block = await in_columns(p, orders)
+        ended = list(block.apart.values())
+        assert [type(one.exception()) for one in ended] == [type(None)] * 5 + [RuntimeError]
+        stages = [use.stage for use in pb.Decision.FromString(ended[0].result().wire).budget.stages]
+        assert stages.count(pb.STAGE_AUDIT) == 1
+        await asyncio.sleep(0)
+        assert (p.objective.met, p.admission.in_flight, p.replies.owed) == (5, 0, 6)
+
+
+async def test_a_block_that_was_answered_leaves_the_collector_nothing(tmp_path: Path) -> None:
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                block = await in_columns(p, orders_of(Random(1), 6))
+                (decided,) = block.decisions()
+                p.dataplane.heard([decided])
+                block.decided = None  # as the servicer does once it has written the reply
+            del block, decided
+            await p.journal.flush()
+            await asyncio.sleep(0)
+            left = [one for one in gc.get_objects() if type(one) in (PendingBlock, DecidedBlock)]
+        finally:
+            gc.enable()
+        assert len(left) <= 2, "the last one, which deadlines may still know"
