@@ -166,7 +166,7 @@ class Block:
         """Goes on with these orders alone."""
         for name in ("orders", "views", "results", "scored", "actions", "reasons"):
             column = getattr(self, name)
-            setattr(self, name, [column[place] for place in places])
+            setattr(self, name, [column[place] for place in places] if column else [])
 
     def case(self, place: int, budget: Budget | None = None) -> Case:
         """An answered order as a case of its own, with a ledger of its own or the block's."""

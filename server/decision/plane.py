@@ -405,7 +405,8 @@ class DataPlane:
         try:
             begun = stage.begin_block(block)
         except Exception:
-            begun = False  # what it is shows when each order asks
+            self._chain.broke(asked[0][0])
+            begun = False
         if not begun:
             block.give_up()
             return None
@@ -437,7 +438,8 @@ class DataPlane:
             left = block.budget.deadline - started
             block.budget.charge(pb.STAGE_GUARDS, left if left > 0.0 else 0.0, self._clock() - started)
         except Exception:
-            block.go_on_with(())  # what it is shows when each is settled
+            self._chain.broke(block.asked[0][0])
+            block.go_on_with(())  # each finds out by itself
             return
         try:
             self._recorder.record_block(block)
