@@ -188,6 +188,16 @@ async def test_the_entry_of_a_block_is_the_same_compiled_and_plain(tmp_path: Pat
             assert batch.entry() == compiled_entry
 
 
+async def test_a_block_that_has_lost_orders_does_not_disturb_the_next_ones(tmp_path: Path) -> None:
+    random = Random(4)  # noqa: S311 - a test's
+    async with busy_plane(tmp_path, scores(random), answers(0.75)) as p:
+        for _ in range(5):
+            block = await in_columns(p, orders_of(random, 20))
+            assert 0 < block.in_block < 20
+            assert all(one.exception() is None for one in block.apart.values())
+        assert (p.chain.broken.total(), p.admission.in_flight) == (0, 0)
+
+
 async def test_a_caller_that_leaves_while_the_model_is_asked_takes_its_orders_along(tmp_path: Path) -> None:
     async with busy_plane(tmp_path, hangs, hangs) as p:
         arrived = p.clock()
