@@ -189,7 +189,7 @@ async def test_the_entry_of_a_block_is_the_same_compiled_and_plain(tmp_path: Pat
 
 
 async def test_a_block_that_has_lost_orders_does_not_disturb_the_next_ones(tmp_path: Path) -> None:
-    random = Random(4)  # noqa: S311 - a test's
+    random = Random(4)
     async with busy_plane(tmp_path, scores(random), answers(0.75)) as p:
         for _ in range(5):
             block = await in_columns(p, orders_of(random, 20))
