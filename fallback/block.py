@@ -10,7 +10,7 @@ other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fallback.order import Answer, Attempt, Case, held_against
@@ -82,8 +82,6 @@ class Block:
         orders: n of them, without idempotency keys, deadlines and features of their own, and without a trace.
         views: What is known of each.
         budget: Of all of them.
-        on_results: Called once with the block when the attempt of each order has ended.
-        is_left: Whether the caller has gone.
     """
 
     __slots__ = (
@@ -93,10 +91,8 @@ class Block:
         "asked_of",
         "before_model",
         "budget",
-        "is_left",
         "missing",
         "model",
-        "on_results",
         "orders",
         "reasons",
         "results",
@@ -111,14 +107,10 @@ class Block:
         orders: Sequence[Order],
         views: Sequence[View],
         budget: Budget,
-        on_results: Callable[[Block], None],
-        is_left: Callable[[], bool],
     ) -> None:
         self.orders = orders
         self.views = views
         self.budget = budget
-        self.on_results = on_results
-        self.is_left = is_left
         self.before_model = len(budget.uses)
         """How many entries the ledger has before those of the model."""
         self.asked_at = math.nan
@@ -149,7 +141,15 @@ class Block:
         self.results[place] = result
         self.missing -= 1
         if not self.missing:
-            self.on_results(self)
+            self.complete()
+
+    def complete(self) -> None:
+        """The attempt of each order has ended."""
+        raise NotImplementedError
+
+    def is_left(self) -> bool:
+        """Whether the caller has gone."""
+        raise NotImplementedError
 
     def put_failure(self, place: int, result: Any) -> None:
         """Takes the result of an order that got no score."""
@@ -166,7 +166,7 @@ class Block:
         """Goes on with these orders alone."""
         for name in ("orders", "views", "results", "scored", "actions", "reasons"):
             column = getattr(self, name)
-            setattr(self, name, [column[place] for place in places])
+            setattr(self, name, [column[place] for place in places] if column else [])
 
     def case(self, place: int, budget: Budget | None = None) -> Case:
         """An answered order as a case of its own, with a ledger of its own or the block's."""

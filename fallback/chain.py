@@ -156,7 +156,7 @@ class Chain:
         try:
             begun = () if stage is None else stage.begin(cases)
         except Exception:
-            self._count(name)
+            self.broke(name)
             return (), asked
         for case in begun:
             self._say(asked, case)
@@ -199,11 +199,11 @@ class Chain:
 
     def _note(self, name: StageName, case: Case) -> None:
         """Counts a stage's bug, and says in the case that it met one."""
-        self._count(name)
+        self.broke(name)
         if pb.DEGRADATION_STAGE_BROKEN not in case.degradations:
             case.degradations.append(pb.DEGRADATION_STAGE_BROKEN)
 
-    def _count(self, name: StageName) -> None:
+    def broke(self, name: StageName) -> None:
         """Counts a stage's bug; logs it with its traceback, at most once in `_REPORT_SECONDS`."""
         self.broken[name] += 1
         now = self._clock()

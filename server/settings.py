@@ -51,7 +51,8 @@ from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.embedded_check import EmbeddedSettings
 from server.inference.endpoints import NamedModel, ReplicaEndpoints
-from server.inference.model_map import DEFAULT, RESERVED, ModelName
+from server.inference.model_map import RESERVED, ModelName
+from server.inference.model_names import DEFAULT
 from server.inference.oip import ModelDescription, OpenInferenceSettings
 from server.inference.replica import ReplicaSettings
 from server.inference.retry_budget import RetrySettings

@@ -63,7 +63,8 @@ from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.champion import Champion
 from server.inference.embedded_check import EmbeddedCheck, EmbeddedSettings
-from server.inference.model_map import DEFAULT, MapRule, ModelMap
+from server.inference.model_map import MapRule, ModelMap
+from server.inference.model_names import DEFAULT
 from server.inference.pool import Pool
 from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
 from server.inference.retry_budget import RetryBudget, RetrySettings

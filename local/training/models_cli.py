@@ -19,7 +19,8 @@ from local.training.cli import Delay, Horizon, Price, feature_set_of, label_of, 
 from pretrade.client.cli.options import AdminTarget, AsJson, Directory, Yes
 from pretrade.client.stack_file import DEFAULT_DIRECTORY, NoStackError, stack_endpoint
 from server.errors import ModelUnknownError
-from server.inference.model_map import DEFAULT, RESERVED, ModelName
+from server.inference.model_map import RESERVED, ModelName
+from server.inference.model_names import DEFAULT
 from server.models.archive import read_archive
 from server.models.registry import ALIASES, CANDIDATE, CARDS, EVALUATION_FILE, VERSIONS, ModelUnusableError, Registry
 from torchserve.brought.errors import BroughtError

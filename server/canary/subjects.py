@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from server.canary.plan import Canary
 from server.control.subjects import Subject
-from server.inference.model_map import DEFAULT
+from server.inference.model_names import DEFAULT
 from server.models.registry import is_version
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from server.canary.rollout import Rollout
 from server.canary.routing import CanaryRouting
 from server.canary.subjects import canary_subject, champion_subject
 from server.control.state import Wanted
-from server.inference.model_map import DEFAULT
+from server.inference.model_names import DEFAULT
 from server.inference.shadow import Shadow
 from server.models.deployment import Deployment
 from server.models.loading import ModelLoader

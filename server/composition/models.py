@@ -17,7 +17,8 @@ from server.composition.canary import CanaryParts, assemble
 from server.composition.replicas import component_of, open_replicas
 from server.inference.champion import Champion
 from server.inference.embedded_check import EmbeddedCheck
-from server.inference.model_map import DEFAULT, ModelMap, qualified
+from server.inference.model_map import ModelMap
+from server.inference.model_names import DEFAULT, qualified
 from server.inference.replicas import Replicas
 from server.inference.retry_budget import RetryBudget
 from server.inference.routed import RoutedCheck, RoutedScores, RoutedShadow, RoutedStage

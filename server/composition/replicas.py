@@ -10,7 +10,7 @@ from server.inference.addresses import addresses_of
 from server.inference.codec import TORCHSERVE, Codec, ProtocolName
 from server.inference.endpoints import ReplicaName
 from server.inference.members import MOST_MEMBERS, Members
-from server.inference.model_map import qualified
+from server.inference.model_names import qualified
 from server.inference.oip import ModelDescription, OpenInference
 from server.inference.pool import Pool, Role
 from server.inference.replica import Replica, ReplicaLimits

@@ -24,7 +24,7 @@ from feature_cache.feature_set import CALLER, ROW, FeatureSet, SetRow
 from feature_cache.features import MF1
 from feature_cache.store.codec import BookState
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.inference.model_map import DEFAULT
+from server.inference.model_names import DEFAULT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

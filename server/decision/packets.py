@@ -23,7 +23,7 @@ from server.control.state import ControlState
 from server.decision import decision_wire
 from server.decision.protowire import prefixed, template
 from server.inference import model_sets
-from server.inference.model_map import DEFAULT
+from server.inference.model_names import DEFAULT
 from server.journal.entries import NO_AGE
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ class PendingBlock(Block):
         on_results: Called once with the block when the attempts of its orders have ended.
         alone: Makes an order a case of its own.
         left: Called once with the block when its caller has gone.
-        future: Of the caller, who cancels it when nobody waits for the decisions any more.
+        future: Done when all have ended. The caller cancels it when nobody waits for the decisions any more.
     """
 
     __slots__ = (
@@ -39,6 +39,7 @@ class PendingBlock(Block):
         "_failed",
         "_in_block",
         "_left",
+        "_on_results",
         "_open",
         "_size",
         "asked",
@@ -58,9 +59,10 @@ class PendingBlock(Block):
         on_results: Callable[[PendingBlock], None],
         alone: Callable[[Order, Budget], Pending],
         left: Callable[[PendingBlock], None],
-        future: asyncio.Future[PendingBlock],
+        future: asyncio.Future[None],
     ) -> None:
-        super().__init__(orders, views, budget, lambda _: on_results(self), future.done)
+        super().__init__(orders, views, budget)
+        self._on_results = on_results
         self.stage = stage
         self.asked = asked
         self.future = future
@@ -97,6 +99,14 @@ class PendingBlock(Block):
         for number in range(self._size):
             apart = self._apart.get(number)
             yield next(wires) if apart is None else apart
+
+    def complete(self) -> None:
+        """The attempt of each order has ended."""
+        self._on_results(self)
+
+    def is_left(self) -> bool:
+        """Whether the caller has gone, or has all decisions."""
+        return self.future.done()
 
     def put_failure(self, place: int, result: Any) -> None:
         """Takes the result of an order that got no score: it goes on alone at once."""
@@ -180,13 +190,13 @@ class PendingBlock(Block):
     def _one_fewer(self) -> None:
         self._open -= 1
         if not self._open and not self.future.done():
-            self.future.set_result(self)
+            self.future.set_result(None)
 
     def give_up(self) -> None:
         """It was not begun: its orders are none of its business."""
         self._in_block = []
         self.future.cancel()
 
-    def _caller_has_gone(self, future: asyncio.Future[PendingBlock]) -> None:
+    def _caller_has_gone(self, future: asyncio.Future[None]) -> None:
         if future.cancelled():
             self._left(self)

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Deciding = asyncio.Future[Decided] | Promise[Pending]
 """A decision to come."""
-DecidingTogether = asyncio.Future[PendingBlock]
-"""Those of some orders of a call."""
 _NOT_AGAIN = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_OUT_OF_DOMAIN))
 """Scores that are not used for a later order: those that the audit does not hold, and of features no model has seen."""
 _WAITING_SHARE = 0.5
@@ -208,7 +206,7 @@ class DataPlane:
 
     def begin_together(
         self, orders: Sequence[Order], arrived: float, deadline: float | None
-    ) -> DecidingTogether | Sequence[Deciding]:
+    ) -> PendingBlock | Sequence[Deciding]:
         """The same for orders of one call without keys, deadlines, features and a trace of their own.
 
         None of them is begun where one could not be: then `begin` says why, for each of them.
@@ -221,13 +219,17 @@ class DataPlane:
             return in_columns
         return [self._arrive(order, Budget(arrived, deadline), has_place=True, in_company=True) for order in orders]
 
-    def give_up(self, future: Deciding | DecidingTogether) -> None:
-        """The caller of what `begin` or `begin_together` began does not wait any more."""
+    def give_up(self, future: Deciding) -> None:
+        """The caller of an order that was begun does not wait any more."""
         if not future.done():
             future.cancel()
         elif not future.cancelled() and future.exception() is None:  # it was decided before that was known
-            made = future.result()
-            for decided in made.decisions() if isinstance(made, PendingBlock) else (made,):
+            self.unheard(future.result(), "cancelled")
+
+    def give_up_block(self, block: PendingBlock) -> None:
+        """The same for orders that were begun in columns."""
+        if not block.future.cancel() and not block.future.cancelled():  # they were decided before that was known
+            for decided in block.decisions():
                 self.unheard(decided, "cancelled")
 
     def _leave(self, future: asyncio.Future[Decided]) -> None:
@@ -376,7 +378,7 @@ class DataPlane:
             asyncio.get_running_loop().call_soon(self._take_up)
         return promise
 
-    def _begin_block(self, orders: Sequence[Order], budget: Budget) -> DecidingTogether | None:
+    def _begin_block(self, orders: Sequence[Order], budget: Budget) -> PendingBlock | None:
         """Life of a request in columns, first part; None where something about it is not the usual."""
         stage, asked = self._chain.for_blocks()
         if stage is None or self._control.stale:
@@ -388,7 +390,7 @@ class DataPlane:
         budget.reserve_seconds = self._reserve(allowed, self._recorder.times.p95)
         budget.charge(pb.STAGE_ADMISSION, allowed, now - budget.arrived)
         budget.charge(pb.STAGE_FEATURES, budget.deadline - now, self._clock() - now)
-        future: DecidingTogether = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         block = PendingBlock(
             orders,
             views,
@@ -403,11 +405,12 @@ class DataPlane:
         try:
             begun = stage.begin_block(block)
         except Exception:
-            begun = False  # what it is shows when each order asks
+            self._chain.broke(asked[0][0])
+            begun = False
         if not begun:
             block.give_up()
             return None
-        return future
+        return block
 
     def _go_alone_from_block(self, order: Order, budget: Budget) -> Pending:
         promise: Promise[Pending] = Promise(self._promises)
@@ -435,7 +438,8 @@ class DataPlane:
             left = block.budget.deadline - started
             block.budget.charge(pb.STAGE_GUARDS, left if left > 0.0 else 0.0, self._clock() - started)
         except Exception:
-            block.go_on_with(())  # what it is shows when each is settled
+            self._chain.broke(block.asked[0][0])
+            block.go_on_with(())  # each finds out by itself
             return
         try:
             self._recorder.record_block(block)
@@ -612,9 +616,10 @@ class DataPlane:
         if self._control.shadow:
             self._shadow.mirror_block(block, decided.ids)
         self._embedded_check.sample_block(block, decided.ids)
+        self._reports.decided_block(decided, now)
+        # Where all this met no bug, nothing is counted twice.
         self._objective.note_block(block)
         self._admission.answered([(now - budget.arrived, allowed)] * count)
-        self._reports.decided_block(decided, now)
         self._metrics.observe_block(decided, now)
         self._admission.leave(count)
 

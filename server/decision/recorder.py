@@ -65,17 +65,17 @@ class _BlockCommit:
     Where their time is up before, each goes on by itself, in a commit of the usual kind.
     """
 
-    __slots__ = ("_recorder", "apart", "block", "is_over")
+    __slots__ = ("_recorder", "apart", "block")
 
     def __init__(self, block: PendingBlock, recorder: Recorder) -> None:
-        self.block = block
+        self.block: PendingBlock | None = block
+        """None when it waits no more."""
         self.apart: _Commit | None = None
-        self.is_over = False
         self._recorder = recorder
 
     def done(self) -> bool:
         """True when none waits any more."""
-        return self.is_over
+        return self.block is None
 
     def set_result(self, _: bool) -> None:
         """Their time is up."""
@@ -170,21 +170,20 @@ class Recorder:
         durable.add_done_callback(lambda done: self._block_committed(commit, done))
 
     def _block_committed(self, commit: _BlockCommit, durable: asyncio.Future[bool]) -> None:
-        block = commit.block
+        block, commit.block = commit.block, None
         if commit.apart is not None:
             self._committed(commit.apart, durable)
+        elif block is None:
             return
-        commit.is_over = True
-        if durable.cancelled() or durable.exception() is not None:
+        elif durable.cancelled() or durable.exception() is not None:
             self._end_unwritten_block(block)
         elif not block.future.done():  # else its caller has gone, which is noted
             self._hand_over_block(block)
 
     def block_is_late(self, commit: _BlockCommit) -> None:
         """The time of decisions of a block is up before they are durable."""
-        commit.is_over = True
-        block = commit.block
-        if not block.future.done():
+        block, commit.block = commit.block, None
+        if block is not None and not block.future.done():
             commit.apart = _Commit(block.part(), self)
             self.ended(commit.apart, durable=False)
 
@@ -204,8 +203,13 @@ class Recorder:
             return
         budget.charge(pb.STAGE_AUDIT, decided.durable_until - decided.recorded_at, now - decided.recorded_at)
         decided.used_us = max(0, int((now - decided.arrived) * 1e6))
-        self._after_block(decided, now)
-        block.ended()
+        try:
+            self._after_block(decided, now)
+        except Exception:  # a bug that one order meets is none of the others' business
+            budget.uses.pop()
+            self._hand_over(block.part())
+        else:
+            block.ended()
 
     def _write(
         self,

@@ -66,18 +66,20 @@ class _Seat:
 class _Taker:
     """Takes the result of an order of a block."""
 
-    __slots__ = ("_block", "_place")
+    __slots__ = ("_block", "_has_result", "_place")
 
     def __init__(self, block: Block, place: int) -> None:
         self._block = block
         self._place = place
+        self._has_result = False
 
     def done(self) -> bool:
         """True when it has its result, or the block's caller has gone."""
-        return self._block.results[self._place] is not None or self._block.is_left()
+        return self._has_result or self._block.is_left()
 
     def set_result(self, result: Result) -> None:
         """Gives it to the block."""
+        self._has_result = True
         if isinstance(result, Scored):
             self._block.put(self._place, result)
         else:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from server.inference.model_names import DEFAULT
+
 if TYPE_CHECKING:
     from fallback.order import Case
 
-DEFAULT: Final = "default"
-"""The model of an order that no rule fits."""
 RESERVED: Final = frozenset((DEFAULT, "champion", "challenger", "previous", "candidate"))
 """No names for other models: the registry keeps their aliases beside those of the default one."""
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
@@ -33,11 +33,6 @@ MOST_RULES: Final = 100
 """What an instrument and strategy that come for the first time may cost: some 0.1 ms."""
 _MOST_CHOSEN: Final = 10_000
 """Pairs of instrument and strategy whose model is remembered: callers may make up strategies."""
-
-
-def qualified(model: str, part: str) -> str:
-    """What a replica, alias or other part of a model is called: `scalper/primary`, or just `primary` of the default."""
-    return part if model == DEFAULT else f"{model}/{part}"
 
 
 class MapRule(BaseModel):

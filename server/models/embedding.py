@@ -23,7 +23,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import ModelFailedError, ModelUnknownError
 from server.inference.embedded import EmbeddedScorer, problem_of_library
 from server.inference.embedded_margins import CannotScoreError
-from server.inference.model_map import DEFAULT
+from server.inference.model_names import DEFAULT
 from server.inference.wire import ModelIdentity
 from server.models.archive import Archive, ModelStore
 from server.models.registry import ModelUnusableError, Registry, record_of

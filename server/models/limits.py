@@ -16,7 +16,7 @@ import structlog
 
 from fallback.model_limits import NO_LIMITS, UNKNOWN, ModelLimits
 from server.errors import ModelUnknownError
-from server.inference.model_map import DEFAULT
+from server.inference.model_names import DEFAULT
 from server.models.archive import ModelStore
 from server.models.registry import Registry, record_of
 

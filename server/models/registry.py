@@ -31,7 +31,7 @@ from feature_cache import feature_sets
 from feature_cache.feature_set import ROW, FeatureSet
 from feature_cache.features import MF1
 from server.errors import ModelUnknownError
-from server.inference.model_map import DEFAULT, qualified
+from server.inference.model_names import DEFAULT, qualified
 from server.models.archive import Archive, read_archive
 from server.models.markout import Markout, markout_of
 

@@ -25,7 +25,7 @@ from server.errors import (
     UnknownSubjectError,
 )
 from server.inference import model_sets
-from server.inference.model_map import DEFAULT, qualified
+from server.inference.model_names import DEFAULT, qualified
 from server.inference.replicas import Replicas
 from server.models.deployment import Deployment, DeploymentError
 from server.models.expiry import ModelExpiry

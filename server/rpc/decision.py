@@ -21,7 +21,8 @@ from server.audit.reading.explaining import Explaining
 from server.decision.convert import OrderReader
 from server.decision.decided_block import DecidedBlock
 from server.decision.metrics import DecisionMetrics
-from server.decision.plane import DataPlane, Deciding, DecidingTogether
+from server.decision.pending_block import PendingBlock
+from server.decision.plane import DataPlane, Deciding
 from server.decision.protowire import prefixed, template
 from server.decision.record import Decided
 from server.decision.reports import DecisionReports
@@ -71,7 +72,7 @@ class BegunTogether(NamedTuple):
     orders: Sequence[Order]
     arrived: float
     """When they were taken up, in monotonic seconds."""
-    decided: DecidingTogether
+    decided: PendingBlock
 
 
 class Plain(NamedTuple):
@@ -320,7 +321,7 @@ class DecisionServicer:
         orders = [one for one in some if isinstance(one, Order) and not one.idempotency_key and not _has_timeout(one)]
         if len(orders) == len(some) and call.caller is None and self._contexts.of(call) is NO_CONTEXT:
             deciding = self._dataplane.begin_together(orders, taken_up, call.deadline)
-            if isinstance(deciding, asyncio.Future):
+            if isinstance(deciding, PendingBlock):
                 return [BegunTogether(orders, taken_up, deciding)]
             if deciding:
                 return [Begun(order, taken_up, one, None) for order, one in zip(orders, deciding, strict=True)]
@@ -337,7 +338,7 @@ class DecisionServicer:
         return result
 
     def _results_together(self, begun: BegunTogether, call: Call) -> Reply:
-        block = begun.decided.result()
+        block = begun.decided
         decisions: list[Decided | DecidedBlock] = []
         wires = []
         for order, outcome in zip(begun.orders, block.outcomes(), strict=True):
@@ -349,6 +350,7 @@ class DecisionServicer:
                 wires.append(result.wire)
         if block.in_block and block.decided is not None:
             decisions.append(block.decided)
+            block.decided = None  # which knows the block: nobody needs both any more
         return Results(b"".join([_RESULTS % prefixed(wire) for wire in wires]), *decisions)
 
     async def DecideStream(self, requests: AsyncIterator[Asked], call: Call) -> AsyncIterator[Reply]:
@@ -457,7 +459,9 @@ class DecisionServicer:
         return Reply(_ORDER_DECIDED % (prefixed(asked.order_ref.encode()), prefixed(made.wire)), made)
 
     def _give_up(self, begun: Begun | BegunTogether) -> None:
-        if not isinstance(begun.decided, PretradeError):
+        if isinstance(begun, BegunTogether):
+            self._dataplane.give_up_block(begun.decided)
+        elif not isinstance(begun.decided, PretradeError):
             self._dataplane.give_up(begun.decided)
 
     def _begin(
@@ -512,7 +516,7 @@ class DecisionServicer:
 
 async def _end_of(begun: Begun | BegunTogether) -> None:
     """Waits until what was begun has its decisions, or gets none."""
-    decided = begun.decided
+    decided = begun.decided.future if isinstance(begun, BegunTogether) else begun.decided
     if not isinstance(decided, PretradeError) and not decided.done():
         with contextlib.suppress(Exception):  # the result says so
             await decided

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from pretrade.admin.v1 import admin_pb2 as pb
 from server.control.subjects import MODEL_MAP
 from server.errors import InvalidChangeError, UnknownSubjectError
-from server.inference.model_map import DEFAULT, MapRule, ModelMap, Rules, fits, read_rules, write_rules
+from server.inference.model_map import MapRule, ModelMap, Rules, fits, read_rules, write_rules
+from server.inference.model_names import DEFAULT
 from server.rpc.steering import change_of, expiry
 
 if TYPE_CHECKING:

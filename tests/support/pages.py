@@ -14,6 +14,8 @@ _BLOCK: Final = re.compile(r"```(python|console)\n(.*?)```", re.DOTALL)
 _MARK: Final = "-- ended with"
 _VARIES: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|\b[0-9a-f]{16}\b|[+-]?\d[\d.,]*")
 """Ids, versions and figures."""
+_SOURCES: Final = re.compile(r"\((?:[A-Z_]+ # ?)+\)")
+"""Which sources decided how often: on a busy machine a later stage decides now and then."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ def commands_of(page: str) -> list[Command]:
 
 
 def alike(text: str) -> str:
-    """A text without what differs from run to run: ids, figures, and how wide a table is."""
-    return " ".join(_VARIES.sub("#", text).split())
+    """A text without what differs from run to run: ids, figures, sources, and how wide a table is."""
+    return _SOURCES.sub("(#)", " ".join(_VARIES.sub("#", text).split()))
 
 
 class Terminal:

@@ -43,7 +43,7 @@ from server.decision.convert import OrderReader
 from server.decision.record import hash_of
 from server.errors import InvalidOrderError, NotReplayableError
 from server.inference.endpoints import role_of
-from server.inference.model_map import DEFAULT
+from server.inference.model_names import DEFAULT
 from server.inference.wire import ModelIdentity
 from server.models.archive import Archive, RunningModels
 from server.models.embedding import EmbeddedModels

@@ -21,7 +21,7 @@ from feature_cache.worker.engines import Engines
 from feature_cache.worker.guests import Guest, Guests
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.other_sets import OtherSets
-from server.inference.model_map import DEFAULT
+from server.inference.model_names import DEFAULT
 from torchserve.point_in_time import known_at
 
 NAME = "A.SIM"

@@ -19,7 +19,7 @@ from feature_cache.store.codec import BookState, FeatureSnapshot
 from feature_cache.store.l1 import CachedFeatures, FeatureCache, FeatureCacheSettings
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.other_sets import OtherSets
-from server.inference.model_map import DEFAULT
+from server.inference.model_names import DEFAULT
 
 NAME = "BTCUSDT.BINANCE"
 AGED = FeatureSet(

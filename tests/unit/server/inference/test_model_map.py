@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from support.cases import new_case
 
-from server.inference.model_map import DEFAULT, MapRule, ModelMap, fits, qualified, read_rules, write_rules
+from server.inference.model_map import MapRule, ModelMap, fits, read_rules, write_rules
+from server.inference.model_names import DEFAULT, qualified
 
 
 def mapped(*rules: tuple[str, str, str]) -> ModelMap:

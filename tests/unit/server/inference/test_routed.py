@@ -13,7 +13,8 @@ from fallback.chain import Chain
 from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.burn import Objective, RoutedObjective, SloSettings
-from server.inference.model_map import DEFAULT, MapRule, ModelMap
+from server.inference.model_map import MapRule, ModelMap
+from server.inference.model_names import DEFAULT
 from server.inference.routed import RoutedCheck, RoutedScores, RoutedShadow, RoutedStage
 
 

@@ -16,7 +16,8 @@ from pretrade.admin.v1 import admin_pb2 as pb
 from server.control.state import ControlSettings, ControlState
 from server.control.subjects import MODEL_MAP, model_map_subjects
 from server.errors import InvalidChangeError, UnknownSubjectError
-from server.inference.model_map import DEFAULT, MapRule, ModelMap, write_rules
+from server.inference.model_map import MapRule, ModelMap, write_rules
+from server.inference.model_names import DEFAULT
 from server.journal.journal import Journal, JournalSettings
 from server.rpc.models import ModelSteering
 
