@@ -10,6 +10,7 @@ other.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -63,19 +64,36 @@ class Model(Protocol):
         ...
 
 
-class Result(NamedTuple):
+class Scored(Protocol):
     """What a row got of a model."""
 
-    score: float
-    rows: int
-    """That were scored together."""
-    place: int
-    """This one's among them."""
-    queued_seconds: float
-    call_parent: str = ""
+    @property
+    def score(self) -> float:
+        """In [0, 1]."""
+        ...
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows that were scored together."""
+        ...
+
+    @property
+    def batch_index(self) -> int:
+        """This one's place among them."""
+        ...
+
+    @property
+    def queued_seconds(self) -> float:
+        """How long it waited for its batch."""
+        ...
+
+    @property
+    def call_parent(self) -> str:
+        """`traceparent` that the batch's call carried; empty without a trace."""
+        ...
 
 
-class Block:
+class Block(ABC):
     """Some orders of one call, and their first attempt.
 
     Args:
@@ -96,7 +114,6 @@ class Block:
         "orders",
         "reasons",
         "results",
-        "scored",
         "source",
         "used",
         "views",
@@ -122,13 +139,11 @@ class Block:
         self.used = 0.0
         """Seconds that it took."""
         self.results: list[Any] = [None] * len(orders)
-        """Of the stage's own kind; None until there is one."""
+        """Of the stage's own kind, None until there is one; once they are answered, each is a `Scored`."""
         self.missing = len(orders)
         """Results that are still to come."""
         self.model: Model | None = None
         self.source = pb.SOURCE_NONE
-        self.scored: list[Result] = []
-        """The same as `results`, once all of them are scores of one version."""
         self.actions: list[pb.Action.ValueType] = []
         self.reasons: list[pb.ReasonCode.ValueType] = []
 
@@ -143,28 +158,28 @@ class Block:
         if not self.missing:
             self.complete()
 
+    @abstractmethod
     def complete(self) -> None:
         """The attempt of each order has ended."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_left(self) -> bool:
-        """Whether the caller has gone."""
-        raise NotImplementedError
+        """Whether the caller has gone, or has all decisions."""
 
+    @abstractmethod
     def put_failure(self, place: int, result: Any) -> None:
         """Takes the result of an order that got no score."""
-        raise NotImplementedError
 
-    def answered(self, source: pb.Source.ValueType, model: Model, scored: list[Result], used: float) -> None:
+    def answered(self, source: pb.Source.ValueType, model: Model, used: float) -> None:
         """All results are usable scores of one model, whose attempt took so long."""
-        self.source, self.model, self.scored, self.used = source, model, scored, used
-        held = [held_against(one.score, model.threshold) for one in scored]
+        self.source, self.model, self.used = source, model, used
+        held = [held_against(one.score, model.threshold) for one in self.results]
         self.actions = [action for action, _ in held]
         self.reasons = [reason for _, reason in held]
 
     def keep(self, places: Sequence[int]) -> None:
         """Goes on with these orders alone."""
-        for name in ("orders", "views", "results", "scored", "actions", "reasons"):
+        for name in ("orders", "views", "results", "actions", "reasons"):
             column = getattr(self, name)
             setattr(self, name, [column[place] for place in places] if column else [])
 
@@ -189,14 +204,14 @@ class Block:
     def attempt(self, place: int) -> Attempt:
         """An order's attempt, for the audit."""
         assert self.model is not None
-        scored = self.scored[place]
+        scored: Scored = self.results[place]
         return Attempt(
             self.asked_of,
             "success",
             self.used,
             self.model.version,
-            scored.rows,
-            scored.place,
+            scored.batch_rows,
+            scored.batch_index,
             "",
             scored.queued_seconds,
             scored.call_parent,
@@ -210,7 +225,7 @@ class Block:
             self.actions[place],
             self.source,
             self.reasons[place],
-            self.scored[place].score,
+            self.results[place].score,
             model.threshold,
             model.name,
             model.version,

@@ -143,7 +143,7 @@ class LimitGuards:
             return [False] * count
         within = [True] * count
         if uncertain and limits.low <= limits.high:
-            within = [not limits.low <= one.score <= limits.high for one in block.scored]
+            within = [not limits.low <= one.score <= limits.high for one in block.results]
         domain = limits.domain
         if out_of_domain and domain is not None:
             if domain.feature_set is not MF1:

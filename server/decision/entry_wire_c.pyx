@@ -270,7 +270,7 @@ cdef int add_block(Column* columns, _Tables tables, decided) except -1:
     cdef bytes reasons
     block, ids = decided.block, decided.ids
     model, source = block.model, block.source
-    cdef list orders = list(block.orders), views = list(block.views), scored = block.scored
+    cdef list orders = list(block.orders), views = list(block.views), scored = block.results
     cdef list actions = block.actions, all_reasons = block.reasons
     cdef object wall_ns = decided.wall_ns
     cdef object now_ns = int(decided.recorded_at * 1e9)
@@ -310,9 +310,9 @@ cdef int add_block(Column* columns, _Tables tables, decided) except -1:
         put_double(&columns[AGE_SECONDS], age)
         put(&columns[AGE_US], <unsigned long long> (<long long> (age * 1e6)))
         put(&columns[ATTEMPT_COUNT], 1)
-        choose(columns, ATTEMPT, ATTEMPTS, tables.attempts, (replica, "success", version, one.rows), tables.attempt)
+        choose(columns, ATTEMPT, ATTEMPTS, tables.attempts, (replica, "success", version, one.batch_rows), tables.attempt)
         put_small(&columns[ATTEMPT_USED], <unsigned long long> (used * 1e6) if used > 0 else 0)
-        put_small(&columns[ATTEMPT_INDEX], one.place)
+        put_small(&columns[ATTEMPT_INDEX], one.batch_index)
         put_fixed(&columns[ARRIVED], <long long> (arrived * 1e9))
         put_fixed(&columns[DECIDED], now_ns)
         put_double(&columns[MID], view.mid)

@@ -27,12 +27,11 @@ from server.inference.model_names import DEFAULT
 from server.journal.entries import NO_AGE
 
 if TYPE_CHECKING:
-    from fallback.budget import Use
     from fallback.order import Answer, Attempt, Case, Order
     from feature_cache.feature_set import SetRow
     from feature_cache.store.codec import FeatureSnapshot
     from server.decision.decided_block import DecidedBlock
-    from server.decision.record import Decided
+    from server.decision.record import Decided, RecordedRow
 
 _BOOK_AGE: Final = features.MF1.index["book_age_ms"]
 _BOOK_STATES: Final = {
@@ -68,26 +67,6 @@ class _Shared(NamedTuple):
     control_version: int
 
 
-_Row = tuple[
-    "Case",
-    "Answer",
-    "Order",
-    str,
-    pb.Action.ValueType,
-    bytes,
-    bytes,
-    int,
-    int,
-    "list[Use]",
-    "tuple[Attempt, ...]",
-    int,
-    int,
-]
-"""A case, its answer and its order; decision id, action, reasons and degradations; microseconds allowed and used, and
-the ledger; the attempts; nanoseconds of the wall clock and of the monotonic one. What the rest of the decision's way
-may change is here as it was when the decision was made."""
-
-
 class PacketBatch:
     """Decisions on their way to the journal; `len` is how many. Made by `PacketWriter.batch`."""
 
@@ -95,7 +74,7 @@ class PacketBatch:
 
     def __init__(self, shared: _Shared) -> None:
         self._shared = shared
-        self._rows: list[_Row | DecidedBlock] = []
+        self._rows: list[RecordedRow | DecidedBlock] = []
         self._count = 0
 
     def __len__(self) -> int:
@@ -192,9 +171,9 @@ class PacketWriter:
         ).SerializeToString()
 
 
-def write_entry_plainly(shared: _Shared, together: Sequence[_Row | DecidedBlock]) -> bytes:
+def write_entry_plainly(shared: _Shared, together: Sequence[RecordedRow | DecidedBlock]) -> bytes:
     """The serialised entry of some decisions. `entry_wire_c.pyx`, where it is compiled, writes the same bytes."""
-    rows: list[_Row] = []
+    rows: list[RecordedRow] = []
     for one in together:
         rows.extend((one,) if isinstance(one, tuple) else one.rows())
     cases, answers, orders, ids, actions, reasons, degradations, allowed, used, ledgers, attempts, walls, nows = zip(

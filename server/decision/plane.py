@@ -369,14 +369,18 @@ class DataPlane:
 
     def _arrive(self, order: Order, budget: Budget, *, has_place: bool, in_company: bool = False) -> Promise[Pending]:
         """Decides one order, together with those that arrive in the same turn of the event loop."""
-        promise: Promise[Pending] = Promise(self._promises)
-        case = promise.case = Pending(order, budget, promise, self._answered, has_place)
+        case = self._pending(order, budget, has_place=has_place)
         self._arrived.append(case)
         if not in_company and self._admission.in_flight == 1:
             self._take_up()  # nobody else is here to be decided with
         elif len(self._arrived) == 1:
             asyncio.get_running_loop().call_soon(self._take_up)
-        return promise
+        return case.future
+
+    def _pending(self, order: Order, budget: Budget, *, has_place: bool = True) -> Pending:
+        promise: Promise[Pending] = Promise(self._promises)
+        case = promise.case = Pending(order, budget, promise, self._answered, has_place)
+        return case
 
     def _begin_block(self, orders: Sequence[Order], budget: Budget) -> PendingBlock | None:
         """Life of a request in columns, first part; None where something about it is not the usual."""
@@ -398,7 +402,7 @@ class DataPlane:
             stage,
             asked,
             self._block_answered,
-            self._go_alone_from_block,
+            self._pending,
             self._block_left,
             future,
         )
@@ -411,11 +415,6 @@ class DataPlane:
             block.give_up()
             return None
         return block
-
-    def _go_alone_from_block(self, order: Order, budget: Budget) -> Pending:
-        promise: Promise[Pending] = Promise(self._promises)
-        case = promise.case = Pending(order, budget, promise, self._answered, has_place=True)
-        return case
 
     def _block_answered(self, block: PendingBlock) -> None:
         """The model has answered all orders of a block, or will not."""
@@ -462,7 +461,7 @@ class DataPlane:
             if not block.has_ended:
                 self._admission.leave(block.in_block)
             if block.decided is not None:
-                self._replies.unheard_block(block.decided, "cancelled")
+                self._replies.unheard(block.decided, "cancelled")
 
     def _left(self, case: Pending) -> None:
         """A caller has gone: what is written of the decision has not been heard."""
@@ -550,22 +549,15 @@ class DataPlane:
     def heard(self, decisions: Sequence[Decided | DecidedBlock]) -> None:
         """The transport has the decisions' bytes, in time."""
         for decided in decisions:
-            if isinstance(decided, Decided):
-                self._replies.heard(decided)
-            else:
-                self._replies.heard_block(decided)
+            self._replies.heard(decided)
 
     def unheard(self, decided: Decided | DecidedBlock, cause: Cause) -> None:
         """The decision was not sent: its caller had gone, or its deadline has passed."""
-        orders = 1 if isinstance(decided, Decided) else len(decided)
         if cause == "cancelled":
-            self._metrics.cancelled += orders
+            self._metrics.cancelled += decided.count
         else:
-            self._metrics.late += orders
-        if isinstance(decided, Decided):
-            self._replies.unheard(decided, cause)
-        else:
-            self._replies.unheard_block(decided, cause)
+            self._metrics.late += decided.count
+        self._replies.unheard(decided, cause)
 
     def _after(self, cases: Sequence[Pending], now: float) -> Mapping[Pending, Exception]:
         """What can wait until decisions are durable: cached scores, mirrored rows, admission, metrics, reports.

@@ -31,7 +31,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, cast
@@ -123,53 +123,37 @@ class Replies:
         if self._notes:
             _log.error("reply_notes_unwritten", notes=len(self._notes), error=self._journal.problem)
 
-    def owe(self, decided: Decided) -> None:
-        """Remembers a decision whose packet is about to be handed to the journal.
+    def owe(self, decided: Decided | DecidedBlock) -> None:
+        """Remembers a decision, or those of a block, whose packet is about to be handed to the journal.
 
         Raises:
             JournalFullError: Too many decisions are not settled.
         """
-        self._check_room()
-        decided.reply = ReplyState.OWED
-        self._journal.hold(decided)
-
-    def owe_block(self, decided: DecidedBlock) -> None:
-        """The same for decisions that were made in columns."""
-        self._check_room()
-        decided.reply = ReplyState.OWED
-        self._journal.hold(decided)
-        self._beside += len(decided) - 1
-
-    def _check_room(self) -> None:
         if self.owed >= _MOST:
             raise JournalFullError(f"of {_MOST} decisions it is not known yet whether their callers received them")
+        decided.reply = ReplyState.OWED
+        self._journal.hold(decided)
+        self._beside += decided.count - 1
 
-    def forget_block(self, decided: DecidedBlock) -> None:
-        """Decisions did not become durable."""
-        if decided.reply is ReplyState.OWED and not decided.is_apart:
-            decided.reply = ReplyState.NONE
-            self._release_block(decided)
-        else:
+    def forget(self, decided: Decided | DecidedBlock) -> None:
+        """It did not become durable: there is no row whose reply could be in doubt."""
+        for one in _each(decided):
+            if one.reply is ReplyState.OWED:
+                one.reply = ReplyState.NONE
+                self._release(one)
+
+    def heard(self, decided: Decided | DecidedBlock) -> None:
+        """The transport has the reply's bytes, in time."""
+        if isinstance(decided, Decided):
+            self._heard(decided)
+        elif decided.is_apart:
             for one in decided.apart():
-                self.forget(one)
-
-    def forget(self, decided: Decided) -> None:
-        """A decision did not become durable: there is no row whose reply could be in doubt."""
-        if decided.reply is ReplyState.OWED:
-            decided.reply = ReplyState.NONE
-            self._release(decided)
-
-    def heard_block(self, decided: DecidedBlock) -> None:
-        """The transport has the bytes of decisions that were made in columns, in time."""
-        if decided.is_apart:
-            for one in decided.apart():
-                self.heard(one)
+                self._heard(one)
         elif decided.reply is ReplyState.OWED:
             decided.reply = ReplyState.HEARD
             self._release_block(decided)
 
-    def heard(self, decided: Decided) -> None:
-        """The transport has the reply's bytes, in time."""
+    def _heard(self, decided: Decided) -> None:
         state = decided.reply
         if state is ReplyState.HEARD or state is ReplyState.NONE:
             return
@@ -193,19 +177,15 @@ class Replies:
         if self.denied(decided):
             decided.reply = ReplyState.REPEATED
 
-    def unheard(self, decided: Decided, cause: Cause) -> None:
+    def unheard(self, decided: Decided | DecidedBlock, cause: Cause) -> None:
         """The reply was not sent, and will not be. A decision that was heard before stays heard."""
-        if decided.reply is ReplyState.OWED:
-            self.unconfirmed[cause] += 1
-        elif decided.reply is not ReplyState.UNSENT:
-            return
-        decided.reply = ReplyState.UNHEARD
-        self._note(decided, unconfirmed(decided.decision_id, cause))
-
-    def unheard_block(self, decided: DecidedBlock, cause: Cause) -> None:
-        """The same of decisions that were made in columns."""
-        for one in decided.apart():
-            self.unheard(one, cause)
+        for one in _each(decided):
+            if one.reply is ReplyState.OWED:
+                self.unconfirmed[cause] += 1
+            elif one.reply is not ReplyState.UNSENT:
+                continue
+            one.reply = ReplyState.UNHEARD
+            self._note(one, unconfirmed(one.decision_id, cause))
 
     def _unsent(self, decided: Decided) -> None:
         """The reply has not been sent for long, and nobody says that it will not be."""
@@ -277,7 +257,7 @@ class Replies:
             if decided.arrived > before:
                 break
             if decided.reply is ReplyState.OWED:
-                old += [decided] if isinstance(decided, Decided) else decided.apart()
+                old += _each(decided)
         for one in old:
             if one.reply is ReplyState.OWED:
                 self._unsent(one)
@@ -290,3 +270,8 @@ class Replies:
         if self._delayed and not self._notes:
             self._delayed = False
             _log.info("reply_notes_written")
+
+
+def _each(decided: Decided | DecidedBlock) -> Sequence[Decided]:
+    """Decisions as each is by itself: those of a block are apart from now on."""
+    return (decided,) if isinstance(decided, Decided) else decided.apart()

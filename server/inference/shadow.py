@@ -157,7 +157,7 @@ class Shadow:
                         Opinion(model.version, scored.score, model.threshold),
                     ),
                 )
-                for decision_id, order, view, scored in zip(ids, block.orders, block.views, block.scored, strict=True)
+                for decision_id, order, view, scored in zip(ids, block.orders, block.views, block.results, strict=True)
             ]
             self.shed += len(rows) - replica.batcher.submit_shadow(rows)
 
