@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fallback.order import Answer, Attempt, Case, held_against
+from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 
     from fallback.budget import Budget
     from fallback.order import Order
+    from feature_cache.feature_set import FeatureSet, SetRow
     from feature_cache.store.codec import FeatureSnapshot
 
 
 class View(NamedTuple):
-    """What is known of an instrument, and may decide: the same for all orders of a side at one instant."""
+    """What is known of an instrument, and may decide: the same for all orders of a side and model at one instant."""
 
     snapshot: FeatureSnapshot
     age_seconds: float
@@ -35,9 +37,17 @@ class View(NamedTuple):
     mid: float
     """Quote currency."""
     features: NDArray[np.float32]
-    """Turned for the side; nobody may change them."""
+    """Those of `mf1`, turned for the side; nobody may change them."""
     row: bytes
     """The same as a model gets them."""
+    others: Mapping[FeatureSet, SetRow] | None = None
+    """See `Case.others`."""
+
+    def row_of(self, feature_set: FeatureSet) -> bytes | None:
+        """What a model of this set gets; None where a part of it is missing."""
+        if feature_set is features.MF1:
+            return self.row
+        return None if self.others is None else self.others.get(feature_set)
 
 
 class Model(Protocol):
@@ -100,6 +110,7 @@ class Block(ABC):
         orders: n of them, without idempotency keys, deadlines and features of their own, and without a trace.
         views: What is known of each.
         budget: Of all of them.
+        chosen: The model that the map chose for all of them; empty where there is one model.
     """
 
     __slots__ = (
@@ -109,6 +120,7 @@ class Block(ABC):
         "asked_of",
         "before_model",
         "budget",
+        "chosen",
         "missing",
         "model",
         "orders",
@@ -124,7 +136,9 @@ class Block(ABC):
         orders: Sequence[Order],
         views: Sequence[View],
         budget: Budget,
+        chosen: str = "",
     ) -> None:
+        self.chosen = chosen
         self.orders = orders
         self.views = views
         self.budget = budget
@@ -177,6 +191,12 @@ class Block(ABC):
         self.actions = [action for action, _ in held]
         self.reasons = [reason for _, reason in held]
 
+    def rows_of(self, feature_set: FeatureSet) -> list[bytes] | None:
+        """What a model of a set gets of each order; None where a part of one is missing."""
+        rows = [view.row_of(feature_set) for view in self.views]
+        whole = [row for row in rows if row is not None]
+        return whole if len(whole) == len(rows) else None
+
     def keep(self, places: Sequence[int]) -> None:
         """Goes on with these orders alone."""
         for name in ("orders", "views", "results", "actions", "reasons"):
@@ -191,8 +211,9 @@ class Block(ABC):
         return case
 
     def fill(self, case: Case, place: int) -> None:
-        """Writes into a case what is known of an order's instrument."""
+        """Writes into a case what is known of an order's instrument, and whose order it is."""
         view = self.views[place]
+        case.model, case.others = self.chosen, view.others
         case.snapshot, case.snapshot_age_seconds = view.snapshot, view.age_seconds
         case.mid, case.feature_age_seconds = view.mid, view.age_seconds
         case.take_vector(view.features, view.row)

@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from fallback.order import Answer, Attempt, held_against
-from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 
 if TYPE_CHECKING:
@@ -157,12 +156,15 @@ class Embedded:
     def begin_block(self, block: Block) -> bool:
         """Scores a block's rows in one call; False, and nothing done, where it is not the usual."""
         scorer = self._holder.scorer
-        if scorer is None or not self._enabled() or self._is_trial() or scorer.feature_set is not MF1:
+        if scorer is None or not self._enabled() or self._is_trial():
+            return False
+        rows = block.rows_of(scorer.feature_set)
+        if rows is None:
             return False
         block.asked_at = self._clock()
         block.asked_of, block.allowed = NAME, max(0.0, block.budget.remaining(block.asked_at))
         try:
-            scores = scorer.scores(b"".join([view.row for view in block.views])).tolist()
+            scores = scorer.scores(b"".join(rows)).tolist()
         except ValueError:
             return False
         count = len(scores)

@@ -11,6 +11,7 @@ from fallback.order import Case, Order
 from fallback.staleness import judge, problem_of
 from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.inference.model_names import DEFAULT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from feature_cache.store.codec import FeatureSnapshot
     from feature_cache.store.l1 import FeatureCache
-    from server.decision.other_sets import OtherSets
+    from server.decision.other_sets import Computed, OtherSets
 
 _BOOK_AGE = features.MF1.index["book_age_ms"]
 _AGES = slice(_BOOK_AGE, features.MF1.index["trade_age_ms"] + 1)
@@ -104,26 +105,31 @@ class Markets:
             budget = case.budget
             budget.charge(pb.STAGE_FEATURES, budget.deadline - started, used)
 
-    def views(self, orders: Sequence[Order]) -> list[View] | None:
-        """What is known of the instruments of orders without features of their own, all at one instant.
+    def views(self, orders: Sequence[Order], model: str, now: float) -> list[View | None]:
+        """What is known at an instant of the instruments of some orders of one model; None where it may not decide.
 
-        None where it is not the usual: features are missing or may not decide, or a model takes others besides.
+        The orders have no features of their own.
         """
-        if self._others is not None and self._others.wanted:
-            return None
-        now = self._clock()
-        known: dict[tuple[str, pb.Side.ValueType], View] = {}
+        known: dict[tuple[str, pb.Side.ValueType], View | None] = {}
+        computed: Computed = {}
         found = []
         for order in orders:
             key = order.instrument, order.side
-            view = known.get(key)
-            if view is None:
-                market, age, problem = self._see(order.instrument, now)
-                if market is None or problem is not None:
-                    return None
-                view = known[key] = View(market.snapshot, age, market.mid, *market.vector(order.side, age))
+            try:
+                view = known[key]
+            except KeyError:
+                view = known[key] = self._view(order, model, now, computed)
             found.append(view)
         return found
+
+    def _view(self, order: Order, model: str, now: float, computed: Computed) -> View | None:
+        market, age, problem = self._see(order.instrument, now)
+        if market is None or problem is not None:
+            return None
+        others = None
+        if self._others is not None:
+            others = self._others.rows(model or DEFAULT, order, (market.snapshot.values, age), now, computed)
+        return View(market.snapshot, age, market.mid, *market.vector(order.side, age), others)
 
     def _see(self, instrument: str, now: float) -> _Seen:
         """What is known of an instrument now."""

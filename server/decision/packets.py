@@ -8,7 +8,7 @@ when it knows which of them share a commit: by `entry_wire_c.pyx` where it is co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -28,7 +28,7 @@ from server.journal.entries import NO_AGE
 
 if TYPE_CHECKING:
     from fallback.order import Answer, Attempt, Case, Order
-    from feature_cache.feature_set import SetRow
+    from feature_cache.feature_set import FeatureSet, SetRow
     from feature_cache.store.codec import FeatureSnapshot
     from server.decision.decided_block import DecidedBlock
     from server.decision.record import Decided, RecordedRow
@@ -373,15 +373,22 @@ def _rest(case: Case, order: Order, answer: Answer) -> bytes:
         rest += _ORDER % prefixed(_FEATURES % prefixed(given))
         if order.caller_features is not None:
             rest += _FROM_CALLER
-    if case.others is not None and answer.source in MODEL_SOURCES:
-        rest += _scored(case.others.get(model_sets.of(answer.model_version)))
-    if case.model not in _UNNAMED:
-        rest += _CHOSEN_MODEL % prefixed(case.model.encode())
+    scored_others = case.others if answer.source in MODEL_SOURCES else None
+    rest += _of_model(case.model, scored_others, answer.model_version)
     if answer.cached_from:
         rest += _CACHED_FROM % prefixed(answer.cached_from.encode())
     if (context := order.context) is not NO_CONTEXT:
         rest += _CONTEXT % (prefixed(context.trace_id.encode()), prefixed(context.correlation_id.encode()))
     return rest
+
+
+def _of_model(chosen: str, others: Mapping[FeatureSet, SetRow] | None, version: str) -> bytes:
+    """What the map chose, and what the version scored, if that was of another set than `mf1`.
+
+    Of an order that was decided in columns it is all that `_rest` says.
+    """
+    rest = b"" if others is None else _scored(others.get(model_sets.of(version)))
+    return rest if chosen in _UNNAMED else rest + _CHOSEN_MODEL % prefixed(chosen.encode())
 
 
 def _scored(row: SetRow | None) -> bytes:
@@ -392,4 +399,4 @@ def _scored(row: SetRow | None) -> bytes:
 
 
 _compiled: Final = compiled("server.decision.entry_wire_c")
-_PART_WRITERS: Final = (_order_wire, _answer_wire, _attempt_wire, _book_wire, _rest)
+_PART_WRITERS: Final = (_order_wire, _answer_wire, _attempt_wire, _book_wire, _rest, _of_model)

@@ -25,7 +25,7 @@ class PendingBlock(Block):
     """A block, and what becomes of each of its orders until their caller has the decisions.
 
     Args:
-        orders, views, budget: See `Block`.
+        orders, views, budget, chosen: See `Block`.
         stage, asked: The stage that is asked, and all those that are.
         on_results: Called once with the block when the attempts of its orders have ended.
         alone: Makes an order a case of its own.
@@ -54,6 +54,7 @@ class PendingBlock(Block):
         orders: Sequence[Order],
         views: Sequence[View],
         budget: Budget,
+        chosen: str,
         stage: BlockStage,
         asked: tuple[Asked, ...],
         on_results: Callable[[PendingBlock], None],
@@ -61,7 +62,7 @@ class PendingBlock(Block):
         left: Callable[[PendingBlock], None],
         future: asyncio.Future[None],
     ) -> None:
-        super().__init__(orders, views, budget)
+        super().__init__(orders, views, budget, chosen)
         self._on_results = on_results
         self.stage = stage
         self.asked = asked

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, TypeVar
 from fallback.budget import Budget, BudgetSettings
 from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Case, Order
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.decision.decided_block import DecidedBlock
 from server.decision.idempotency import ClaimLostError, identify
 from server.decision.pending import Pending
 from server.decision.pending_block import PendingBlock
+from server.decision.pending_slice import PendingSlice
 from server.decision.promise import Promise, Promises
 from server.decision.record import Decided
 from server.decision.recorder import Recorder, Recording, fail
@@ -26,16 +26,19 @@ from server.journal.reply_status import unconfirmed
 from server.timing.deadlines import Deadlines
 
 if TYPE_CHECKING:
+    from fallback.block import View
     from fallback.chain import Chain
     from fallback.guards import Guards
     from server.canary.burn import Notes
     from server.control.state import ControlState
     from server.decision.admission import Admission
+    from server.decision.decided_block import DecidedBlock
     from server.decision.idempotency import IdempotencyWindow
     from server.decision.markets import Markets
     from server.decision.metrics import DecisionMetrics
     from server.decision.reports import DecisionReports
     from server.decision.shared_keys import KeyedOrder, Remembered
+    from server.inference.model_map import ModelMap
     from server.inference.routed import Check, Mirror, Scores
     from server.journal.reply_status import Cause
     from server.timing.loop_lag import LoopLag
@@ -79,6 +82,7 @@ class DataPlane:
         budget_settings: Cap and reserves of a decision's time.
         clock: Monotonic seconds, the event loop's own.
         wall_clock_ns: Nanoseconds since the Unix epoch.
+        models: Says whose order it is; None where there is one model.
         Everything else: the collaborators, one a step of `_decide`.
     """
 
@@ -98,7 +102,9 @@ class DataPlane:
         budget_settings: BudgetSettings,
         clock: Callable[[], float],
         wall_clock_ns: Callable[[], int] = time.time_ns,
+        models: ModelMap | None = None,
     ) -> None:
+        self._models = models
         self._admission = admission
         self._idempotency = idempotency
         self._markets = markets
@@ -204,20 +210,34 @@ class DataPlane:
         task.add_done_callback(self._leave)
         return task
 
-    def begin_together(
-        self, orders: Sequence[Order], arrived: float, deadline: float | None
-    ) -> PendingBlock | Sequence[Deciding]:
+    def begin_together(self, orders: Sequence[Order], arrived: float, deadline: float | None) -> PendingSlice | None:
         """The same for orders of one call without keys, deadlines, features and a trace of their own.
 
-        None of them is begun where one could not be: then `begin` says why, for each of them.
+        None, and none of them begun, where one could not be: then `begin` says why, for each of them.
         """
         deadline = self.capped(arrived, deadline)
         if self._clock() >= deadline or not self._admission.admit_together(len(orders)):
-            return ()
-        in_columns = self._begin_block(orders, Budget(arrived, deadline))
-        if in_columns is not None:
-            return in_columns
-        return [self._arrive(order, Budget(arrived, deadline), has_place=True, in_company=True) for order in orders]
+            return None
+        begun = PendingSlice(len(orders))
+        groups = {"": range(len(orders))} if self._models is None else self._models.groups(orders)
+        for model, places in groups.items():
+            self._begin_group(begun, orders, model, places, Budget(arrived, deadline))
+        return begun
+
+    def _begin_group(
+        self, begun: PendingSlice, orders: Sequence[Order], model: str, places: Sequence[int], budget: Budget
+    ) -> None:
+        """Begins with the orders of one model: in columns, as far as their instruments are known, or alone."""
+        now = self._clock()
+        views = self._views([orders[place] for place in places], model, now)
+        usual = [place for place, view in zip(places, views, strict=True) if view is not None]
+        known = [view for view in views if view is not None]
+        block = self._begin_block([orders[place] for place in usual], known, budget.copy(), model, now)
+        if block is not None:
+            begun.add(block, usual)
+        for place in places if block is None else sorted(set(places).difference(usual)):
+            promise = self._arrive(orders[place], budget.copy(), has_place=True, in_company=True, model=model)
+            begun.alone[place] = promise
 
     def give_up(self, future: Deciding) -> None:
         """The caller of an order that was begun does not wait any more."""
@@ -226,11 +246,14 @@ class DataPlane:
         elif not future.cancelled() and future.exception() is None:  # it was decided before that was known
             self.unheard(future.result(), "cancelled")
 
-    def give_up_block(self, block: PendingBlock) -> None:
-        """The same for orders that were begun in columns."""
-        if not block.future.cancel() and not block.future.cancelled():  # they were decided before that was known
-            for decided in block.decisions():
-                self.unheard(decided, "cancelled")
+    def give_up_together(self, begun: PendingSlice) -> None:
+        """The same for orders that were begun together."""
+        for promise in begun.alone.values():
+            self.give_up(promise)
+        for block in begun.blocks:
+            if not block.future.cancel() and not block.future.cancelled():  # they were decided before that was known
+                for decided in block.decisions():
+                    self.unheard(decided, "cancelled")
 
     def _leave(self, future: asyncio.Future[Decided]) -> None:
         """An admitted order with a key needs its place no more."""
@@ -367,9 +390,15 @@ class DataPlane:
         late = self._reply_reserve_seconds + self._loop_lag.p95
         return max(self._reply_reserve_seconds, min(late, allowed_seconds / 4))
 
-    def _arrive(self, order: Order, budget: Budget, *, has_place: bool, in_company: bool = False) -> Promise[Pending]:
-        """Decides one order, together with those that arrive in the same turn of the event loop."""
+    def _arrive(
+        self, order: Order, budget: Budget, *, has_place: bool, in_company: bool = False, model: str = ""
+    ) -> Promise[Pending]:
+        """Decides one order, together with those that arrive in the same turn of the event loop.
+
+        `model` is whose order it is, where that is known by now.
+        """
         case = self._pending(order, budget, has_place=has_place)
+        case.model = model
         self._arrived.append(case)
         if not in_company and self._admission.in_flight == 1:
             self._take_up()  # nobody else is here to be decided with
@@ -382,15 +411,23 @@ class DataPlane:
         case = promise.case = Pending(order, budget, promise, self._answered, has_place)
         return case
 
-    def _begin_block(self, orders: Sequence[Order], budget: Budget) -> PendingBlock | None:
+    def _views(self, orders: Sequence[Order], model: str, now: float) -> Sequence[View | None]:
+        """What is known of the orders' instruments; None of those that cannot be decided in columns."""
+        if self._chain.for_blocks()[0] is None or self._control.stale:
+            return [None] * len(orders)
+        try:
+            return self._markets.views(orders, model, now)
+        except Exception:  # each meets it by itself, and tells of it
+            return [None] * len(orders)
+
+    def _begin_block(
+        self, orders: Sequence[Order], views: Sequence[View], budget: Budget, model: str, now: float
+    ) -> PendingBlock | None:
         """Life of a request in columns, first part; None where something about it is not the usual."""
         stage, asked = self._chain.for_blocks()
-        if stage is None or self._control.stale:
+        if stage is None or not orders:
             return None
-        now, allowed = self._clock(), budget.deadline - budget.arrived
-        views = self._markets.views(orders)
-        if views is None:
-            return None
+        allowed = budget.deadline - budget.arrived
         budget.reserve_seconds = self._reserve(allowed, self._recorder.times.p95)
         budget.charge(pb.STAGE_ADMISSION, allowed, now - budget.arrived)
         budget.charge(pb.STAGE_FEATURES, budget.deadline - now, self._clock() - now)
@@ -399,6 +436,7 @@ class DataPlane:
             orders,
             views,
             budget,
+            model,
             stage,
             asked,
             self._block_answered,

@@ -252,7 +252,7 @@ class Replies:
 
         It is not known whether they will ever be sent.
         """
-        old = []
+        old = list[Decided]()
         for decided in self._owed:
             if decided.arrived > before:
                 break

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fallback.budget import BudgetSettings
 from fallback.order import Answer, Case
-from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.attempt import settle
 from server.inference.attempt_span import attempt_span
@@ -232,7 +231,8 @@ class Champion:
         if picked is None:
             return False
         replica, passed_over, retry_seconds = picked
-        if passed_over is not None or replica.feature_set is not MF1:
+        rows = None if passed_over is not None else block.rows_of(replica.feature_set)
+        if rows is None:
             return False
         batcher, now = replica.batcher, self._clock()
         allowed = self._allowance(block.budget.for_models(now), retry_seconds)
@@ -240,9 +240,7 @@ class Champion:
             return False
         block.asked_at, block.asked_of, block.allowed = now, replica.name, allowed
         deadline = now + allowed
-        batcher.submit_together(
-            [Row(view.row, deadline, _Taker(block, place), now) for place, view in enumerate(block.views)]
-        )
+        batcher.submit_together([Row(row, deadline, _Taker(block, place), now) for place, row in enumerate(rows)])
         self._retry_budget.count_attempts(len(block))
         return True
 

@@ -21,7 +21,7 @@ from server.audit.reading.explaining import Explaining
 from server.decision.convert import OrderReader
 from server.decision.decided_block import DecidedBlock
 from server.decision.metrics import DecisionMetrics
-from server.decision.pending_block import PendingBlock
+from server.decision.pending_slice import PendingSlice
 from server.decision.plane import DataPlane, Deciding
 from server.decision.protowire import prefixed, template
 from server.decision.record import Decided
@@ -67,12 +67,12 @@ class Begun(NamedTuple):
 
 
 class BegunTogether(NamedTuple):
-    """Some orders of a batch, which are decided in columns."""
+    """Some orders of a batch, as far as possible in columns."""
 
     orders: Sequence[Order]
     arrived: float
     """When they were taken up, in monotonic seconds."""
-    decided: PendingBlock
+    decided: PendingSlice
 
 
 class Plain(NamedTuple):
@@ -320,11 +320,9 @@ class DecisionServicer:
         taken_up = self._clock()
         orders = [one for one in some if isinstance(one, Order) and not one.idempotency_key and not _has_timeout(one)]
         if len(orders) == len(some) and call.caller is None and self._contexts.of(call) is NO_CONTEXT:
-            deciding = self._dataplane.begin_together(orders, taken_up, call.deadline)
-            if isinstance(deciding, PendingBlock):
-                return [BegunTogether(orders, taken_up, deciding)]
-            if deciding:
-                return [Begun(order, taken_up, one, None) for order, one in zip(orders, deciding, strict=True)]
+            begun = self._dataplane.begin_together(orders, taken_up, call.deadline)
+            if begun is not None:
+                return [BegunTogether(orders, taken_up, begun)]
         return [self._begin(order, taken_up, call.deadline, call, in_company=True) for order in some]
 
     def _result_in_batch(self, begun: Begun | BegunTogether, call: Call) -> Reply:
@@ -338,19 +336,16 @@ class DecisionServicer:
         return result
 
     def _results_together(self, begun: BegunTogether, call: Call) -> Reply:
-        block = begun.decided
         decisions: list[Decided | DecidedBlock] = []
         wires = []
-        for order, outcome in zip(begun.orders, block.outcomes(), strict=True):
+        for order, outcome in zip(begun.orders, begun.decided.outcomes(), strict=True):
             if isinstance(outcome, bytes):
                 wires.append(_ORDER_DECIDED % (prefixed(order.order_ref.encode()), prefixed(outcome)))
             else:
                 result = self._result(Begun(order, begun.arrived, outcome, None), call)
                 decisions += result.decisions
                 wires.append(result.wire)
-        if block.in_block and block.decided is not None:
-            decisions.append(block.decided)
-            block.decided = None  # which knows the block: nobody needs both any more
+        decisions += begun.decided.take_decided()
         return Results(b"".join([_RESULTS % prefixed(wire) for wire in wires]), *decisions)
 
     async def DecideStream(self, requests: AsyncIterator[Asked], call: Call) -> AsyncIterator[Reply]:
@@ -460,7 +455,7 @@ class DecisionServicer:
 
     def _give_up(self, begun: Begun | BegunTogether) -> None:
         if isinstance(begun, BegunTogether):
-            self._dataplane.give_up_block(begun.decided)
+            self._dataplane.give_up_together(begun.decided)
         elif not isinstance(begun.decided, PretradeError):
             self._dataplane.give_up(begun.decided)
 
@@ -516,8 +511,10 @@ class DecisionServicer:
 
 async def _end_of(begun: Begun | BegunTogether) -> None:
     """Waits until what was begun has its decisions, or gets none."""
-    decided = begun.decided.future if isinstance(begun, BegunTogether) else begun.decided
-    if not isinstance(decided, PretradeError) and not decided.done():
+    decided = begun.decided
+    if isinstance(decided, PendingSlice):
+        await decided.ended()
+    elif not isinstance(decided, PretradeError) and not decided.done():
         with contextlib.suppress(Exception):  # the result says so
             await decided
 
