@@ -76,7 +76,7 @@ class PendingBlock(Block):
         self._apart: dict[int, Promise[Pending]] = {}
         """Those that go on alone, by their place in the call."""
         self._failed: list[int] = []
-        """Those of them that got no score."""
+        """Places in the block of those of them that got no score, until the block goes on without them."""
         self._size = len(orders)
         self.has_ended = False
         """Whether the orders in the block have their decisions."""
@@ -86,8 +86,8 @@ class PendingBlock(Block):
 
     @property
     def in_block(self) -> int:
-        """How many orders are still in the block."""
-        return len(self._in_block)
+        """How many orders are still in the block, and have not failed."""
+        return len(self._in_block) - len(self._failed)
 
     @property
     def apart(self) -> dict[int, Promise[Pending]]:
@@ -120,6 +120,7 @@ class PendingBlock(Block):
         """Goes on without those that got no score."""
         if self._failed:
             failed = set(self._failed)
+            self._failed = []
             self._keep([place for place in range(len(self)) if place not in failed])
 
     def go_on_with(self, places: Sequence[int]) -> None:
@@ -195,7 +196,7 @@ class PendingBlock(Block):
 
     def give_up(self) -> None:
         """It was not begun: its orders are none of its business."""
-        self._in_block = []
+        self._in_block, self._failed = [], []
         self.future.cancel()
 
     def _caller_has_gone(self, future: asyncio.Future[None]) -> None:

@@ -370,7 +370,8 @@ def check_tasks(scene: Scene) -> list[str]:
         if process is None or process.dead or server.tasks_at_start is None:
             continue
         tasks = len(asyncio.all_tasks(process.loop))
-        if tasks > server.tasks_at_start + _MORE_TASKS:
+        models = 1 + len(server.settings.models)  # each with probes of its own, and a copy of its set
+        if tasks > server.tasks_at_start + _MORE_TASKS * models:
             found.append(f"I7: {name} has {tasks} tasks, and had {server.tasks_at_start} when it had started")
     return found
 

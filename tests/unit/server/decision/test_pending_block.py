@@ -134,6 +134,23 @@ async def test_a_caller_that_leaves_while_the_model_is_asked_takes_its_orders_al
         assert (p.admission.in_flight, p.metrics.cancelled) == (0, 8)
 
 
+async def test_a_caller_that_leaves_when_its_orders_have_just_failed_gives_their_places_back_once(
+    tmp_path: Path,
+) -> None:
+    async with busy_plane(tmp_path, hangs, hangs) as p:
+        begun = p.dataplane.begin_together(orders_of(Random(1), 8), p.clock(), None)
+        assert begun is not None
+        (block,) = begun.blocks
+        await asyncio.sleep(0)
+        for place in range(6):
+            block.put_failure(place, Outcome.TIMEOUT)
+        assert block.in_block == 2
+        p.dataplane.give_up_together(begun)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (p.admission.in_flight, p.metrics.cancelled) == (0, 8)
+
+
 async def test_a_caller_that_leaves_before_the_audit_is_done_has_heard_none_of_it(tmp_path: Path) -> None:
     async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
         arrived = p.clock()
