@@ -191,9 +191,15 @@ class Block(ABC):
         self.actions = [action for action, _ in held]
         self.reasons = [reason for _, reason in held]
 
-    def rows_of(self, feature_set: FeatureSet) -> list[bytes] | None:
-        """What a model of a set gets of each order; None where a part of one is missing."""
-        rows = [view.row_of(feature_set) for view in self.views]
+    def rows_of(self, feature_set: FeatureSet) -> list[bytes | None]:
+        """What a model of a set gets of each order; None of one that a part is missing of."""
+        if feature_set is features.MF1:
+            return [view.row for view in self.views]
+        return [view.row_of(feature_set) for view in self.views]
+
+    def whole_rows_of(self, feature_set: FeatureSet) -> list[bytes] | None:
+        """The same; None where a part of one is missing."""
+        rows = self.rows_of(feature_set)
         whole = [row for row in rows if row is not None]
         return whole if len(whole) == len(rows) else None
 

@@ -158,7 +158,7 @@ class Embedded:
         scorer = self._holder.scorer
         if scorer is None or not self._enabled() or self._is_trial():
             return False
-        rows = block.rows_of(scorer.feature_set)
+        rows = block.whole_rows_of(scorer.feature_set)
         if rows is None:
             return False
         block.asked_at = self._clock()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fallback.block import View
@@ -105,25 +105,33 @@ class Markets:
             budget = case.budget
             budget.charge(pb.STAGE_FEATURES, budget.deadline - started, used)
 
-    def views(self, orders: Sequence[Order], model: str, now: float) -> list[View | None]:
-        """What is known at an instant of the instruments of some orders of one model; None where it may not decide.
+    def views(self, orders: Sequence[Order], models: Mapping[str, Sequence[int]], now: float) -> list[View | None]:
+        """What is known of the instruments of some orders at an instant; None where it may not decide.
 
-        The orders have no features of their own.
+        Args:
+            orders: Without features of their own.
+            models: The places of each model's orders.
+            now: Monotonic seconds.
         """
-        known: dict[tuple[str, pb.Side.ValueType], View | None] = {}
+        found: list[View | None] = [None] * len(orders)
+        seen: dict[str, _Seen] = {}
         computed: Computed = {}
-        found = []
-        for order in orders:
-            key = order.instrument, order.side
-            try:
-                view = known[key]
-            except KeyError:
-                view = known[key] = self._view(order, model, now, computed)
-            found.append(view)
+        for model, places in models.items():
+            known: dict[tuple[str, pb.Side.ValueType], View | None] = {}
+            for place in places:
+                order = orders[place]
+                key = order.instrument, order.side
+                if key not in known:
+                    instrument = order.instrument
+                    if instrument not in seen:
+                        seen[instrument] = self._see(instrument, now)
+                    known[key] = self._view(order, model, seen[instrument], now, computed)
+                found[place] = known[key]
         return found
 
-    def _view(self, order: Order, model: str, now: float, computed: Computed) -> View | None:
-        market, age, problem = self._see(order.instrument, now)
+    def _view(self, order: Order, model: str, seen: _Seen, now: float, computed: Computed) -> View | None:
+        """What is known for an order of a model's, and others of its side."""
+        market, age, problem = seen
         if market is None or problem is not None:
             return None
         others = None

@@ -218,26 +218,19 @@ class DataPlane:
         deadline = self.capped(arrived, deadline)
         if self._clock() >= deadline or not self._admission.admit_together(len(orders)):
             return None
-        begun = PendingSlice(len(orders))
+        begun, now = PendingSlice(len(orders)), self._clock()
         groups = {"": range(len(orders))} if self._models is None else self._models.groups(orders)
+        views = self._views(orders, groups, now)
         for model, places in groups.items():
-            self._begin_group(begun, orders, model, places, Budget(arrived, deadline))
+            usual = [place for place in places if views[place] is not None]
+            block = self._begin_block(orders, views, usual, Budget(arrived, deadline), model, now)
+            if block is not None:
+                begun.add(block, usual)
+            for place in places if block is None else [place for place in places if views[place] is None]:
+                begun.alone[place] = self._arrive(
+                    orders[place], Budget(arrived, deadline), has_place=True, in_company=True, model=model
+                )
         return begun
-
-    def _begin_group(
-        self, begun: PendingSlice, orders: Sequence[Order], model: str, places: Sequence[int], budget: Budget
-    ) -> None:
-        """Begins with the orders of one model: in columns, as far as their instruments are known, or alone."""
-        now = self._clock()
-        views = self._views([orders[place] for place in places], model, now)
-        usual = [place for place, view in zip(places, views, strict=True) if view is not None]
-        known = [view for view in views if view is not None]
-        block = self._begin_block([orders[place] for place in usual], known, budget.copy(), model, now)
-        if block is not None:
-            begun.add(block, usual)
-        for place in places if block is None else sorted(set(places).difference(usual)):
-            promise = self._arrive(orders[place], budget.copy(), has_place=True, in_company=True, model=model)
-            begun.alone[place] = promise
 
     def give_up(self, future: Deciding) -> None:
         """The caller of an order that was begun does not wait any more."""
@@ -411,21 +404,30 @@ class DataPlane:
         case = promise.case = Pending(order, budget, promise, self._answered, has_place)
         return case
 
-    def _views(self, orders: Sequence[Order], model: str, now: float) -> Sequence[View | None]:
+    def _views(self, orders: Sequence[Order], groups: Mapping[str, Sequence[int]], now: float) -> Sequence[View | None]:
         """What is known of the orders' instruments; None of those that cannot be decided in columns."""
         if self._chain.for_blocks()[0] is None or self._control.stale:
             return [None] * len(orders)
         try:
-            return self._markets.views(orders, model, now)
+            return self._markets.views(orders, groups, now)
         except Exception:  # each meets it by itself, and tells of it
             return [None] * len(orders)
 
     def _begin_block(
-        self, orders: Sequence[Order], views: Sequence[View], budget: Budget, model: str, now: float
+        self,
+        orders: Sequence[Order],
+        views: Sequence[View | None],
+        places: Sequence[int],
+        budget: Budget,
+        model: str,
+        now: float,
     ) -> PendingBlock | None:
-        """Life of a request in columns, first part; None where something about it is not the usual."""
+        """Life of a request in columns, first part, of the orders at these places.
+
+        None where something about it is not the usual.
+        """
         stage, asked = self._chain.for_blocks()
-        if stage is None or not orders:
+        if stage is None or not places:
             return None
         allowed = budget.deadline - budget.arrived
         budget.reserve_seconds = self._reserve(allowed, self._recorder.times.p95)
@@ -433,8 +435,8 @@ class DataPlane:
         budget.charge(pb.STAGE_FEATURES, budget.deadline - now, self._clock() - now)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         block = PendingBlock(
-            orders,
-            views,
+            [orders[place] for place in places],
+            [view for place in places if (view := views[place]) is not None],
             budget,
             model,
             stage,
@@ -640,9 +642,7 @@ class DataPlane:
         """The same for decisions that were made in columns."""
         block, count = decided.block, len(decided)
         budget, allowed = block.budget, block.budget.deadline - decided.arrived
-        newest = {(order.instrument, order.side): place for place, order in enumerate(block.orders)}
-        for place in newest.values():
-            self._cached_scores.remember(block.case(place), block.answer(place), decided.ids[place])
+        self._cached_scores.remember_block(block, decided.ids)
         if self._control.shadow:
             self._shadow.mirror_block(block, decided.ids)
         self._embedded_check.sample_block(block, decided.ids)

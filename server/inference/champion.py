@@ -231,7 +231,7 @@ class Champion:
         if picked is None:
             return False
         replica, passed_over, retry_seconds = picked
-        rows = None if passed_over is not None else block.rows_of(replica.feature_set)
+        rows = None if passed_over is not None else block.whole_rows_of(replica.feature_set)
         if rows is None:
             return False
         batcher, now = replica.batcher, self._clock()

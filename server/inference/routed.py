@@ -48,6 +48,9 @@ class Scores(Protocol):
     def remember(self, case: Case, answer: Answer, decision_id: str) -> None:
         """Remembers a model's answer."""
 
+    def remember_block(self, block: Block, ids: Sequence[str]) -> None:
+        """The same for answers in columns."""
+
     async def answer(self, case: Case) -> Answer | None:
         """The remembered score, if it may answer."""
 
@@ -154,6 +157,10 @@ class RoutedScores:
     def remember(self, case: Case, answer: Answer, decision_id: str) -> None:
         """Remembers the answer of an order's own model."""
         self._scores[self._models.of(case)].remember(case, answer, decision_id)
+
+    def remember_block(self, block: Block, ids: Sequence[str]) -> None:
+        """The same for answers in columns."""
+        self._scores[block.chosen].remember_block(block, ids)
 
     async def answer(self, case: Case) -> Answer | None:
         """The remembered score of the order's own model."""

@@ -141,9 +141,11 @@ class Shadow:
         model, rows = block.model, list[Row]()
         assert model is not None
         if replica is not None:
-            feature_set = replica.feature_set
-            for decision_id, order, view, scored in zip(ids, block.orders, block.views, block.results, strict=True):
-                if (payload := view.row_of(feature_set)) is not None:
+            payloads = block.rows_of(replica.feature_set)
+            for decision_id, order, view, scored, payload in zip(
+                ids, block.orders, block.views, block.results, payloads, strict=True
+            ):
+                if payload is not None:
                     mirrored = _Mirrored(
                         self._compare,
                         decision_id,

@@ -97,8 +97,8 @@ MUTATIONS: Final = (
     Mutation(
         "the orders of a block are asked of another model than the map chose",
         "server/decision/plane.py",
-        "self._begin_block([orders[place] for place in usual], known, budget.copy(), model, now)",
-        'self._begin_block([orders[place] for place in usual], known, budget.copy(), "default", now)',
+        "self._begin_block(orders, views, usual, Budget(arrived, deadline), model, now)",
+        'self._begin_block(orders, views, usual, Budget(arrived, deadline), "default", now)',
         "model:",
         "two_models",
     ),

@@ -259,7 +259,11 @@ async def test_a_bug_that_one_order_meets_after_its_decision_costs_the_others_no
                 raise RuntimeError("a bug")
             remember(case, answer, decision_id)
 
+        def all_broken(_block: Any, _ids: Any) -> None:
+            raise RuntimeError("a bug")
+
         monkeypatch.setattr(p.dataplane._cached_scores, "remember", broken)
+        monkeypatch.setattr(p.dataplane._cached_scores, "remember_block", all_broken)
         block = await in_columns(p, orders)
         ended = list(block.apart.values())
         assert [type(one.exception()) for one in ended] == [type(None)] * 5 + [RuntimeError]
