@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fallback.block import View
 from fallback.order import Case, Order
@@ -64,6 +64,9 @@ class _Seen(NamedTuple):
     """Why it may not decide."""
 
 
+_NOT_LOOKED_AT: Final[Any] = object()
+
+
 class Markets:
     """Fills in what is known of each case's instrument.
 
@@ -120,13 +123,14 @@ class Markets:
             known: dict[tuple[str, pb.Side.ValueType], View | None] = {}
             for place in places:
                 order = orders[place]
-                key = order.instrument, order.side
-                if key not in known:
-                    instrument = order.instrument
-                    if instrument not in seen:
-                        seen[instrument] = self._see(instrument, now)
-                    known[key] = self._view(order, model, seen[instrument], now, computed)
-                found[place] = known[key]
+                instrument = order.instrument
+                key = instrument, order.side
+                view = known.get(key, _NOT_LOOKED_AT)
+                if view is _NOT_LOOKED_AT:
+                    if (at := seen.get(instrument)) is None:
+                        at = seen[instrument] = self._see(instrument, now)
+                    view = known[key] = self._view(order, model, at, now, computed)
+                found[place] = view
         return found
 
     def _view(self, order: Order, model: str, seen: _Seen, now: float, computed: Computed) -> View | None:

@@ -46,7 +46,7 @@ Computed = dict[tuple[str, str], _Source | None]
 class _Made(NamedTuple):
     """A row, and what it was put together of."""
 
-    sources: tuple[_Source, ...]
+    sources: Sequence[_Source]
     row: SetRow
 
 
@@ -62,20 +62,27 @@ class _Plan:
             [place for place in feature_set.from_source(CALLER) if not feature_set.features[place].may_be_undefined],
             dtype=np.intp,
         )
+        self.sources: Final = tuple("" if part.source == MF1.id else part.source for part in self.parts)
+        """Of each part the id of the set that it is taken from, empty for `mf1`."""
         self.grows: Final = bool(feature_set.ages)
         """Whether a row is another one when time goes by."""
         self.made: Final[dict[tuple[str, pb.Side.ValueType], _Made]] = {}
         """The newest row of each instrument and side, of orders that bring nothing."""
 
-    def made_of(self, order: Order, sources: tuple[_Source, ...]) -> SetRow | None:
-        """The row that was made of the same sources for the same side; None if there is none."""
-        made = self.made.get((order.instrument, order.side))
-        if made is None:
-            return None
-        for (values, age), (made_of, made_at) in zip(sources, made.sources, strict=True):
-            if values is not made_of or (self.grows and age != made_at):
-                return None
+    def row_of(self, order: Order, sources: Sequence[_Source]) -> SetRow:
+        """The row of these sources for the side of an order that brings nothing."""
+        key = order.instrument, order.side
+        made = self.made.get(key)
+        if made is None or not self._are_the_same(sources, made.sources):
+            made = self.made[key] = _Made(sources, _put_together(self, order.side, None, sources))
         return made.row
+
+    def _are_the_same(self, sources: Sequence[_Source], others: Sequence[_Source]) -> bool:
+        """Whether the same row is put together of both."""
+        for (values, age), (of_other, other_age) in zip(sources, others, strict=True):
+            if values is not of_other or (self.grows and age != other_age):
+                return False
+        return True
 
 
 class OtherSets:
@@ -166,8 +173,11 @@ class OtherSets:
         plans = self._plans.get(model)
         if plans is None:
             return None
-        rows = ((plan.feature_set, self._row(plan, order, mf1, now, computed)) for plan in plans)
-        return {feature_set: row for feature_set, row in rows if row is not None}
+        rows = {}
+        for plan in plans:
+            if (row := self._row(plan, order, mf1, now, computed)) is not None:
+                rows[plan.feature_set] = row
+        return rows
 
     def _row(self, plan: _Plan, order: Order, mf1: _Source | None, now: float, computed: Computed) -> SetRow | None:
         """The row of a set for an order; None where a part of it is missing or stale."""
@@ -178,21 +188,17 @@ class OtherSets:
         if len(plan.must_bring) and (values is None or np.isnan(values[plan.must_bring]).any()):
             return None
         sources = []
-        for part in plan.parts:
+        for source, part in zip(plan.sources, plan.parts, strict=True):
             if values is not None and not np.isnan(values[part.places]).any():
                 sources.append((values, 0.0))  # all of it is brought
                 continue
-            found = mf1 if part.source == MF1.id else self._computed(part.source, order.instrument, now, computed)
+            found = self._computed(source, order.instrument, now, computed) if source else mf1
             if found is None:
                 return None
             sources.append(found)
         if values is not None or order.caller_features is not None:
             return _put_together(plan, order.side, values, sources)
-        row = plan.made_of(order, tuple(sources))
-        if row is None:
-            row = _put_together(plan, order.side, None, sources)
-            plan.made[order.instrument, order.side] = _Made(tuple(sources), row)
-        return row
+        return plan.row_of(order, sources)
 
     def _computed(self, set_id: str, instrument: str, now: float, known: Computed) -> _Source | None:
         """The newest vector of a computed set and its age; None if there is none that is fresh."""

@@ -649,7 +649,7 @@ class DataPlane:
         self._reports.decided_block(decided, now)
         # Where all this met no bug, nothing is counted twice.
         self._objective.note_block(block)
-        self._admission.answered([(now - budget.arrived, allowed)] * count)
+        self._admission.answered([(now - budget.arrived, allowed)], count)
         self._metrics.observe_block(decided, now)
         self._admission.leave(count)
 

@@ -94,7 +94,7 @@ def scores(random: Random, version: str = "aa" * 8, feature_set: FeatureSet = MF
 @asynccontextmanager
 async def busy_plane(path: Path, primary: Script, secondary: Script, **changes: Any) -> AsyncIterator[Plane]:
     path.mkdir(exist_ok=True)  # noqa: ASYNC240 - nothing else runs yet
-    async with plane(path, primary, secondary, max_in_flight=1_000, **changes) as made:
+    async with plane(path, primary, secondary, max_in_flight=1_000, max_age_seconds=60.0, **changes) as made:
         made.feature_cache.accept(encode(market(0.1)))
         yield made
 

@@ -102,6 +102,7 @@ class Plane:
         max_in_flight: int,
         second: Second | None = None,
         first_stage: StageName = "model",
+        max_age_seconds: float = 1.0,
     ) -> None:
         clock = asyncio.get_running_loop().time
         ids = (f"decision-{number}" for number in IDS)
@@ -186,7 +187,11 @@ class Plane:
             objective = RoutedObjective({DEFAULT: self.objective, name: self.second_objective}, model_map.of)
             check = RoutedCheck({DEFAULT: self.check, name: self.second_check}, model_map)
             others = OtherSets(
-                lambda: {DEFAULT: (MF1,), name: (of,)}, lambda _: self.second_features, 1.0, clock, model_map.of
+                lambda: {DEFAULT: (MF1,), name: (of,)},
+                lambda _: self.second_features,
+                max_age_seconds,
+                clock,
+                model_map.of,
             )
             others.look()
         self.chain = Chain(
@@ -199,7 +204,7 @@ class Plane:
         self.dataplane = DataPlane(
             admission=self.admission,
             idempotency=self.idempotency,
-            markets=Markets(self.feature_cache, 1.0, clock, others),
+            markets=Markets(self.feature_cache, max_age_seconds, clock, others),
             chain=self.chain,
             cached_scores=cached_scores,
             guards=self.guards,
@@ -248,13 +253,16 @@ async def plane(
     max_in_flight: int = 2,
     second: Second | None = None,
     first_stage: StageName = "model",
+    max_age_seconds: float = 1.0,
 ) -> AsyncIterator[Plane]:
     """One with a journal in `path`; `keys` is the memory that it shares with others."""
     settings = JournalSettings(path=path / "journal.db", durability=Durability.OS, max_mebibytes=journal_mebibytes)
     memory = keys or make_memory(1)
     try:
         async with Journal(settings) as journal:
-            made = Plane(journal, memory, primary, secondary, budget, max_in_flight, second, first_stage)
+            made = Plane(
+                journal, memory, primary, secondary, budget, max_in_flight, second, first_stage, max_age_seconds
+            )
             try:
                 yield made
             finally:
