@@ -226,10 +226,13 @@ class DataPlane:
             block = self._begin_block(orders, views, usual, Budget(arrived, deadline), model, now)
             if block is not None:
                 begun.add(block, usual)
-            for place in places if block is None else [place for place in places if views[place] is None]:
-                begun.alone[place] = self._arrive(
-                    orders[place], Budget(arrived, deadline), has_place=True, in_company=True, model=model
-                )
+                if len(usual) == len(places):
+                    continue
+            for place in places:
+                if block is None or views[place] is None:
+                    begun.alone[place] = self._arrive(
+                        orders[place], Budget(arrived, deadline), has_place=True, in_company=True, model=model
+                    )
         return begun
 
     def give_up(self, future: Deciding) -> None:

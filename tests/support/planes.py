@@ -156,7 +156,8 @@ class Plane:
         shadow: Any = self.shadow
         objective: Any = self.objective
         check: Any = self.check
-        model_map = others = None
+        self.model_map: ModelMap | None = None
+        others = None
         if second is not None:
             name, of = second.name, second.feature_set
             its = [
@@ -170,7 +171,7 @@ class Plane:
             self.second_objective = Objective(SloSettings(), budget.cap_seconds)
             self.second_check = EmbeddedCheck(its[1], sampled, lambda: 0.5, clock)
             self.second_features = FeatureCache("redis://unused", FeatureCacheSettings(), INSTRUMENTS, of)
-            model_map = ModelMap()
+            model_map = self.model_map = ModelMap()
             model_map.set((MapRule(strategy=second.strategy, model=name), MapRule(strategy="gone", model="elsewhere")))
             second_stage = Embedded(self.second_embedded, clock)
             cached_scores = RoutedScores(
@@ -214,7 +215,7 @@ class Plane:
             observers=Observers(self.metrics, objective, DecisionReports(()), self.loop_lag, check),
             budget_settings=budget,
             clock=clock,
-            models=model_map,
+            models=self.model_map,
         )
 
     async def decide(

@@ -152,6 +152,27 @@ async def test_orders_of_two_models_are_decided_in_blocks_as_they_are_alone(
     assert sum(stayed["columns"]) > 0
 
 
+async def test_an_order_that_leaves_its_block_keeps_its_model_whatever_becomes_of_the_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know(monkeypatch, REGISTERED)
+    monkeypatch.setattr(model_sets, "_known", {"bb" * 8: MIXED})
+    second = Second(MIXED, fails(Outcome.TRANSPORT), answers(0.75, version="bb" * 8, feature_set=MIXED))
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75), second=second) as p:
+        own = np.array([math.nan, 7.0, math.nan], dtype=np.float32)
+        p.second_features.accept(encode(replace(market(0.1), values=own, feature_set=MIXED)))
+        begun = p.dataplane.begin_together(orders_of(Random(1), 2, strategies=("vwap",)), p.clock(), None)
+        assert begun is not None
+        assert len(begun.blocks) == 1
+        assert p.model_map is not None
+        p.model_map.set(())
+        await begun.ended()
+        await p.journal.flush()
+    for packet in packets_in(tmp_path):
+        assert (packet.chosen_model, packet.decision.source) == ("second", pb.SOURCE_SECONDARY)
+        assert [one.replica for one in packet.attempts] == ["second/primary", "second/secondary"]
+
+
 async def _begun_and_left(p: Plane, orders: Sequence[Order], when: str) -> None:
     """Begins orders of two models; their caller leaves."""
     begun = p.dataplane.begin_together(orders, p.clock(), None)
