@@ -313,16 +313,16 @@ def test_two_models_of_the_map_are_served_by_one_mlserver(
     redis_url = str(stack.endpoints.redis_url)
     row = np.clip(np.random.default_rng(5).normal(size=features.N_FEATURES), MF1.lowest, MF1.highest)
     with DecisionServer(tmp_path / "server", redis_url, primary=mlserver, settings=settings) as server:
-        for replica in ("primary", "scalper/primary", "fast/secondary"):
-            eventually(lambda name=replica: server.replica(name).healthy, bool)
+        asked = ("primary", "scalper/primary", "fast/secondary")
+        eventually(lambda: all(server.replica(name).healthy for name in asked), bool)
         request = admin_pb2.SetModelMapRequest(rules=rules, author="ann", reason="test")
         server.admin.SetModelMap(request, timeout=10.0)
 
         def decided_by(strategy: str) -> pb.Decision:
-            asked = order(row.astype(np.float32))
-            asked.strategy = strategy
+            ours = order(row.astype(np.float32))
+            ours.strategy = strategy
             return eventually(
-                lambda: server.decisions.Decide(pb.DecideRequest(order=asked), timeout=10.0).decision,
+                lambda: server.decisions.Decide(pb.DecideRequest(order=ours), timeout=10.0).decision,
                 lambda one: one.source == pb.SOURCE_PRIMARY,
             )
 
