@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from pretrade.client.cli.change_options import EXIT_CODES, How, takes_change_options
+from pretrade.client.cli.change_options import EXIT_CODES, How
 from pretrade.client.cli.model_versions import LOAD_SECONDS, Version, dry
+from pretrade.client.cli.option_groups import spreads_options
 from pretrade.client.cli.options import (
     DEFAULT_MODEL,
     AdminTarget,
@@ -44,7 +45,7 @@ app.add_typer(canary_app)
 
 
 @canary_app.command(epilog=EXIT_CODES)
-@takes_change_options
+@spreads_options
 def start(
     version: Version = "candidate",
     steps: Annotated[
@@ -142,7 +143,7 @@ def status(
 
 
 @canary_app.command(epilog=EXIT_CODES)
-@takes_change_options
+@spreads_options
 def weight(
     percent: Annotated[float, typer.Argument(min=0, max=100, help="Percent of the order flows.")],
     hold: Annotated[bool, typer.Option("--hold/--go-on", help="Hold it there, or let it take its steps.")] = True,
@@ -166,7 +167,7 @@ def weight(
 
 
 @canary_app.command(epilog=EXIT_CODES)
-@takes_change_options
+@spreads_options
 def promote(
     model: Model = DEFAULT_MODEL,
     *,
@@ -188,7 +189,7 @@ def promote(
 
 
 @canary_app.command(epilog=EXIT_CODES)
-@takes_change_options
+@spreads_options
 def abort(
     model: Model = DEFAULT_MODEL,
     *,
@@ -207,7 +208,7 @@ def abort(
 
 
 @canary_app.command(epilog=EXIT_CODES)
-@takes_change_options
+@spreads_options
 def rollback(
     model: Model = DEFAULT_MODEL,
     *,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from pretrade.client.cli.change_options import EXIT_CODES, How, takes_change_options
+from pretrade.client.cli.change_options import EXIT_CODES, How
+from pretrade.client.cli.option_groups import spreads_options
 from pretrade.client.cli.options import For
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ app = typer.Typer()
 
 
 @app.command("map", epilog=EXIT_CODES)
-@takes_change_options
+@spreads_options
 def map_models(
     rules: Annotated[
         list[str] | None,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from pretrade.client.cli.change_options import EXIT_CODES, REASON, How, takes_change_options
+from pretrade.client.cli.change_options import EXIT_CODES, REASON, How
+from pretrade.client.cli.option_groups import spreads_options
 from pretrade.client.cli.options import (
     DEFAULT_MODEL,
     USER,
@@ -87,7 +88,7 @@ def load(
 
 
 @app.command(epilog=EXIT_CODES)
-@takes_change_options
+@spreads_options
 def alias(
     name: Annotated[str, typer.Argument(help="champion, challenger, previous or candidate.")],
     version: Version,

@@ -14,7 +14,8 @@ from typing import Annotated, Final
 
 import typer
 
-from pretrade.client.cli.change_options import EXIT_CODES, REASON, How, takes_change_options
+from pretrade.client.cli.change_options import EXIT_CODES, REASON, How
+from pretrade.client.cli.option_groups import spreads_options
 from pretrade.client.cli.options import (
     USER,
     AdminTarget,
@@ -87,7 +88,7 @@ _FLAGS = ["shadow", "cached_score", "embedded", "out_of_domain", "uncertain"]
 
 
 @app.command(epilog=EXIT_CODES)
-@takes_change_options
+@spreads_options
 def breaker(
     replica: Annotated[
         str | None,
@@ -160,7 +161,7 @@ def _show_replicas(target: str | None, directory: Path, as_json: bool, name: str
 
 
 @app.command(epilog=EXIT_CODES)
-@takes_change_options
+@spreads_options
 def flag(
     name: Annotated[
         str | None,
@@ -198,7 +199,7 @@ def flag(
 
 
 @app.command(epilog=EXIT_CODES)
-@takes_change_options
+@spreads_options
 def state(
     value: Annotated[StateName | None, typer.Argument(help="The state to set. Without one: show it.")] = None,
     lift: Annotated[
@@ -249,7 +250,7 @@ def state(
 
 
 @app.command(epilog=EXIT_CODES)
-@takes_change_options
+@spreads_options
 def chain(
     stages: Annotated[
         list[StageArgument] | None,
@@ -292,7 +293,7 @@ def replica_list(target: AdminTarget = None, directory: Directory = DEFAULT_DIRE
 
 
 @replica_app.command("drain", epilog=EXIT_CODES)
-@takes_change_options
+@spreads_options
 def replica_drain(
     replica: ReplicaName,
     expires_in_seconds: For = None,
@@ -313,7 +314,7 @@ def replica_drain(
 
 
 @replica_app.command("resume", epilog=EXIT_CODES)
-@takes_change_options
+@spreads_options
 def replica_resume(
     replica: ReplicaName,
     *,

@@ -8,7 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pretrade.client.cli.change_options import REASON, How, takes_change_options
+from pretrade.client.cli.change_options import REASON, How
+from pretrade.client.cli.option_groups import spreads_options
 from pretrade.client.cli.options import USER
 
 
@@ -16,7 +17,7 @@ def app_of(seen: list[tuple[str, How]]) -> typer.Typer:
     app = typer.Typer()
 
     @app.command()
-    @takes_change_options
+    @spreads_options
     def steer(name: Annotated[str, typer.Argument()] = "primary", *, how: How) -> None:
         """Steer something."""
         seen.append((name, how))
