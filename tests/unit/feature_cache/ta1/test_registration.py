@@ -35,3 +35,4 @@ def test_training_on_ta1_names_that_extra_and_no_other() -> None:
     said = " ".join(result.output.split())
     assert "pip install 'pretrade-server[ta]'" in said
     assert "mlflow" not in said
+    assert "FeatureSetError" not in said
