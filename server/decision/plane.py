@@ -555,6 +555,11 @@ class DataPlane:
             else:
                 self._replies.heard_block(decided)
 
+    def in_doubt(self, decisions: Sequence[Decided | DecidedBlock]) -> None:
+        """The transport was given the decisions' bytes in time; nobody knows whether it wrote them in time."""
+        for decided in decisions:
+            self._replies.in_doubt(decided)
+
     def unheard(self, decided: Decided | DecidedBlock, cause: Cause) -> None:
         """The decision was not sent: its caller had gone, or its deadline has passed."""
         orders = 1 if isinstance(decided, Decided) else len(decided)

@@ -4,6 +4,7 @@
   whose caller heard nothing has at most one, which says that its reply is unconfirmed. Only where the caller gave up by
   itself may the reply have crossed that: then the row may say replied when it was decided shortly before or after. A
   server that is killed cannot say what became of its last replies: their rows say so, also of those that were heard.
+  Nor can one on grpc.aio of a reply that was written as its deadline passed.
 * I2 Reply and audit row are the same but for the budget, to which the reply adds the audit's stage; the hash chain has
   no gap.
 * I3 No reply took longer than it was allowed by its own budget. And none comes later than the deadline, 5 ms, and what
@@ -49,6 +50,9 @@ that time it is made durable, handed to the transport, and not yet read by a cal
 caller that left is not yet known to have left."""
 _UNCONFIRMED: Final = unconfirmed_status("")
 _KILLED: Final = unconfirmed_status("killed")
+_UNSENT: Final = unconfirmed_status("unsent")
+_AT_DEADLINE_SHARE: Final = 0.5
+"""Of the deadline: a server that stands still for the rest of it does not see in time that a reply was written."""
 _SCORED_SOURCES: Final = (*MODEL_SOURCES, pb.SOURCE_CACHED_SCORE)
 _UNUSABLE: Final = {pb.DEGRADATION_FEATURES_MISSING, pb.DEGRADATION_FEATURES_STALE, pb.DEGRADATION_BOOK_UNKNOWN}
 _UNAUDITED: Final = {pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_AUDIT_UNAVAILABLE}
@@ -247,7 +251,8 @@ def _of_call(call: Call, rows: Sequence[Row]) -> list[str]:
     if not rows:
         return [*found, f"I1: {ref} was answered and has no row"]
     packet, status = rows[0]
-    if status not in (REPLIED, _KILLED):
+    at_deadline = status == _UNSENT and call.service_seconds >= _AT_DEADLINE_SHARE * call.deadline_seconds
+    if status not in (REPLIED, _KILLED) and not at_deadline:
         found.append(f"I1: {ref} was answered and its row says {status}")
     return found + _differences(reply, packet.decision)
 

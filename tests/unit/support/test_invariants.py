@@ -20,6 +20,7 @@ DEADLINE = 0.1
 DECIDED = SENT + 0.01
 """Of the order `one`."""
 CANCELLED = unconfirmed_status("cancelled")
+UNSENT = unconfirmed_status("unsent")
 
 
 def decision(**changes: Any) -> pb.Decision:
@@ -94,6 +95,11 @@ def test_a_refused_order_with_a_row_is_found() -> None:
 
 def test_an_answer_whose_row_says_unconfirmed_is_found() -> None:
     assert found(heard(), rows=[(packet(), CANCELLED)]) == [f"I1: one was answered and its row says {CANCELLED}"]
+
+
+def test_of_an_answer_at_its_deadline_alone_the_audit_need_not_know_whether_it_was_sent() -> None:
+    assert found(heard(), rows=[(packet(), UNSENT)]) == [f"I1: one was answered and its row says {UNSENT}"]
+    assert not found(heard(ended=SENT + 0.9 * DEADLINE), rows=[(packet(), UNSENT)])
 
 
 def test_an_order_that_its_batch_or_stream_left_out_is_found() -> None:
