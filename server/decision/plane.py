@@ -594,6 +594,11 @@ class DataPlane:
         for decided in decisions:
             self._replies.heard(decided)
 
+    def in_doubt(self, decisions: Sequence[Decided | DecidedBlock]) -> None:
+        """The transport was given the decisions' bytes in time; nobody knows whether it wrote them in time."""
+        for decided in decisions:
+            self._replies.in_doubt(decided)
+
     def unheard(self, decided: Decided | DecidedBlock, cause: Cause) -> None:
         """The decision was not sent: its caller had gone, or its deadline has passed."""
         if cause == "cancelled":

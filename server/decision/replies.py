@@ -13,7 +13,8 @@ the call receives the decision after all, `ReplyHeard` is written. The last entr
 
 An answer that waits for seconds for a caller who does not read is noted as `unsent`: nobody knows yet what the caller
 will hear. The caller may read it at any moment, and the process may be killed before `ReplyHeard` is durable. If the
-call ends without it, a second note says why.
+call ends without it, a second note says why. An answer whose deadline passed while grpc.aio wrote it is `unsent`, too:
+gRPC does not say which of the two came first.
 
 A repeat must not get what the audit may deny, even if the process is killed before `ReplyHeard` is durable. Such a
 decision is therefore noted as `repeated` before a repeat gets it (`denied`, `repeated`): a repeat may have received it.
@@ -166,6 +167,14 @@ class Replies:
             self._release(decided)
         else:
             self._note(decided, heard(decided.decision_id))
+
+    def in_doubt(self, decided: Decided | DecidedBlock) -> None:
+        """The transport was given the reply's bytes in time; nobody knows whether it wrote them in time."""
+        for one in (decided,) if isinstance(decided, Decided) else decided.apart():
+            if one.abstained:
+                self.heard(one)  # the row says TRADE or NO_TRADE, which nobody heard
+            elif one.reply is ReplyState.OWED:
+                self._unsent(one)
 
     @staticmethod
     def denied(decided: Decided) -> bool:

@@ -119,9 +119,9 @@ class DecisionServicer:
     """Serves the contract. Its answers are already serialised, because the bytes of a decision are written only once.
 
     It reports every decision as heard or as unheard. A decision is heard when the transport has taken the bytes of its
-    reply. On grpc.aio a unary reply is serialised and handed over in one step; in Envoy the application says when all
-    of it was sent; on a stream the transport asks for the next answer. A decision is unheard when the deadline has
-    passed before that, or when the call ends without it.
+    reply in time. Of a unary reply the edge says when that is so; on a stream the transport asks for the next answer. A
+    decision is unheard when the deadline has passed before that, or when the call ends without it. Of a few unary
+    replies on grpc.aio, those whose deadline passed while they were written, nobody knows.
 
     Args:
         dataplane: Decides.
@@ -155,23 +155,22 @@ class DecisionServicer:
         self._access = access
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Serves the methods of the contract on a grpc.aio server."""
-        self._add_to(server, self._handed_over, self.DecideStream, _wire)
+        """Serves the methods of the contract on a grpc.aio server, whose edge says what became of unary replies."""
+        self._add_to(server, self.DecideStream, _wire)
 
     def add_to_application(self, application: grpc.aio.Server) -> None:
-        """Serves them in Envoy, by an application that tells `sent` and `not_sent` what became of unary replies."""
-        self._add_to(application, _wire, self._decide_stream, _wires)
+        """Serves them in Envoy, by an application that says what became of unary replies."""
+        self._add_to(application, self._decide_stream, _wires)
 
     def _add_to(
         self,
         server: grpc.aio.Server,
-        serialize_unary: Callable[[Reply], bytes],
         decide_stream: Callable[[AsyncIterator[Asked], Call], AsyncIterator[Any]],
         serialize_streamed: Callable[[Any], Any],
     ) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Decide": grpc.unary_unary_rpc_method_handler(self.Decide, self._orders.request, serialize_unary),
-            "DecideBatch": grpc.unary_unary_rpc_method_handler(self.DecideBatch, self._orders.batch, serialize_unary),
+            "Decide": grpc.unary_unary_rpc_method_handler(self.Decide, self._orders.request, _wire),
+            "DecideBatch": grpc.unary_unary_rpc_method_handler(self.DecideBatch, self._orders.batch, _wire),
             "DecideStream": grpc.stream_stream_rpc_method_handler(
                 decide_stream, self._orders.streamed, serialize_streamed
             ),
@@ -184,15 +183,22 @@ class DecisionServicer:
         if isinstance(answer, Reply):  # else it is of a service that decides nothing
             self._dataplane.heard(answer.decisions)
 
+    def in_doubt(self, answer: object) -> None:
+        """An answer's deadline passed while the transport wrote it."""
+        if isinstance(answer, Reply):
+            self._dataplane.in_doubt(answer.decisions)
+
+    def too_late(self, answer: object) -> DeadlineError:
+        """Takes an answer back that cannot be sent in time; the error to send instead."""
+        for decided in answer.decisions if isinstance(answer, Reply) else ():
+            self._dataplane.unheard(decided, "deadline")
+        return DeadlineError("DEADLINE_EXCEEDED", "the answer could not be sent in time")
+
     def not_sent(self, answer: object) -> None:
         """An answer's caller did not wait for it."""
         if isinstance(answer, Reply):
             for decided in answer.decisions:
                 self._dataplane.unheard(decided, "cancelled")
-
-    def _handed_over(self, reply: Reply) -> bytes:
-        self.sent(reply)
-        return reply.wire
 
     async def Decide(self, request: Order | pb.DecideRequest, call: Call) -> Reply:
         """One order."""
@@ -215,7 +221,7 @@ class DecisionServicer:
             self.not_sent(reply)
             raise
         if deadline is not None and self._clock() >= deadline:
-            raise self._late(reply)
+            raise self.too_late(reply)
         reply.wire += _EXPLANATION % prefixed(explanation.SerializeToString())
 
     def begin(self, request: bytes, call: Call, *, in_company: bool) -> Plain | None:
@@ -266,7 +272,7 @@ class DecisionServicer:
         call.orders = min(len(orders), _BATCH_SLICE)
         results = await self._decide_all(orders, call)
         if call.deadline is not None and self._clock() >= call.deadline:
-            late = [self._late(result) for result in results]
+            late = [self.too_late(result) for result in results]
             raise late[0]
         sent = [self._in_time(result) for result in results]
         wire = b"".join([one.wire if isinstance(one, Results) else _RESULTS % prefixed(one.wire) for one in sent])
@@ -429,18 +435,12 @@ class DecisionServicer:
             return result
         (decided,) = result.decisions
         assert isinstance(decided, Decided), "a block has no deadline but its call's"
-        return self._refused(decided.order_ref, self._late(result))
+        return self._refused(decided.order_ref, self.too_late(result))
 
     def _refused(self, order_ref: str, error: PretradeError) -> Reply:
         """The result of an order of a batch or stream that got no decision; it is counted here alone."""
         self._metrics.errors[error.reason] += 1
         return Reply(pb.OrderResult(order_ref=order_ref, error=status.order_error(error)).SerializeToString())
-
-    def _late(self, reply: Reply) -> DeadlineError:
-        """Takes back what cannot be sent in time; the error to send instead."""
-        for decided in reply.decisions:
-            self._dataplane.unheard(decided, "deadline")
-        return DeadlineError("DEADLINE_EXCEEDED", "the answer could not be sent in time")
 
     def _result(self, begun: Begun, call: Call) -> Reply:
         """What became of an order of a batch or stream that has ended."""
