@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any, Final
 
 from pretrade.client import AsyncClient, Client, Decision, Order
-from pretrade.client.policy import Policy
 
 WAYS: Final = ("calls of threads", "calls of tasks", "a stream of threads", "a stream of tasks")
 CALLS: Final = WAYS[:2]
@@ -37,14 +37,8 @@ def asking(way: str, *addresses: str, **options: Any) -> Iterator[Ask]:
 
         client, asker = runner.run(connect())
         try:
-            yield lambda *arguments, **named: runner.run(asker.decide(*arguments, **named))
+            yield lambda *arguments, **named: runner.run(asker.decide(*arguments, **named), context=copy_context())
         finally:
             if asker is not client:
                 runner.run(asker.close())
             runner.run(client.close())
-
-
-def policy_of(ask: Any) -> Policy:
-    """The policy of a client of threads that `asking` has yielded."""
-    policy: Policy = ask.__self__._asking.policy
-    return policy

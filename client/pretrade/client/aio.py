@@ -19,13 +19,11 @@ from pretrade.client.asking import (
     Metadata,
     Result,
     credentials_of,
-    health_name,
-    health_without,
 )
 from pretrade.client.decisions import Decision
 from pretrade.client.errors import CallError
-from pretrade.client.policy import Call, Server
-from pretrade.client.streams import AioConnection, AsyncStream
+from pretrade.client.policy import Call
+from pretrade.client.streams import AioConnection, AsyncStream, Probes
 from pretrade.decision.v1 import decision_pb2 as pb
 
 _Path = str | os.PathLike[str]
@@ -40,7 +38,7 @@ class AsyncClient:
             AioConnection(asking.credentials.plain_aio_channel(server.address, OPTIONS))
             for server in asking.policy.servers
         ]
-        self._probes: Final[set[asyncio.Task[None]]] = set()
+        self._probes: Final = Probes(asking.policy, self._connections)
 
     @classmethod
     def connect(
@@ -102,15 +100,13 @@ class AsyncClient:
 
     async def health(self, *, seconds: float = HEALTH_SECONDS) -> Mapping[str, str]:
         """What each server says of itself, as `Client.health`."""
-        found = await asyncio.gather(*(self._health(connection, seconds) for connection in self._connections))
+        found = await asyncio.gather(*(connection.health(seconds) for connection in self._connections))
         return {server.address: health for server, health in zip(self._asking.policy.servers, found, strict=True)}
 
     async def close(self) -> None:
         """Ends the connections, and with them all calls that are under way."""
         self._asking.why_not = "the client was closed"
-        for probe in list(self._probes):
-            probe.cancel()
-        await asyncio.gather(*self._probes, return_exceptions=True)
+        await self._probes.close()
         for connection in self._connections:
             await connection.channel.close()
 
@@ -123,8 +119,7 @@ class AsyncClient:
     async def _ask(self, method: str, request: Any, call: Call, metadata: Metadata) -> Any:
         """Asks until there is an answer, as the policy says."""
         while True:
-            if (away := self._asking.policy.due()) is not None:
-                self._probe(away)
+            self._probes.look()
             if call.pause:
                 await asyncio.sleep(call.pause)
                 self._asking.check_open()
@@ -142,20 +137,3 @@ class AsyncClient:
             else:
                 call.answered()
                 return response
-
-    def _probe(self, server: Server) -> None:
-        """Looks whether a server that is away is well again, without waiting for it."""
-
-        async def look() -> None:
-            if await self._health(self._connections[server.place], HEALTH_SECONDS) == "SERVING":
-                server.is_well()
-
-        probe = asyncio.create_task(look())
-        self._probes.add(probe)
-        probe.add_done_callback(self._probes.discard)
-
-    async def _health(self, connection: AioConnection, seconds: float) -> str:
-        try:
-            return health_name(await connection.health(b"", timeout=seconds))
-        except grpc.RpcError as error:
-            return health_without(error)

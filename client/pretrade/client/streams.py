@@ -24,7 +24,7 @@ from pretrade.client.errors import (
     UnavailableError,
     error_of_order,
 )
-from pretrade.client.policy import Call
+from pretrade.client.policy import Call, Policy, Server
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
@@ -42,7 +42,46 @@ class AioConnection:
         self.decide: Final = stub.Decide
         self.decide_batch: Final = stub.DecideBatch
         self.decide_stream: Final = stub.DecideStream
-        self.health: Final[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = channel.unary_unary(HEALTH)
+        self._health: Final[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = channel.unary_unary(HEALTH)
+
+    async def health(self, seconds: float) -> str:
+        """What the server says of itself within so many seconds."""
+        try:
+            return health_name(await self._health(b"", timeout=seconds))
+        except grpc.RpcError as error:
+            return health_without(error)
+
+
+class Probes:
+    """Looks whether servers that are away are well again, without anybody waiting for it.
+
+    Args:
+        policy: Of the client.
+        connections: To each server.
+    """
+
+    def __init__(self, policy: Policy, connections: Sequence[AioConnection]) -> None:
+        self._policy = policy
+        self._connections = connections
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def look(self) -> None:
+        """Asks a server for its health, if that is due."""
+        away = self._policy.due()
+        if away is not None:
+            task = asyncio.create_task(self._look(away))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _look(self, away: Server) -> None:
+        if await self._connections[away.place].health(HEALTH_SECONDS) == "SERVING":
+            away.is_well()
 
 
 class _Waiting:
@@ -72,6 +111,7 @@ class _Multiplexer:
         self._asking = asking
         self._policy = asking.policy
         self._connections = connections
+        self._probes = Probes(asking.policy, connections)
         self._waiting: dict[str, _Waiting] = {}
         self._unsent: deque[str] = deque()
         self._wake = asyncio.Event()
@@ -120,6 +160,7 @@ class _Multiplexer:
         if self._pump is not None:
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
+        await self._probes.close()
         self._end_all(ClosedError("the stream was closed"))
 
     async def _run(self) -> None:
@@ -140,7 +181,7 @@ class _Multiplexer:
         Raises:
             PretradeError: There is not to be another one.
         """
-        await self._probe()
+        self._probes.look()
         metadata = self._asking.credentials.metadata()
         call.attempt()
         self._call, self._moves, answered = call, None, False
@@ -150,7 +191,7 @@ class _Multiplexer:
         self._unsent = deque(self._waiting)
         writing = asyncio.create_task(self._write(stream))
         lost: grpc.RpcError | CallError = UnavailableError(
-            f"{call.server.address} ended the stream.", grpc.StatusCode.UNAVAILABLE
+            f"{call.server.address} ended the stream. {UnavailableError.advice}", grpc.StatusCode.UNAVAILABLE
         )
         try:
             async for response in stream:
@@ -160,7 +201,8 @@ class _Multiplexer:
                 if self._why_it_moves() is not None:
                     break
         except grpc.RpcError as error:
-            lost = error
+            if not _was_cut_off_while_writing(error):
+                lost = error
         except asyncio.CancelledError:
             if self._why_it_moves() is None:
                 call.abandoned()
@@ -178,17 +220,6 @@ class _Multiplexer:
 
     def _why_it_moves(self) -> CallError | None:
         return self._moves
-
-    async def _probe(self) -> None:
-        """Looks whether a server that is away is well again."""
-        away = self._policy.due()
-        if away is not None:
-            try:
-                health = health_name(await self._connections[away.place].health(b"", timeout=HEALTH_SECONDS))
-            except grpc.RpcError as error:
-                health = health_without(error)
-            if health == "SERVING":
-                away.is_well()
 
     async def _write(self, stream: Any) -> None:
         """Sends what is to be sent, until it is cancelled. Why a stream takes no more is for its reader to say."""
@@ -262,6 +293,11 @@ class _Multiplexer:
     def _end_all(self, error: PretradeError) -> None:
         for ref in list(self._waiting):
             self._end(ref, error)
+
+
+def _was_cut_off_while_writing(error: Any) -> bool:
+    """Whether gRPC only says that it could not write any more: it hides the status that the stream ended with."""
+    return error.code() is grpc.StatusCode.INTERNAL and "execute_batch" in (error.debug_error_string() or "")
 
 
 class AsyncStream:
