@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from support.overlays import Object, named, settings_of, with_component
+from support.overlays import Object, assert_valid, named, settings_of, with_component
 
 from feature_cache.bars.settings import PREFIX, BarsSettings
 from feature_cache.ta1 import settings as ta1
@@ -43,10 +40,7 @@ def reached(objects: list[Object], name: str) -> set[tuple[str, int]]:
 
 
 def test_every_object_is_valid_for_kubernetes(objects: list[Object], tmp_path: Path) -> None:
-    (tmp_path / "all.yaml").write_text(yaml.safe_dump_all(objects))
-    validate = [str(Path(sys.executable).with_name("kubernetes-validate")), "--strict", "--quiet", "--no-warn"]
-    done = subprocess.run([*validate, tmp_path / "all.yaml"], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert_valid(objects, tmp_path)
 
 
 def test_the_keeper_runs_from_the_workers_image_with_settings_that_it_takes(objects: list[Object]) -> None:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,20 +17,20 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from support.guest_model import write_guest_model
+from support.guest_model import registry_with_one
+from support.mlserver import MLSERVER, serving
 from support.model_server import certify
 from support.triton import Triton, triton
 
 from feature_cache.features import MF1
 from local.demo.variants import recalibrated
-from local.stack.ports import free_ports
 from server.inference.breaker import BreakerSettings
 from server.inference.oip import ModelDescription, OpenInference, OpenInferenceSettings
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
 from server.models.loading import ModelLoader
 from server.models.management import LoadError
-from server.models.registry import VERSIONS, Registry
+from server.models.registry import Registry
 from server.security.client_tls import ClientTls
 from server.security.private import write_private
 from server.security.settings import ClientTlsSettings
@@ -40,7 +38,6 @@ from server.security.trial import TrialAuthority
 from torchserve.mlserver import write_folder
 from torchserve.triton import write_version
 
-MLSERVER = Path(os.environ.get("MLSERVER_VENV", Path(__file__).parents[2] / ".venv-mlserver")) / "bin" / "mlserver"
 ROW = bytes(MF1.row_bytes)
 TRITON_NAMES = {"input_name": "input__0", "output_name": "output__0", "version_names": "number"}
 
@@ -48,16 +45,12 @@ TRITON_NAMES = {"input_name": "input__0", "output_name": "output__0", "version_n
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     """One version of boosted trees, the first of all tests here."""
-    root = tmp_path_factory.mktemp("registry")
-    (root / VERSIONS).mkdir()
-    archive = write_guest_model(MF1, root / "new.mar")
-    (root / "new.mar").rename(root / VERSIONS / f"{archive.version}.mar")
-    return Registry(root)
+    return registry_with_one(tmp_path_factory.mktemp("registry"))
 
 
 @pytest.fixture(scope="module")
 def first(registry: Registry) -> str:
-    return next((registry.root / VERSIONS).glob("*.mar")).stem
+    return registry.records()[0].version
 
 
 @pytest.fixture(scope="module")
@@ -155,36 +148,20 @@ def mlserver(tmp_path_factory: pytest.TempPathFactory, registry: Registry, first
     if not MLSERVER.exists():
         pytest.skip("MLServer's own environment is not there: make mlserver")
     repository = tmp_path_factory.mktemp("mlserver")
-    http, grpc_port, metrics = free_ports(3)
-    ports: dict[str, Any] = {"host": "127.0.0.1", "http_port": http, "grpc_port": grpc_port, "metrics_port": metrics}
-    alone = {"parallel_workers": 0, "environments_dir": str(repository)}
-    (repository / "settings.json").write_text(json.dumps(ports | alone))
 
     def put(version: str) -> None:
         write_folder(registry.path(version), repository / version)
 
     put(first)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with (repository / "mlserver.log").open("wb") as log:
-        process = subprocess.Popen(
-            [str(MLSERVER), "start", str(repository)], env=environment, cwd=repository, stdout=log, stderr=log
-        )
-    try:
+    with serving(repository) as (_, address):
         yield Dialect(
-            f"127.0.0.1:{grpc_port}",
+            address,
             OpenInferenceSettings(),
             registry,
             put,
             lambda version: shutil.rmtree(repository / version),
             lambda version: (repository / version / "model.json").write_text("{"),
         )
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        finally:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(params=["triton", "triton that decides by itself", "mlserver 1.3", "mlserver"])

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from support.overlays import Object, named, settings_of, with_component
+from support.overlays import Object, assert_valid, named, settings_of, with_component
 
 from server.settings import Settings
 
@@ -20,10 +17,7 @@ def objects(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_every_object_is_valid_for_kubernetes(objects: list[Object], tmp_path: Path) -> None:
-    (tmp_path / "all.yaml").write_text(yaml.safe_dump_all(objects))
-    validate = [str(Path(sys.executable).with_name("kubernetes-validate")), "--strict", "--quiet", "--no-warn"]
-    done = subprocess.run([*validate, tmp_path / "all.yaml"], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert_valid(objects, tmp_path)
 
 
 def test_servers_look_up_a_name_with_the_address_of_every_pod(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import random
 import shutil
@@ -31,6 +32,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.commands import app
 from server.audit.reading.verify import Unreachable, verify
+from server.decision.ids import made_at
 from server.journal.entries import decision_ids, entry_of
 from server.journal.journal_file import JournalReader, journals_of
 
@@ -412,9 +414,10 @@ def assert_abstains_until_healed(
         load.wait_for_more(100)
         with trouble:
             eventually(product.status, lambda status: not status.audit.writable and not status.ready)
-            began = len(load.decisions)
+            seen_unwritable = dt.datetime.now(dt.UTC)
             load.wait_for_more(500)
-            refused = load.decisions[began:]
+            # Those asked for after that: an earlier one that is durable may reach its caller later.
+            refused = [one for one in load.decisions if (at := made_at(one.decision_id)) and at > seen_unwritable]
             assert {decision.action for decision in refused} == {pb.ACTION_ABSTAIN}
             assert all(pb.REASON_CODE_AUDIT_UNAVAILABLE in decision.reasons for decision in refused)
             assert not product.status().ready

@@ -16,18 +16,17 @@ from typing import Any
 import grpc
 import pytest
 from support.decision_server import DecisionServer
-from support.guest_model import write_guest_model
+from support.guest_model import registry_with_one
 from support.harness import Market, eventually
 from support.rig import ROOMY
 from support.triton import Triton, triton
 
-from feature_cache.features import MF1
 from local.demo.variants import recalibrated
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.models.registry import VERSIONS, Registry
+from server.models.registry import Registry
 from torchserve.triton import write_version
 
 pytestmark = pytest.mark.stack
@@ -38,12 +37,8 @@ AUTHOR: Any = {"author": "ann", "reason": "test"}
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    root = tmp_path_factory.mktemp("registry")
-    (root / VERSIONS).mkdir()
-    archive = write_guest_model(MF1, root / "new.mar")
-    (root / "new.mar").rename(root / VERSIONS / f"{archive.version}.mar")
-    found = Registry(root)
-    found.set_alias("champion", archive.version)
+    found = registry_with_one(tmp_path_factory.mktemp("registry"))
+    found.set_alias("champion", found.records()[0].version)
     return found
 
 

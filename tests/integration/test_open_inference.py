@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
-import subprocess
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -23,6 +21,7 @@ import pytest
 from numpy.typing import NDArray
 from support.decision_server import DecisionServer
 from support.harness import INSTRUMENTS, eventually
+from support.mlserver import MLSERVER, serving
 from support.rig import ROOMY
 
 from feature_cache import features
@@ -45,7 +44,6 @@ from torchserve.handler import ModelHandler
 from torchserve.mlserver import write_folder
 
 ROOT = Path(__file__).parents[2]
-MLSERVER = Path(os.environ.get("MLSERVER_VENV", ROOT / ".venv-mlserver")) / "bin" / "mlserver"
 REPLICAS = {"champion": "primary", "challenger": "challenger"}
 ROWS = 10_000
 
@@ -79,19 +77,8 @@ def mlserver(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Ite
     """`HOST:PORT` of an MLServer that serves the champion with its stock XGBoost runtime."""
     folder = tmp_path_factory.mktemp("mlserver")
     write_folder(model_store / "champion.mar", folder)
-    http, grpc_port, metrics = free_ports(3)
-    settings: dict[str, Any] = {"host": "127.0.0.1", "http_port": http, "grpc_port": grpc_port, "metrics_port": metrics}
-    (folder / "settings.json").write_text(
-        json.dumps(settings | {"parallel_workers": 0, "environments_dir": str(folder)})
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with (folder / "mlserver.log").open("wb") as log:
-        process = subprocess.Popen(
-            [str(MLSERVER), "start", str(folder)], env=environment, cwd=folder, stdout=log, stderr=log
-        )
-    try:
-        codec = OpenInference(OpenInferenceSettings(), described(model_store, "champion"))
-        address = f"127.0.0.1:{grpc_port}"
+    codec = OpenInference(OpenInferenceSettings(), described(model_store, "champion"))
+    with serving(folder) as (process, address):
 
         def answers() -> bool:
             assert process.poll() is None, (folder / "mlserver.log").read_text()[-2_000:]
@@ -99,13 +86,6 @@ def mlserver(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Ite
 
         eventually(answers, bool)
         yield address
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        finally:
-            process.kill()
-            process.wait()
 
 
 def described(store: Path, model: str) -> ModelDescription:

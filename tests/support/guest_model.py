@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_cache.feature_set import ROW, FeatureSet
+from feature_cache.features import MF1
 from server.models.archive import Archive, content_version, read_archive
+from server.models.registry import VERSIONS, Registry
 from torchserve import handler
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -66,3 +68,11 @@ def write_guest_model(feature_set: FeatureSet, path: Path, name: str = "champion
         ):
             archive.writestr(part, content)
     return read_archive(path)
+
+
+def registry_with_one(root: Path) -> Registry:
+    """A registry in `root` with one version, of boosted trees on `mf1`."""
+    (root / VERSIONS).mkdir()
+    archive = write_guest_model(MF1, root / "new.mar")
+    (root / "new.mar").rename(root / VERSIONS / f"{archive.version}.mar")
+    return Registry(root)

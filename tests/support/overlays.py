@@ -28,6 +28,15 @@ def with_component(directory: Path, overlay: str, component: str) -> list[Object
     return list(yaml.safe_load_all(done.stdout))
 
 
+def assert_valid(objects: list[Object], directory: Path) -> None:
+    """Every object is one that Kubernetes takes; `directory` is for a file with them."""
+    path = directory / "all.yaml"
+    path.write_text(yaml.safe_dump_all(objects))
+    validate = [str(Path(sys.executable).with_name("kubernetes-validate")), "--strict", "--quiet", "--no-warn", path]
+    done = subprocess.run(validate, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def settings_of(objects: list[Object], name: str) -> dict[str, str]:
     """What a generated ConfigMap holds."""
     (found,) = (one for one in objects if one["kind"] == "ConfigMap" and one["metadata"]["name"].startswith(f"{name}-"))
