@@ -137,10 +137,7 @@ def test_the_programs_of_the_clients_page_print_what_it_shows(desk: Desk, progra
     code = program.replace("127.0.0.1:7001", str(desk.command.wait_until_up().endpoints.decision))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    printed, expected = (
-        [WORD.sub("WORD", alike(line)) for line in text.splitlines()]
-        for text in (done.stdout, shown)
-    )
+    printed, expected = ([WORD.sub("WORD", alike(line)) for line in text.splitlines()] for text in (done.stdout, shown))
     assert [line for line in printed if line != "send the order"] == expected
 
 

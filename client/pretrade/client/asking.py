@@ -19,7 +19,7 @@ from pretrade.client.decisions import Decision
 from pretrade.client.errors import CallError, ClosedError, error_of_order
 from pretrade.client.orders import Order, message_of
 from pretrade.client.policy import Call, Policy
-from pretrade.client.retries import CHANNEL_OPTIONS
+from pretrade.client.retries import CHANNEL_OPTIONS, LONGEST_PAUSE_SECONDS
 from pretrade.decision.v1 import decision_pb2 as pb
 
 Asked = Order | pb.Order
@@ -160,6 +160,8 @@ class Batch:
             self._results[place] = error
             if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_delay_seconds is not None:
                 delays[place] = error.retry_delay_seconds
+            elif error.code is grpc.StatusCode.DEADLINE_EXCEEDED and call.was_lost:  # the server's cap; see `policy`
+                delays[place] = LONGEST_PAUSE_SECONDS
         if delays and call.waits(max(delays.values())):
             self._left = [*delays, *self._left]
 

@@ -18,7 +18,8 @@ while True:
 3. RESOURCE_EXHAUSTED with a delay: the next server at once; the same after the delay where there is no other, or where
    the refusal is about the caller and not about the server.
 4. DEADLINE_EXCEEDED: while another server could still answer, an attempt gets half of the time that is left, and the
-   other one gets the rest. Otherwise the deadline has passed.
+   other one gets the rest. Otherwise the deadline has passed; unless an attempt was lost before and it was the server's
+   own cap that passed: a process that was killed has claimed the key until then.
 5. Nothing is ever asked after the deadline, and an order without idempotency key only after a refusal.
 6. A server that fails three attempts in a row is *away*: it is asked last, until its health service says SERVING.
 7. While too many attempts fail, none is made again on the same server (`SPARE_FAILURES`): an overloaded server must
@@ -191,7 +192,7 @@ class Call:
     """
 
     __slots__ = ("_attempts", "_deadline", "_here", "_left", "_policy", "_repeatable", "earlier", "pause", "server",
-                 "wait_for_ready")  # fmt: skip
+                 "wait_for_ready", "was_lost")  # fmt: skip
 
     def __init__(self, policy: Policy, deadline: float, *, repeatable: bool) -> None:
         self._policy = policy
@@ -205,6 +206,8 @@ class Call:
         servers = policy.servers
         self.server: Server = servers[0] if len(servers) == 1 else policy.best(well=True) or servers[0]
         """Where the next attempt goes."""
+        self.was_lost = False
+        """Whether an attempt was cut off: a process that is gone may hold the keys of its orders for a while."""
         self.pause = 0.0
         """Seconds before the next attempt."""
         self.wait_for_ready = False
@@ -242,6 +245,7 @@ class Call:
         if not self._goes_on(found):
             raise self._final(found) from (None if found is error else error)
         self.earlier = found
+        self.was_lost |= found.code in REPEATED
 
     def waits(self, delay_seconds: float | None) -> bool:
         """Whether orders of an answered call, which were refused, are to be asked again after this delay."""
@@ -261,7 +265,7 @@ class Call:
         if not self._repeatable:
             return False
         if found.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return self._leaves()
+            return self._leaves() or (self.was_lost and self._after_loss(found))
         return found.code in REPEATED and self._after_loss(found)
 
     def _after_refusal(self, found: CallError) -> bool:

@@ -25,6 +25,7 @@ from pretrade.client.errors import (
     error_of_order,
 )
 from pretrade.client.policy import Call, Policy, Server
+from pretrade.client.retries import LONGEST_PAUSE_SECONDS
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
@@ -87,7 +88,7 @@ class Probes:
 class _Waiting:
     """An order without an answer."""
 
-    __slots__ = ("answer", "deadline", "request", "seconds", "timers")
+    __slots__ = ("answer", "deadline", "request", "seconds", "timers", "was_lost")
 
     def __init__(self, request: pb.DecideStreamRequest, answer: _Answer, deadline: float, seconds: float) -> None:
         self.request = request
@@ -95,6 +96,8 @@ class _Waiting:
         self.deadline = deadline
         self.seconds = seconds
         self.timers: tuple[asyncio.TimerHandle, ...] = ()
+        self.was_lost = False
+        """Whether it was under way when a stream was lost."""
 
 
 class _Multiplexer:
@@ -216,6 +219,8 @@ class _Multiplexer:
             return answered
         call.failed(self._why_it_moves() or lost)
         self._trouble = call.earlier
+        for waiting in self._waiting.values():
+            waiting.was_lost = True
         return answered
 
     def _why_it_moves(self) -> CallError | None:
@@ -246,6 +251,8 @@ class _Multiplexer:
         elif error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and self._may_wait(waiting, error, call):
             assert error.retry_delay_seconds is not None
             asyncio.get_running_loop().call_later(error.retry_delay_seconds, self._again, result.order_ref)
+        elif error.code is grpc.StatusCode.DEADLINE_EXCEEDED and waiting.was_lost:  # its cap; see `policy`
+            asyncio.get_running_loop().call_later(LONGEST_PAUSE_SECONDS, self._again, result.order_ref)
         else:
             self._end(result.order_ref, error)
 

@@ -98,6 +98,12 @@ def test_nothing_is_asked_after_the_deadline(lone: Policy, clock: Clock) -> None
         fail(call, lost())
 
 
+def test_a_servers_own_cap_is_no_end_where_a_process_that_is_gone_may_hold_the_key(lone: Policy) -> None:
+    call = lone.begin(1.0, repeatable=True)
+    fail(call, lost(), late(), late())
+    assert call.pause > 0
+
+
 @pytest.mark.parametrize("error", [refused(2.0), refused(None), late()])
 def test_a_delay_beyond_the_deadline_none_at_all_and_a_passed_deadline_end_a_call(
     lone: Policy, error: CallError
@@ -106,10 +112,12 @@ def test_a_delay_beyond_the_deadline_none_at_all_and_a_passed_deadline_end_a_cal
         fail(lone.begin(1.0, repeatable=True), error)
 
 
-def test_a_deadline_that_passed_waiting_for_a_connection_says_why_there_was_none(lone: Policy) -> None:
+def test_a_deadline_that_passed_waiting_for_a_connection_says_why_there_was_none(lone: Policy, clock: Clock) -> None:
     call = lone.begin(1.0, repeatable=True)
+    fail(call, lost())
+    clock.now += 1.0
     with pytest.raises(UnavailableError, match="gone") as raised:
-        fail(call, lost(), late())
+        fail(call, late())
     assert raised.value.__notes__ == ["The call was tried 2 times."]
 
 
