@@ -1,17 +1,18 @@
-"""What the client library costs its callers, next to the raw stubs, and what a shared stream gains.
+"""What the client library costs its callers, next to the raw stubs, and what shared calls and a stream gain.
 
     python -m local.bench.client --rounds 5
 
 Every way to ask is measured in turn, round after round, against a bare echo server in a process of its own: with a real
 server the callers would wait, and their own cost would hardly show. A caller with stubs builds the order's message and
 reads the decision's, as programs do; a caller with the library builds an `Order` and reads a `Decision`, and has
-idempotency keys, retries and health besides. Orders are counted that were answered; CPU is that of the callers' process.
-`--target` measures a real server instead.
+idempotency keys, retries and health besides. Orders are counted that were answered; CPU is that of the callers'
+process. `--target` measures a real server instead.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import statistics
 import threading
 import time
@@ -28,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.benchmark.echo import echo_server
-from pretrade.client import AsyncClient, Client, Decision, Order
+from pretrade.client import AsyncClient, AsyncShared, AsyncStream, Client, Decision, Order
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
@@ -64,7 +65,7 @@ class Way:
     callers: str
     """How many there are, and of which kind."""
     by: str
-    """`stubs`, `library` or `shared stream`."""
+    """`stubs` or `library`, and how."""
     measure: Callable[[str, float], Awaitable[Cost]]
     """Takes address and seconds."""
 
@@ -119,7 +120,8 @@ async def of_tasks(ask: Callable[[], Awaitable[int]], callers: int, seconds: flo
     async def call() -> None:
         nonlocal orders
         while time.monotonic() < end:
-            orders += await ask()
+            answered = await ask()
+            orders += answered
 
     await asyncio.gather(*(call() for _ in range(callers)))
     return _cost(orders, began, cpu)
@@ -145,15 +147,13 @@ def stubs_in_threads(callers: int) -> Callable[[str, float], Awaitable[Cost]]:
     return lambda address, seconds: asyncio.to_thread(measure, address, seconds)
 
 
-def library_in_threads(callers: int, *, stream: bool = False) -> Callable[[str, float], Awaitable[Cost]]:
-    """Threads with a `Client`, or with its stream."""
+def library_in_threads(callers: int, *, shared: bool = False) -> Callable[[str, float], Awaitable[Cost]]:
+    """Threads with a `Client`, or with its shared calls."""
 
     def measure(address: str, seconds: float) -> Cost:
         with Client.connect(address, deadline_seconds=_DEADLINE_SECONDS) as client:
-            if not stream:
-                return of_threads(lambda: read_typed(client.decide(order())), callers, seconds)
-            with client.stream() as shared:
-                return of_threads(lambda: read_typed(shared.decide(order())), callers, seconds)
+            asked = client.shared() if shared else client
+            return of_threads(lambda: read_typed(asked.decide(order())), callers, seconds)
 
     return lambda address, seconds: asyncio.to_thread(measure, address, seconds)
 
@@ -179,17 +179,53 @@ def stubs_in_tasks(callers: int, *, batch: bool = False) -> Callable[[str, float
     return measure
 
 
+def stream_in_tasks(callers: int) -> Callable[[str, float], Awaitable[Cost]]:
+    """Tasks with a stream of the stub, matched by reference: the least that can be done."""
+
+    async def measure(address: str, seconds: float) -> Cost:
+        waiting: dict[str, asyncio.Future[pb.Decision]] = {}
+        refs = itertools.count()
+        async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub: decision_pb2_grpc.DecisionServiceAsyncStub = decision_pb2_grpc.DecisionServiceStub(channel)
+            stream, writing = stub.DecideStream(), asyncio.Lock()
+
+            async def receive() -> None:
+                async for response in stream:
+                    waiting.pop(response.result.order_ref).set_result(response.result.decision)
+
+            async def ask() -> int:
+                asked = message()
+                asked.order_ref = f"{next(refs)}"
+                answer = waiting[asked.order_ref] = asyncio.get_running_loop().create_future()
+                async with writing:  # gRPC writes one message at a time
+                    await stream.write(pb.DecideStreamRequest(order=asked))
+                read(await answer)
+                return 1
+
+            receiving = asyncio.create_task(receive())
+            cost = await of_tasks(ask, callers, seconds)
+            await stream.done_writing()
+            await receiving
+            return cost
+
+    return measure
+
+
 def library_in_tasks(
-    callers: int, *, batch: bool = False, stream: bool = False, keys: bool = True
+    callers: int, *, batch: bool = False, how: str = "", keys: bool = True
 ) -> Callable[[str, float], Awaitable[Cost]]:
-    """Tasks with an `AsyncClient`, or with its stream."""
+    """Tasks with an `AsyncClient`, or with its `stream` or its `shared` calls."""
 
     async def measure(address: str, seconds: float) -> Cost:
         async with AsyncExitStack() as opened:
             client = await opened.enter_async_context(
                 AsyncClient.connect(address, deadline_seconds=_DEADLINE_SECONDS, idempotency_keys=keys)
             )
-            asked = await opened.enter_async_context(client.stream()) if stream else client
+            asked: AsyncClient | AsyncStream | AsyncShared = client
+            if how == "stream":
+                asked = await opened.enter_async_context(client.stream())
+            elif how == "shared":
+                asked = client.shared()
 
             async def ask() -> int:
                 read_typed(await asked.decide(order()))
@@ -209,12 +245,14 @@ WAYS: Final = (
     Way("1 thread", "library", library_in_threads(1)),
     Way(f"{_MANY} threads", "stubs", stubs_in_threads(_MANY)),
     Way(f"{_MANY} threads", "library", library_in_threads(_MANY)),
-    Way(f"{_MANY} threads", "shared stream", library_in_threads(_MANY, stream=True)),
+    Way(f"{_MANY} threads", "library, shared calls", library_in_threads(_MANY, shared=True)),
     Way("1 task", "stubs", stubs_in_tasks(1)),
     Way("1 task", "library", library_in_tasks(1)),
     Way(f"{_MANY} tasks", "stubs", stubs_in_tasks(_MANY)),
     Way(f"{_MANY} tasks", "library", library_in_tasks(_MANY)),
-    Way(f"{_MANY} tasks", "shared stream", library_in_tasks(_MANY, stream=True)),
+    Way(f"{_MANY} tasks", "stubs, a stream", stream_in_tasks(_MANY)),
+    Way(f"{_MANY} tasks", "library, a stream", library_in_tasks(_MANY, how="stream")),
+    Way(f"{_MANY} tasks", "library, shared calls", library_in_tasks(_MANY, how="shared")),
     Way(f"{_BATCH_CALLERS} tasks, batches of {_BATCH}", "stubs", stubs_in_tasks(_BATCH_CALLERS, batch=True)),
     Way(f"{_BATCH_CALLERS} tasks, batches of {_BATCH}", "library", library_in_tasks(_BATCH_CALLERS, batch=True)),
     Way(
@@ -255,7 +293,7 @@ async def measure(target: str | None, seconds: float, rounds: int) -> dict[Way, 
     """
     found: dict[Way, list[Cost]] = {way: [] for way in WAYS}
     async with AsyncExitStack() as opened:
-        address = target or await opened.enter_async_context(echo_server(_ECHOED))
+        address = await opened.enter_async_context(echo_server(_ECHOED)) if target is None else target
         for _ in range(rounds):
             for way in WAYS:
                 found[way].append(await way.measure(address, seconds))

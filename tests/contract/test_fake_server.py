@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Iterator
 from typing import Final
@@ -10,7 +11,7 @@ import grpc
 import pytest
 from support.server_group import server_group
 
-from pretrade.client import Client, Decision, InvalidOrderError, KeyReusedError, Order
+from pretrade.client import AsyncClient, Client, Decision, InvalidOrderError, KeyReusedError, Order
 from pretrade.client.testing import FakeServer
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -101,14 +102,18 @@ def test_a_batch_of_no_orders_or_of_too_many_is_refused(address: str, size: int)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_stream_answers_every_order_and_goes_on_after_a_broken_one(client: Client) -> None:
-    with client.stream() as stream:
-        found = [stream.submit(order(f"{number}")) for number in range(50)]
-        with pytest.raises(InvalidOrderError) as raised:
-            stream.decide(order("broken", quantity=-1.0))
-        assert raised.value.field == "quantity"
-        assert [one.result().order_ref for one in found] == [f"{number}" for number in range(50)]
-        assert stream.decide(order()).decision_id
+async def test_a_stream_answers_every_order_and_goes_on_after_a_broken_one(address: str) -> None:
+    async with AsyncClient.connect(address, deadline_seconds=SECONDS) as client, client.stream() as stream:
+        refs = [f"{number}" for number in range(50)]
+        *found, broken = await asyncio.gather(
+            *(stream.decide(order(ref)) for ref in refs),
+            stream.decide(order("broken", quantity=-1.0)),
+            return_exceptions=True,
+        )
+        assert isinstance(broken, InvalidOrderError)
+        assert broken.field == "quantity"
+        assert [one.order_ref for one in found if isinstance(one, Decision)] == refs
+        assert (await stream.decide(order())).decision_id
 
 
 def test_its_health_is_told_on_the_same_port(client: Client, address: str) -> None:

@@ -10,10 +10,10 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.request import urlopen
 
 import psutil
@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from feature_cache.compiled import SWITCH
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
-from pretrade.client import CallError, Client, retries
+from pretrade.client import CallError, Client, Shared, retries
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.verify import Verified, verify
 from server.journal.entries import entry_of, packets
@@ -221,10 +221,24 @@ class Callers(CallingThreads):
     """Servers that are asked while that one is away."""
     decisions: list[pb.Decision] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    streaming: bool = False
-    """Whether each asks over a stream."""
+    sharing: bool = False
+    """Whether they share the calls of one client."""
     name: str = "caller"
     """What the references begin with."""
+    _one: Client = field(init=False)
+    _shared: Shared = field(init=False)
+
+    def __enter__(self) -> Self:
+        self._one = self._connect()
+        self._shared = self._one.shared()
+        return super().__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self._one.close()
+
+    def _connect(self) -> Client:
+        return Client.connect(self.target, *self.others, deadline_seconds=_CALL_SECONDS)
 
     def wait_for_more(self, calls: int) -> None:
         wanted = len(self.decisions) + len(self.errors) + calls
@@ -238,9 +252,8 @@ class Callers(CallingThreads):
             limit_price=MID,
             strategy=f"{self.name}-{number}",
         )
-        with ExitStack() as opened:
-            client = opened.enter_context(Client.connect(self.target, *self.others, deadline_seconds=_CALL_SECONDS))
-            asked = opened.enter_context(client.stream()) if self.streaming else client
+        with self._connect() as own:
+            asked = self._shared if self.sharing else own
             for call in itertools.count():
                 if self._stopped.is_set():
                     break

@@ -55,8 +55,9 @@ if TYPE_CHECKING:
     )
     from pretrade.client.orders import Features as Features
     from pretrade.client.orders import Order as Order
+    from pretrade.client.shared import AsyncShared as AsyncShared
+    from pretrade.client.shared import Shared as Shared
     from pretrade.client.streams import AsyncStream as AsyncStream
-    from pretrade.client.streams import Stream as Stream
 
 _ERRORS: Final = (
     "CallError",
@@ -75,12 +76,13 @@ _ERRORS: Final = (
 )
 _MODULES: Final = {
     "AsyncClient": "aio",
+    "AsyncShared": "shared",
     "AsyncStream": "streams",
     "Client": "blocking",
     "Decision": "decisions",
     "Features": "orders",
     "Order": "orders",
-    "Stream": "streams",
+    "Shared": "shared",
     **dict.fromkeys(_ERRORS, "errors"),
 }
 

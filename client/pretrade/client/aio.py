@@ -23,6 +23,7 @@ from pretrade.client.asking import (
 from pretrade.client.decisions import Decision
 from pretrade.client.errors import CallError
 from pretrade.client.policy import Call
+from pretrade.client.shared import AsyncShared
 from pretrade.client.streams import AioConnection, AsyncStream, Probes
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -71,10 +72,10 @@ class AsyncClient:
         """Decides one order, as `Client.decide`: same arguments, same errors."""
         asking = self._asking
         message = asking.message(order)
-        call = asking.begin(message, deadline_seconds)
         metadata = asking.metadata(traceparent, reduce_only=message.reduce_only)
+        call = asking.begin(message, deadline_seconds)
         response = await self._ask("decide", pb.DecideRequest(order=message, explain=explain), call, metadata)
-        return Decision(response.decision, response.explanation if explain else None)
+        return Decision(response.decision, call.server.address, response.explanation if explain else None)
 
     async def decide_batch(
         self, orders: Iterable[Asked], *, deadline_seconds: float | None = None, traceparent: str | None = None
@@ -82,8 +83,8 @@ class AsyncClient:
         """Decides many orders, as `Client.decide_batch`: same arguments, same errors."""
         asking = self._asking
         batch = Batch(asking, orders)
-        call = asking.policy.begin(asking.seconds(deadline_seconds), repeatable=batch.repeatable)
         metadata = asking.metadata(traceparent, reduce_only=batch.reduce_only)
+        call = asking.policy.begin(asking.seconds(deadline_seconds), repeatable=batch.repeatable)
         while not batch.ended:
             try:
                 batch.take(await self._ask("decide_batch", batch.request(), call, metadata), call)
@@ -92,11 +93,16 @@ class AsyncClient:
         return batch.results
 
     def stream(self) -> AsyncStream:
-        """A stream that any number of tasks share, over the client's connection; an asynchronous context manager.
-
-        Under many callers it is cheaper than a call for each order.
-        """
+        """A stream that any number of tasks share, over the client's connection; an asynchronous context manager."""
         return AsyncStream(self._asking, self._connections)
+
+    def shared(self) -> AsyncShared:
+        """Calls that many tasks share: under many callers they cost a fraction of a call for each order."""
+        return AsyncShared(
+            self._asking,
+            lambda order, seconds: self.decide(order, deadline_seconds=seconds),
+            lambda orders, seconds: self.decide_batch(orders, deadline_seconds=seconds),
+        )
 
     async def health(self, *, seconds: float = HEALTH_SECONDS) -> Mapping[str, str]:
         """What each server says of itself, as `Client.health`."""

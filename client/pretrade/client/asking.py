@@ -63,7 +63,7 @@ class Asking:
         self.policy: Final = Policy(addresses)
         self.credentials: Final = credentials
         self.deadline_seconds: Final = _checked(deadline_seconds)
-        self._keys: Final = idempotency_keys
+        self.makes_keys: Final = idempotency_keys
         self._prefix: Final = secrets.token_hex(12)
         self._numbers: Final = itertools.count(1)
         self.why_not = ""
@@ -87,7 +87,7 @@ class Asking:
         """
         self.check_open()
         message = message_of(order)
-        if self._keys and not message.idempotency_key:
+        if self.makes_keys and not message.idempotency_key:
             message.idempotency_key = f"{self._prefix}-{next(self._numbers):x}"
         return message
 
@@ -128,7 +128,7 @@ class Batch:
         self._results: Final[list[Result | None]] = [None] * len(self._messages)
         self._left: list[int] = list(range(len(self._messages)))
         self._asked: list[int] = []
-        self.repeatable: Final = all(message.idempotency_key for message in self._messages)
+        self.repeatable: Final = asking.makes_keys or all(message.idempotency_key for message in self._messages)
         """Whether every order has a key."""
         self.reduce_only: Final = all(message.reduce_only for message in self._messages)
         """Whether no order adds to an exposure."""
@@ -154,7 +154,7 @@ class Batch:
         delays: dict[int, float] = {}
         for place, result in zip(self._asked, response.results, strict=True):
             if result.HasField("decision"):
-                self._results[place] = Decision(result.decision)
+                self._results[place] = Decision(result.decision, call.server.address)
                 continue
             error = error_of_order(result.error)
             self._results[place] = error

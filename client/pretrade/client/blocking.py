@@ -27,7 +27,7 @@ from pretrade.client.asking import (
 from pretrade.client.decisions import Decision
 from pretrade.client.errors import CallError
 from pretrade.client.policy import Call, Server
-from pretrade.client.streams import Stream
+from pretrade.client.shared import Shared
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
@@ -119,11 +119,11 @@ class Client:
         """
         asking = self._asking
         message = asking.message(order)
-        call = asking.begin(message, deadline_seconds)
         metadata = asking.metadata(traceparent, reduce_only=message.reduce_only)
+        call = asking.begin(message, deadline_seconds)
         request = pb.DecideRequest(order=message, explain=explain)
         response = self._ask("decide", request, call, metadata)
-        return Decision(response.decision, response.explanation if explain else None)
+        return Decision(response.decision, call.server.address, response.explanation if explain else None)
 
     def decide_batch(
         self, orders: Iterable[Asked], *, deadline_seconds: float | None = None, traceparent: str | None = None
@@ -141,8 +141,8 @@ class Client:
         """
         asking = self._asking
         batch = Batch(asking, orders)
-        call = asking.policy.begin(asking.seconds(deadline_seconds), repeatable=batch.repeatable)
         metadata = asking.metadata(traceparent, reduce_only=batch.reduce_only)
+        call = asking.policy.begin(asking.seconds(deadline_seconds), repeatable=batch.repeatable)
         while not batch.ended:
             try:
                 batch.take(self._ask("decide_batch", batch.request(), call, metadata), call)
@@ -150,12 +150,13 @@ class Client:
                 batch.failed(error)
         return batch.results
 
-    def stream(self) -> Stream:
-        """A stream that any number of threads share, over one connection; a context manager.
-
-        It has a thread of its own. Under many callers it is cheaper than a call for each order.
-        """
-        return Stream(self._asking)
+    def shared(self) -> Shared:
+        """Calls that many threads share: under many callers they cost a fraction of a call for each order."""
+        return Shared(
+            self._asking,
+            lambda order, seconds: self.decide(order, deadline_seconds=seconds),
+            lambda orders, seconds: self.decide_batch(orders, deadline_seconds=seconds),
+        )
 
     def health(self, *, seconds: float = HEALTH_SECONDS) -> Mapping[str, str]:
         """What each server says of itself, by address: `SERVING`, `NOT_SERVING`, `UNKNOWN`, or `UNREACHABLE`.

@@ -14,14 +14,17 @@ class Decision:
 
     Args:
         message: The decision as the contract has it.
+        server: Address of the server that answered.
         explanation: Why the model scored as it did, where that was asked for.
     """
 
-    __slots__ = ("explanation", "message")
+    __slots__ = ("explanation", "message", "server")
 
-    def __init__(self, message: pb.Decision, explanation: pb.Explanation | None = None) -> None:
+    def __init__(self, message: pb.Decision, server: str, explanation: pb.Explanation | None = None) -> None:
         self.message = message
         """The decision as the contract has it, with everything that this class has no name for."""
+        self.server = server
+        """Which of the client's servers answered: `HOST:PORT`."""
         self.explanation = explanation
         """What each feature added to the score; None where it was not asked for."""
 

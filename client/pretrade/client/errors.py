@@ -36,6 +36,12 @@ _ERROR_INFO: Final = "/google.rpc.ErrorInfo"
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
+_OF_TRANSPORT: Final = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: "did not answer in time",
+    grpc.StatusCode.UNAVAILABLE: "cannot be reached",
+}
+
+
 class PretradeError(Exception):
     """Base of everything that this library raises by itself."""
 
@@ -159,8 +165,10 @@ def error_of(error: grpc.RpcError, address: str) -> CallError:
     kind = CLASSES.get(code, ServerError)
     details = error.details() or "it gave no reason"
     delay = retry_delay(error)
+    # What the server says has a reason; what has none is of gRPC's own transport.
+    said = f"answered {code.name}" if info.reason else _OF_TRANSPORT.get(code, f"answered {code.name}")
     return kind(
-        _sentence(kind, f"{address} answered {code.name}", info.reason, details),
+        _sentence(kind, f"{address} {said}", info.reason, details),
         code,
         reason=info.reason,
         field=info.metadata.get("field", ""),

@@ -22,13 +22,9 @@ class Features:
     """One value for each feature of the set, in the set's order."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that takes as long as all the rest
 class Order:
-    """An order that is about to be sent. The server checks every rule; only the side is checked here.
-
-    Raises:
-        ValueError: The side is neither `buy` nor `sell`.
-    """
+    """An order that you are about to send. Its side is checked when it is sent, and all else by the server."""
 
     instrument: str
     """`SYMBOL.VENUE`, for example `BTCUSDT.BINANCE`."""
@@ -51,22 +47,25 @@ class Order:
     features: Features | None = None
     """Your own features; None for the server's."""
 
-    def __post_init__(self) -> None:
+    def message(self) -> pb.Order:
+        """The order as the contract has it.
+
+        Raises:
+            ValueError: The side is neither `buy` nor `sell`.
+        """
         if self.side not in _SIDES:
             raise ValueError(f"side is {self.side!r}: it must be 'buy' or 'sell'")
-
-    def message(self) -> pb.Order:
-        """The order as the contract has it."""
         message = pb.Order(
-            order_ref=self.order_ref,
-            instrument=self.instrument,
-            side=_SIDES[self.side],
-            quantity=self.quantity,
-            limit_price=self.limit_price,
-            strategy=self.strategy,
-            idempotency_key=self.idempotency_key,
-            reduce_only=self.reduce_only,
+            instrument=self.instrument, side=_SIDES[self.side], quantity=self.quantity, strategy=self.strategy
         )
+        if self.limit_price is not None:
+            message.limit_price = self.limit_price
+        if self.order_ref:
+            message.order_ref = self.order_ref
+        if self.reduce_only:
+            message.reduce_only = True
+        if self.idempotency_key:
+            message.idempotency_key = self.idempotency_key
         if self.features is not None:
             message.features.feature_set_id = self.features.feature_set_id
             message.features.values.extend(self.features.values)

@@ -1,20 +1,22 @@
-"""Streams that many callers share: `AsyncStream` for tasks, `Stream` for threads. Both are one implementation."""
+"""`AsyncStream`: a stream that many tasks share.
+
+Threads have none: gRPC's asyncio does not work well in two event loops of one process, and its blocking streams cost a
+caller more than single calls do.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
 
-from pretrade.client.asking import HEALTH, HEALTH_SECONDS, OPTIONS, Asked, Asking, health_name, health_without
+from pretrade.client.asking import HEALTH, HEALTH_SECONDS, Asked, Asking, health_name, health_without
 from pretrade.client.decisions import Decision
 from pretrade.client.errors import (
     CallError,
@@ -29,7 +31,6 @@ from pretrade.client.retries import LONGEST_PAUSE_SECONDS
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
-_Answer = asyncio.Future[Decision] | Future[Decision]
 _SHARE: Final = 0.5
 """Of its deadline, after which an order without answer speaks against its server."""
 
@@ -90,7 +91,9 @@ class _Waiting:
 
     __slots__ = ("answer", "deadline", "request", "seconds", "timers", "was_lost")
 
-    def __init__(self, request: pb.DecideStreamRequest, answer: _Answer, deadline: float, seconds: float) -> None:
+    def __init__(
+        self, request: pb.DecideStreamRequest, answer: asyncio.Future[Decision], deadline: float, seconds: float
+    ) -> None:
         self.request = request
         self.answer = answer
         self.deadline = deadline
@@ -127,7 +130,7 @@ class _Multiplexer:
         """Why the stream was lost, until there is an answer again."""
         self._made = 0
 
-    def ask(self, message: pb.Order, deadline: float, seconds: float, answer: _Answer) -> None:
+    def ask(self, message: pb.Order, deadline: float, seconds: float, answer: asyncio.Future[Decision]) -> None:
         """Asks for an order, whose answer goes to `answer`.
 
         Args:
@@ -243,7 +246,7 @@ class _Multiplexer:
         if waiting is None:
             return  # nobody waits for it any more
         if result.HasField("decision"):
-            self._end(result.order_ref, Decision(result.decision))
+            self._end(result.order_ref, Decision(result.decision, call.server.address))
             return
         error = error_of_order(result.error)
         if error.code is grpc.StatusCode.UNAVAILABLE:
@@ -344,80 +347,3 @@ class AsyncStream:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-class Stream:
-    """A stream that any number of threads share; `Client.stream` makes one. Leave its context to end it.
-
-    A thread of its own runs an event loop with an `AsyncStream`'s machinery.
-    """
-
-    def __init__(self, asking: Asking) -> None:
-        asking.check_open()
-        self._asking = asking
-        self._inbox: deque[tuple[pb.Order, float, float, Future[Decision]]] = deque()
-        self._is_woken = False
-        self._is_closed = False
-        self._loop = asyncio.new_event_loop()
-        self._multiplexer: _Multiplexer | None = None
-        self._closing = asyncio.Event()
-        self._thread = threading.Thread(target=self._serve, name="pretrade-stream", daemon=True)
-        self._thread.start()
-
-    def decide(self, order: Asked, *, deadline_seconds: float | None = None) -> Decision:
-        """Decides one order, as `AsyncStream.decide`: same arguments, same errors. The thread waits."""
-        return self.submit(order, deadline_seconds=deadline_seconds).result()
-
-    def submit(self, order: Asked, *, deadline_seconds: float | None = None) -> Future[Decision]:
-        """Asks for one order without waiting; the future has the decision, or the error that `decide` would raise."""
-        message, seconds = self._asking.message(order), self._asking.seconds(deadline_seconds)
-        answer: Future[Decision] = Future()
-        self._inbox.append((message, self._asking.policy.clock() + seconds, seconds, answer))
-        self._call_in()
-        return answer
-
-    def close(self) -> None:
-        """Ends the stream, and waits for its thread. Orders without an answer get a `ClosedError`."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._loop.call_soon_threadsafe(self._closing.set)
-            self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _call_in(self) -> None:
-        """Has the loop look at the inbox; once for all orders that come before it does."""
-        if self._is_closed:
-            raise ClosedError("the stream was closed")
-        if not self._is_woken:
-            self._is_woken = True
-            try:
-                self._loop.call_soon_threadsafe(self._take_in)
-            except RuntimeError as error:  # it was closed this very moment
-                raise ClosedError("the stream was closed") from error
-
-    def _take_in(self) -> None:
-        self._is_woken = False
-        while self._multiplexer is not None and self._inbox:
-            self._multiplexer.ask(*self._inbox.popleft())
-
-    def _serve(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._ask_all())
-        for *_, answer in self._inbox:
-            answer.set_exception(ClosedError("the stream was closed"))
-
-    async def _ask_all(self) -> None:
-        credentials, servers = self._asking.credentials, self._asking.policy.servers
-        connections = [AioConnection(credentials.plain_aio_channel(server.address, OPTIONS)) for server in servers]
-        self._multiplexer = _Multiplexer(self._asking, connections)
-        self._take_in()
-        await self._closing.wait()
-        await self._multiplexer.close()
-        self._multiplexer = None
-        for connection in connections:
-            await connection.channel.close()

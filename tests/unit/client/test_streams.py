@@ -1,18 +1,16 @@
-"""Streams that many callers share; the server is real, on loopback."""
+"""Streams that many tasks share; the server is real, on loopback."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 import grpc
 import pytest
 from support.askers import ORDER
 
-from pretrade.client import AsyncClient, Client, ClosedError, DeadlineError, Order, UnavailableError
+from pretrade.client import AsyncClient, ClosedError, DeadlineError, Order, UnauthenticatedError, UnavailableError
 from pretrade.client.testing import FakeServer, decision
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -26,8 +24,8 @@ def server() -> Iterator[FakeServer]:
 
 
 @pytest.fixture
-def client(server: FakeServer) -> Iterator[Client]:
-    with Client.connect(server.address, deadline_seconds=ROOMY_SECONDS) as client:
+async def client(server: FakeServer) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient.connect(server.address, deadline_seconds=ROOMY_SECONDS) as client:
         yield client
 
 
@@ -35,37 +33,32 @@ def order(ref: str) -> Order:
     return Order("BTCUSDT.SIM", "buy", 0.05, "twap", order_ref=ref)
 
 
-def test_every_thread_gets_the_answer_to_its_own_order(client: Client) -> None:
+async def test_every_task_gets_the_answer_to_its_own_order(client: AsyncClient) -> None:
     refs = [f"{number}" for number in range(500)]
-    with client.stream() as stream, ThreadPoolExecutor(16) as pool:
-        assert list(pool.map(lambda ref: stream.decide(order(ref)).order_ref, refs)) == refs
-
-
-async def test_every_task_gets_the_answer_to_its_own_order(server: FakeServer) -> None:
-    refs = [f"{number}" for number in range(500)]
-    async with AsyncClient.connect(server.address, deadline_seconds=ROOMY_SECONDS) as client, client.stream() as stream:
+    async with client.stream() as stream:
         found = await asyncio.gather(*(stream.decide(order(ref)) for ref in refs))
     assert [one.order_ref for one in found] == refs
 
 
-def test_what_was_under_way_when_the_server_died_is_answered_when_it_is_back(
-    server: FakeServer, client: Client
+async def test_what_was_under_way_when_the_server_died_is_answered_when_it_is_back(
+    server: FakeServer, client: AsyncClient
 ) -> None:
-    with client.stream() as stream:
-        stream.decide(order("first"))
+    refs = [f"{number}" for number in range(100)]
+    async with client.stream() as stream:
+        await stream.decide(order("first"))
         server.hang()
-        under_way = [stream.submit(order(f"{number}")) for number in range(100)]
-        server.stop()
+        under_way = [asyncio.create_task(stream.decide(order(ref))) for ref in refs]
+        await asyncio.sleep(0)
+        await asyncio.to_thread(server.stop)
         server.resume()
         server.start()
-        assert [one.result().order_ref for one in under_way] == [f"{number}" for number in range(100)]
+        assert [(await one).order_ref for one in under_way] == refs
     keys = {one.order_ref: one.idempotency_key for one in server.orders}
     assert all(keys[one.order_ref] == one.idempotency_key for one in server.orders), "asked again under the same key"
 
 
-def test_a_server_that_stops_is_left_with_what_is_under_way(server: FakeServer, client: Client) -> None:
-    draining = UnavailableError("stopping", grpc.StatusCode.UNAVAILABLE, reason="DRAINING")
-    refusals = iter([draining])
+async def test_a_server_that_stops_is_left_with_what_is_under_way(server: FakeServer, client: AsyncClient) -> None:
+    refusals = iter([UnavailableError("stopping", grpc.StatusCode.UNAVAILABLE, reason="DRAINING")])
 
     def decide(asked: pb.Order) -> pb.Decision:
         for refusal in refusals:
@@ -73,88 +66,77 @@ def test_a_server_that_stops_is_left_with_what_is_under_way(server: FakeServer, 
         return decision()
 
     server.decide_by(decide)
-    with client.stream() as stream:
-        found = [stream.submit(order(f"{number}")) for number in range(10)]
-        assert {one.result().order_ref for one in found} == {f"{number}" for number in range(10)}
+    refs = [f"{number}" for number in range(10)]
+    async with client.stream() as stream:
+        found = await asyncio.gather(*(stream.decide(order(ref)) for ref in refs))
+    assert [one.order_ref for one in found] == refs
 
 
-def test_two_orders_with_one_reference_cannot_be_under_way_at_once(server: FakeServer, client: Client) -> None:
+async def test_two_orders_with_one_reference_cannot_be_under_way_at_once(
+    server: FakeServer, client: AsyncClient
+) -> None:
     server.hang()
-    with client.stream() as stream:
-        first = stream.submit(order("same"))
+    async with client.stream() as stream:
+        first = asyncio.create_task(stream.decide(order("same")))
+        await asyncio.sleep(0)
         with pytest.raises(ValueError, match="references must be distinct"):
-            stream.decide(order("same"))
+            await stream.decide(order("same"))
         server.resume()
-        first.result()
-        assert stream.decide(order("same")).order_ref == "same", "the first one has ended"
+        await first
+        assert (await stream.decide(order("same"))).order_ref == "same", "the first one has ended"
 
 
-def test_each_order_has_its_own_deadline(server: FakeServer, client: Client) -> None:
-    with client.stream() as stream:
-        stream.decide(ORDER)
+async def test_each_order_has_its_own_deadline(server: FakeServer, client: AsyncClient) -> None:
+    async with client.stream() as stream:
+        await stream.decide(ORDER)
         server.hang()
-        patient = stream.submit(ORDER)
+        patient = asyncio.create_task(stream.decide(ORDER))
+        await asyncio.sleep(0)
         with pytest.raises(DeadlineError, match=r"within 0\.05 s"):
-            stream.decide(ORDER, deadline_seconds=0.05)
+            await stream.decide(ORDER, deadline_seconds=0.05)
         server.resume()
-        assert patient.result().trades
-        assert stream.decide(ORDER).trades
+        assert (await patient).trades
+        assert (await stream.decide(ORDER)).trades
     assert [one.timeout.ToNanoseconds() for one in server.orders][2] == 50_000_000, "the server knows it as well"
 
 
-def test_a_stream_that_was_refused_is_opened_again_for_the_next_order(server: FakeServer, client: Client) -> None:
-    with client.stream() as stream:
+async def test_a_stream_that_was_refused_is_opened_again_for_the_next_order(
+    server: FakeServer, client: AsyncClient
+) -> None:
+    async with client.stream() as stream:
         server.fail(grpc.StatusCode.UNAUTHENTICATED)
-        with pytest.raises(Exception, match="UNAUTHENTICATED"):
-            stream.decide(ORDER)
-        assert stream.decide(ORDER).trades
+        with pytest.raises(UnauthenticatedError):
+            await stream.decide(ORDER)
+        assert (await stream.decide(ORDER)).trades
 
 
-def test_closing_a_stream_ends_what_is_under_way(server: FakeServer, client: Client) -> None:
+async def test_closing_a_stream_ends_what_is_under_way(server: FakeServer, client: AsyncClient) -> None:
     server.hang()
     stream = client.stream()
-    under_way = stream.submit(ORDER)
-    stream.close()
-    stream.close()
+    under_way = asyncio.create_task(stream.decide(ORDER))
+    await asyncio.sleep(0)
+    await stream.close()
     with pytest.raises(ClosedError):
-        under_way.result()
+        await under_way
     with pytest.raises(ClosedError):
-        stream.submit(ORDER)
+        await stream.decide(ORDER)
     server.resume()
 
 
-def test_threads_that_ask_while_a_stream_is_closed_are_all_answered(client: Client) -> None:
-    stream = client.stream()
-    started = threading.Barrier(9)
-
-    def ask() -> str:
-        started.wait()
-        try:
-            while True:
-                stream.decide(ORDER)
-        except ClosedError:
-            return "closed"
-
-    with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(ask) for _ in range(8)]
-        started.wait()
-        stream.close()
-        wait(asked)
-        assert {one.result() for one in asked} == {"closed"}
-
-
-def test_a_server_that_hangs_is_left_with_what_is_under_way(server: FakeServer) -> None:
-    with FakeServer() as other, Client.connect(server.address, other.address) as client, client.stream() as stream:
-        stream.decide(ORDER, deadline_seconds=ROOMY_SECONDS)
-        server.hang()
-        under_way = [stream.submit(order(f"{number}"), deadline_seconds=2.0) for number in range(4)]
-        assert [one.result().order_ref for one in under_way] == [f"{number}" for number in range(4)]
+async def test_a_server_that_hangs_is_left_with_what_is_under_way(server: FakeServer) -> None:
+    refs = [f"{number}" for number in range(4)]
+    with FakeServer() as other:
+        async with AsyncClient.connect(server.address, other.address) as client, client.stream() as stream:
+            await stream.decide(ORDER, deadline_seconds=ROOMY_SECONDS)
+            server.hang()
+            found = await asyncio.gather(*(stream.decide(order(ref), deadline_seconds=2.0) for ref in refs))
+            server.resume()
+        assert [one.order_ref for one in found] == refs
         assert len(other.orders) == 4
-        server.resume()
 
 
-async def test_a_task_that_leaves_disturbs_no_other(server: FakeServer) -> None:
-    async with AsyncClient.connect(server.address, deadline_seconds=ROOMY_SECONDS) as client, client.stream() as stream:
+async def test_a_task_that_leaves_disturbs_no_other(server: FakeServer, client: AsyncClient) -> None:
+    async with client.stream() as stream:
         await stream.decide(ORDER)
         server.hang()
         leaving, staying = (asyncio.create_task(stream.decide(ORDER)) for _ in range(2))
