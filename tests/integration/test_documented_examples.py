@@ -1,6 +1,6 @@
-"""What the README, the screen of `pretrade up` and docs/own-afternoon.md have a newcomer type, as it stands there.
+"""What the README, the screen of `pretrade up`, docs/own-afternoon.md and docs/client-python.md have a newcomer type.
 
-One stack serves both pages. The afternoon itself takes minutes; that its commands are known is always tested.
+One stack serves all pages. The afternoon itself takes minutes; that its commands are known is always tested.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import grpc
 import pytest
-from support.pages import Command, Terminal, alike, commands_of, complaint_about, python_of
+from support.pages import Command, Terminal, alike, commands_of, complaint_about, programs_of, python_of
 from support.up_command import Up, up
 
 from fallback.order import MODEL_SOURCES
@@ -31,6 +31,9 @@ from pretrade.decision.v1 import decision_pb2_grpc
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 README = (Path(__file__).parents[2] / "README.md").read_text()
 AFTERNOON = "own-afternoon.md"
+CLIENT = "client-python.md"
+WORD = re.compile(r"\b[A-Z][A-Z_]{3,}\b")
+"""A word of the contract: which one depends on the market."""
 UP = "pretrade up"
 DRIFT, DRIFTED = "pretrade audit drift", 4
 """A command of the afternoon, and its exit code where it has something to say."""
@@ -118,7 +121,27 @@ def test_the_python_example_is_decided_by_a_model(desk: Desk) -> None:
     code = example.replace("127.0.0.1:7001", str(desk.command.wait_until_up().endpoints.decision))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(rf"ACTION_(TRADE|NO_TRADE) {MODELS} [0-9a-f-]{{36}}\n", done.stdout), done.stdout
+    assert re.fullmatch(rf"(TRADE|NO_TRADE) {MODELS.removeprefix('SOURCE_')} [0-9a-f-]{{36}}\n", done.stdout), (
+        done.stdout
+    )
+
+
+@pytest.mark.parametrize(("program", "shown"), programs_of(CLIENT))
+def test_the_programs_of_the_clients_page_print_what_it_shows(desk: Desk, program: str, shown: str) -> None:
+    code = program.replace("127.0.0.1:7001", str(desk.command.wait_until_up().endpoints.decision))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    printed, expected = ([_whatever_the_market(line) for line in text.splitlines()] for text in (done.stdout, shown))
+    assert [line for line in printed if line != "send the order"] == expected
+
+
+def _whatever_the_market(line: str) -> str:
+    """A line without what was decided, by whom, and why."""
+    return re.sub(r"'WORD'(, 'WORD')+", "'WORD',", WORD.sub("WORD", alike(line)))
+
+
+def test_every_program_of_the_clients_page_is_run() -> None:
+    assert [program for program, _ in programs_of(CLIENT)] == python_of(CLIENT)
 
 
 def test_the_command_that_up_prints_has_a_limit_near_the_mid_and_is_decided_by_a_model(desk: Desk) -> None:
