@@ -26,7 +26,7 @@ from server.rpc.call_context import CallContexts
 from server.rpc.canary import CanarySteering
 from server.rpc.decision import SERVICE as DECISION_SERVICE
 from server.rpc.decision import DecisionServicer
-from server.rpc.edge import GrpcEdge
+from server.rpc.edge import Delivery, GrpcEdge
 from server.rpc.models import ModelSteering, SteeredModel
 from server.rpc.steering import Steering
 from server.timing.call_deadlines import CallDeadlines
@@ -155,7 +155,7 @@ async def open_decision_port(
         security.orders,
     )
     if envoy is None:
-        server = grpc_server(settings, security.access("decision"), metrics.errors, process.machine)
+        server = grpc_server(settings, security.access("decision"), metrics.errors, process.machine, servicer)
         servicer.add_to(server)
         at = f"{settings.grpc.host}:{settings.grpc.port}"
         credentials = security.credentials("decision")
@@ -202,6 +202,7 @@ def grpc_server(
     access: AccessControl | None,
     errors: Counter[str],
     machine: Machine = REAL,
+    delivery: Delivery | None = None,
 ) -> grpc.aio.Server:
     """A server with the limits that protect it from its callers, and the edge that its calls pass.
 
@@ -210,11 +211,12 @@ def grpc_server(
         access: Asked about every call; None for an open port.
         errors: Counts the calls that end with an error, by reason.
         machine: What it runs on.
+        delivery: Told what became of every unary answer; None if nobody wants to know.
     """
     deadlines = CallDeadlines(machine.clock, machine.wall_clock)
     pending = settings.grpc.pending_calls(settings.budget.cap_seconds)
     return machine.grpc_server(
-        interceptors=(GrpcEdge(settings.grpc.read_seconds, errors, deadlines, access),),
+        interceptors=(GrpcEdge(settings.grpc.read_seconds, errors, deadlines, access, delivery),),
         options=(
             ("grpc.max_receive_message_length", settings.grpc.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.grpc.max_streams_per_connection),
