@@ -254,7 +254,7 @@ def test_a_halt_holds_for_repeats_whichever_process_is_asked(
 @pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
 def test_processes_that_are_told_to_end_themselves_drain(tmp_path: Path, edge: str, seen: Seen) -> None:
     with server_group(tmp_path, 2, PRETRADE_GRPC__EDGE=edge) as group:
-        with Callers(group.decision) as callers:
+        with Callers(group.decision, deadline_seconds=2.0) as callers:
             callers.wait_for_more(100)
             for pid in (*group.pids(), group.supervisor.pid):
                 os.kill(pid, signal.SIGTERM)

@@ -225,6 +225,7 @@ class Callers(CallingThreads):
     """Whether they share the calls of one client."""
     name: str = "caller"
     """What the references begin with."""
+    deadline_seconds: float = _CALL_SECONDS
     _one: Client = field(init=False)
     _shared: Shared = field(init=False)
 
@@ -238,7 +239,7 @@ class Callers(CallingThreads):
         self._one.close()
 
     def _connect(self) -> Client:
-        return Client.connect(self.target, *self.others, deadline_seconds=_CALL_SECONDS)
+        return Client.connect(self.target, *self.others, deadline_seconds=self.deadline_seconds)
 
     def wait_for_more(self, calls: int) -> None:
         wanted = len(self.decisions) + len(self.errors) + calls
