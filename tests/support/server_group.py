@@ -252,3 +252,12 @@ class Callers(CallingThreads):
                     self.errors.append(f"{error.code().name}: {error.details()}")
                     if not self.retrying:
                         grpc.channel_ready_future(channel).result(timeout=PATIENCE_SECONDS)
+
+
+def reply_statuses(group: Group) -> dict[str, str]:
+    """Reply status in SQL by order reference."""
+    try:
+        with closing(sqlite3.connect(group.directory / "audit.db")) as database:
+            return dict(database.execute("SELECT order_ref, reply_status FROM decisions"))
+    except sqlite3.OperationalError:  # no tables yet
+        return {}
