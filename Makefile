@@ -12,7 +12,7 @@ WITH_DATA = $(if $(DATA),--data "$(DATA)")
 WITH_JSON = $(if $(JSON),--json "$(JSON)")
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all clean check check-deploy protos lock pages test-long simulate simulate-mutations fuzz faults mlserver models canaries bench bench-compare bench-costs bench-path bench-faults bench-flips bench-features bench-indicators bench-lookups bench-serving sizing soak
+.PHONY: help setup demo test test-all clean check check-deploy protos lock pages test-long simulate simulate-mutations fuzz faults mlserver models canaries bench bench-compare bench-costs bench-path bench-client bench-faults bench-flips bench-features bench-indicators bench-lookups bench-serving sizing soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ bench-costs: setup  ## what audit, shadow rows, metrics, traces and logs cost a 
 
 bench-path: setup  ## CPU of a decision on the event loop and in the journal's thread, without network and model servers (ARGS='--way unary --rounds 5')
 	$(BIN)/python -m local.bench.path_cpu $(ARGS)
+
+bench-client: setup  ## what the Python client costs its callers, next to raw stubs, and what shared calls and a stream gain (ARGS='--target HOST:PORT')
+	$(BIN)/python -m local.bench.client $(ARGS)
 
 bench-faults: setup  ## the figures that are claimed of a server in trouble, on a machine with nothing else to do (EDGE=envoy ARGS='-k ten')
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults tests/integration -m '' --figures $(ARGS)

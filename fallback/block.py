@@ -10,10 +10,12 @@ other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fallback.order import Answer, Attempt, Case, held_against
+from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
 
 if TYPE_CHECKING:
@@ -22,11 +24,12 @@ if TYPE_CHECKING:
 
     from fallback.budget import Budget
     from fallback.order import Order
+    from feature_cache.feature_set import FeatureSet, SetRow
     from feature_cache.store.codec import FeatureSnapshot
 
 
 class View(NamedTuple):
-    """What is known of an instrument, and may decide: the same for all orders of a side at one instant."""
+    """What is known of an instrument, and may decide: the same for all orders of a side and model at one instant."""
 
     snapshot: FeatureSnapshot
     age_seconds: float
@@ -34,9 +37,17 @@ class View(NamedTuple):
     mid: float
     """Quote currency."""
     features: NDArray[np.float32]
-    """Turned for the side; nobody may change them."""
+    """Those of `mf1`, turned for the side; nobody may change them."""
     row: bytes
     """The same as a model gets them."""
+    others: Mapping[FeatureSet, SetRow] | None = None
+    """See `Case.others`."""
+
+    def row_of(self, feature_set: FeatureSet) -> bytes | None:
+        """What a model of this set gets; None where a part of it is missing."""
+        if feature_set is features.MF1:
+            return self.row
+        return None if self.others is None else self.others.get(feature_set)
 
 
 class Model(Protocol):
@@ -63,25 +74,43 @@ class Model(Protocol):
         ...
 
 
-class Result(NamedTuple):
+class Scored(Protocol):
     """What a row got of a model."""
 
-    score: float
-    rows: int
-    """That were scored together."""
-    place: int
-    """This one's among them."""
-    queued_seconds: float
-    call_parent: str = ""
+    @property
+    def score(self) -> float:
+        """In [0, 1]."""
+        ...
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows that were scored together."""
+        ...
+
+    @property
+    def batch_index(self) -> int:
+        """This one's place among them."""
+        ...
+
+    @property
+    def queued_seconds(self) -> float:
+        """How long it waited for its batch."""
+        ...
+
+    @property
+    def call_parent(self) -> str:
+        """`traceparent` that the batch's call carried; empty without a trace."""
+        ...
 
 
-class Block:
+class Block(ABC):
     """Some orders of one call, and their first attempt.
 
     Args:
         orders: n of them, without idempotency keys, deadlines and features of their own, and without a trace.
         views: What is known of each.
         budget: Of all of them.
+        chosen: The model that the map chose for all of them; empty where there is one model.
     """
 
     __slots__ = (
@@ -91,12 +120,12 @@ class Block:
         "asked_of",
         "before_model",
         "budget",
+        "chosen",
         "missing",
         "model",
         "orders",
         "reasons",
         "results",
-        "scored",
         "source",
         "used",
         "views",
@@ -107,7 +136,9 @@ class Block:
         orders: Sequence[Order],
         views: Sequence[View],
         budget: Budget,
+        chosen: str = "",
     ) -> None:
+        self.chosen = chosen
         self.orders = orders
         self.views = views
         self.budget = budget
@@ -122,13 +153,11 @@ class Block:
         self.used = 0.0
         """Seconds that it took."""
         self.results: list[Any] = [None] * len(orders)
-        """Of the stage's own kind; None until there is one."""
+        """Of the stage's own kind, None until there is one; once they are answered, each is a `Scored`."""
         self.missing = len(orders)
         """Results that are still to come."""
         self.model: Model | None = None
         self.source = pb.SOURCE_NONE
-        self.scored: list[Result] = []
-        """The same as `results`, once all of them are scores of one version."""
         self.actions: list[pb.Action.ValueType] = []
         self.reasons: list[pb.ReasonCode.ValueType] = []
 
@@ -143,28 +172,40 @@ class Block:
         if not self.missing:
             self.complete()
 
+    @abstractmethod
     def complete(self) -> None:
         """The attempt of each order has ended."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_left(self) -> bool:
-        """Whether the caller has gone."""
-        raise NotImplementedError
+        """Whether the caller has gone, or has all decisions."""
 
+    @abstractmethod
     def put_failure(self, place: int, result: Any) -> None:
         """Takes the result of an order that got no score."""
-        raise NotImplementedError
 
-    def answered(self, source: pb.Source.ValueType, model: Model, scored: list[Result], used: float) -> None:
+    def answered(self, source: pb.Source.ValueType, model: Model, used: float) -> None:
         """All results are usable scores of one model, whose attempt took so long."""
-        self.source, self.model, self.scored, self.used = source, model, scored, used
-        held = [held_against(one.score, model.threshold) for one in scored]
+        self.source, self.model, self.used = source, model, used
+        held = [held_against(one.score, model.threshold) for one in self.results]
         self.actions = [action for action, _ in held]
         self.reasons = [reason for _, reason in held]
 
+    def rows_of(self, feature_set: FeatureSet) -> list[bytes | None]:
+        """What a model of a set gets of each order; None of one that a part is missing of."""
+        if feature_set is features.MF1:
+            return [view.row for view in self.views]
+        return [view.row_of(feature_set) for view in self.views]
+
+    def whole_rows_of(self, feature_set: FeatureSet) -> list[bytes] | None:
+        """The same; None where a part of one is missing."""
+        rows = self.rows_of(feature_set)
+        whole = [row for row in rows if row is not None]
+        return whole if len(whole) == len(rows) else None
+
     def keep(self, places: Sequence[int]) -> None:
         """Goes on with these orders alone."""
-        for name in ("orders", "views", "results", "scored", "actions", "reasons"):
+        for name in ("orders", "views", "results", "actions", "reasons"):
             column = getattr(self, name)
             setattr(self, name, [column[place] for place in places] if column else [])
 
@@ -176,8 +217,9 @@ class Block:
         return case
 
     def fill(self, case: Case, place: int) -> None:
-        """Writes into a case what is known of an order's instrument."""
+        """Writes into a case what is known of an order's instrument, and whose order it is."""
         view = self.views[place]
+        case.model, case.others = self.chosen, view.others
         case.snapshot, case.snapshot_age_seconds = view.snapshot, view.age_seconds
         case.mid, case.feature_age_seconds = view.mid, view.age_seconds
         case.take_vector(view.features, view.row)
@@ -189,14 +231,14 @@ class Block:
     def attempt(self, place: int) -> Attempt:
         """An order's attempt, for the audit."""
         assert self.model is not None
-        scored = self.scored[place]
+        scored: Scored = self.results[place]
         return Attempt(
             self.asked_of,
             "success",
             self.used,
             self.model.version,
-            scored.rows,
-            scored.place,
+            scored.batch_rows,
+            scored.batch_index,
             "",
             scored.queued_seconds,
             scored.call_parent,
@@ -210,7 +252,7 @@ class Block:
             self.actions[place],
             self.source,
             self.reasons[place],
-            self.scored[place].score,
+            self.results[place].score,
             model.threshold,
             model.name,
             model.version,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +16,8 @@ from pretrade.decision.v1 import decision_pb2 as pb
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from fallback.block import Block
 
 
 class CachedScoreSettings(BaseModel):
@@ -89,6 +91,16 @@ class CachedScores:
         self._scores[case.order.instrument, case.order.side] = _Score(
             answer, case.budget.arrived, case.mid, case.features, decision_id
         )
+
+    def remember_block(self, block: Block, ids: Sequence[str]) -> None:
+        """The same for answers in columns, which no caller brought features for: the last one of each question."""
+        last = {(order.instrument, order.side): place for place, order in enumerate(block.orders)}
+        for question, place in last.items():
+            view = block.views[place]
+            if view.mid > 0:
+                self._scores[question] = _Score(
+                    block.answer(place), block.budget.arrived, view.mid, view.features, ids[place]
+                )
 
     async def answer(self, case: Case) -> Answer | None:
         """The remembered score, if it is young enough and features and mid have not moved too far."""

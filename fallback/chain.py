@@ -86,7 +86,7 @@ class BlockStage(Protocol):
     """A stage that can begin with orders in columns."""
 
     def begin_block(self, block: Block) -> bool:
-        """Begins with all orders of a block, whose `on_results` is called; False, and nothing done, where it cannot."""
+        """Begins with all orders of a block, which gets its results; False, and nothing done, where it cannot."""
         ...
 
     def settle_block(self, block: Block) -> bool:

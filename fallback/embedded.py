@@ -17,9 +17,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from fallback.block import Result
 from fallback.order import Answer, Attempt, held_against
-from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 
 if TYPE_CHECKING:
@@ -76,10 +74,12 @@ class _Scored(NamedTuple):
 
     score: float
     scorer: Scorer
-    rows: int
+    batch_rows: int
     """That were scored together."""
-    place: int
-    """This one's among them."""
+    batch_index: int
+    """This one's place among them."""
+    queued_seconds: float = 0.0
+    call_parent: str = ""
 
 
 class Embedded:
@@ -156,12 +156,15 @@ class Embedded:
     def begin_block(self, block: Block) -> bool:
         """Scores a block's rows in one call; False, and nothing done, where it is not the usual."""
         scorer = self._holder.scorer
-        if scorer is None or not self._enabled() or self._is_trial() or scorer.feature_set is not MF1:
+        if scorer is None or not self._enabled() or self._is_trial():
+            return False
+        rows = block.whole_rows_of(scorer.feature_set)
+        if rows is None:
             return False
         block.asked_at = self._clock()
         block.asked_of, block.allowed = NAME, max(0.0, block.budget.remaining(block.asked_at))
         try:
-            scores = scorer.scores(b"".join([view.row for view in block.views])).tolist()
+            scores = scorer.scores(b"".join(rows)).tolist()
         except ValueError:
             return False
         count = len(scores)
@@ -175,8 +178,7 @@ class Embedded:
         used = self._clock() - block.asked_at
         if not all(0.0 <= one.score <= 1.0 for one in results):
             return False
-        scored = [Result(one.score, one.rows, one.place, 0.0) for one in results]
-        block.answered(pb.SOURCE_EMBEDDED, results[0].scorer, scored, used)
+        block.answered(pb.SOURCE_EMBEDDED, results[0].scorer, used)
         return True
 
     def count_block(self, block: Block) -> None:
@@ -213,7 +215,15 @@ class Embedded:
             case.degradations.append(pb.DEGRADATION_EMBEDDED_FAILED)
             return None
         self.scored += 1
-        attempt = Attempt(NAME, "success", used, scorer.version, scored.rows, scored.place, queued_seconds=0.0)
+        attempt = Attempt(
+            NAME,
+            "success",
+            used,
+            scorer.version,
+            scored.batch_rows,
+            scored.batch_index,
+            queued_seconds=scored.queued_seconds,
+        )
         case.attempts.append(attempt)
         action, reason = held_against(score, scorer.threshold)
         return Answer(

@@ -183,65 +183,45 @@ class Guards:
         self, cases: Sequence[Case], answers: Sequence[Answer], beyond_limits: Sequence[Reasons]
     ) -> list[bool]:
         """Whether a look shows that no guard objects: what `_apply` asks, in one go; False where it takes more."""
+        bounds = self._bounds()
+        if bounds is None:
+            return [False] * len(cases)
+        return [
+            not reasons
+            and case.features_problem is None
+            and answer.source in MODEL_SOURCES
+            and not (answer.model_expires_at and self._has_expired(case, answer))
+            and _is_within(case.order, case.mid, *bounds)
+            for case, answer, reasons in zip(cases, answers, beyond_limits, strict=True)
+        ]
+
+    def _bounds(self) -> tuple[float, float] | None:
+        """Price collar in basis points and largest notional, where no other limit is in force; else None."""
         limits = self._settings
         if (
             self._limits
             or limits.max_decisions_per_second is not None
             or self._trading_state() != admin_pb2.TRADING_STATE_ACTIVE
         ):
-            return [False] * len(cases)
+            return None
         collar_bps = math.inf if limits.price_collar_bps is None else limits.price_collar_bps
-        most = math.inf if limits.max_notional is None else limits.max_notional
-        found = []
-        for case, answer, reasons in zip(cases, answers, beyond_limits, strict=True):
-            order, mid = case.order, case.mid
-            price = order.limit_price
-            if (
-                reasons
-                or case.features_problem is not None
-                or not 0 < mid < math.inf
-                or answer.source not in MODEL_SOURCES
-                or (answer.model_expires_at and self._has_expired(case, answer))
-            ):
-                found.append(False)
-            elif price != price:  # noqa: PLR0124 - NaN: a market order
-                found.append(order.quantity * mid <= most)
-            else:
-                direction = 1 if order.side == pb.SIDE_BUY else -1
-                is_near = direction * (price / mid - 1) * 1e4 <= collar_bps
-                found.append(is_near and order.quantity * max(price, mid) <= most)
-        return found
+        return collar_bps, math.inf if limits.max_notional is None else limits.max_notional
 
     def clear_of(self, block: Block) -> list[int]:
         """The orders of an answered block that a look shows no guard objects to; for the others there is `apply`."""
-        limits, model, places = self._settings, block.model, range(len(block))
+        model, bounds = block.model, self._bounds()
         assert model is not None
-        if (
-            self._limits
-            or limits.max_decisions_per_second is not None
-            or self._trading_state() != admin_pb2.TRADING_STATE_ACTIVE
-        ):
+        if bounds is None:
             return []
-        is_within = None if self._models is None else self._models.are_within(block)
-        collar_bps = math.inf if limits.price_collar_bps is None else limits.price_collar_bps
-        most = math.inf if limits.max_notional is None else limits.max_notional
+        is_known = None if self._models is None else self._models.are_within(block)
         valid_until = model.expires_at + self.model_grace_seconds if model.expires_at else math.inf
-        found = []
-        for place, order, view in zip(places, block.orders, block.views, strict=True):
-            mid, price = view.mid, order.limit_price
-            if (is_within is not None and not is_within[place]) or not 0 < mid < math.inf:
-                continue
-            if valid_until < math.inf and self._market_seconds_of(view.snapshot) >= valid_until:
-                continue
-            if price != price:  # noqa: PLR0124 - NaN: a market order
-                is_clear = order.quantity * mid <= most
-            else:
-                direction = 1 if order.side == pb.SIDE_BUY else -1
-                is_near = direction * (price / mid - 1) * 1e4 <= collar_bps
-                is_clear = is_near and order.quantity * max(price, mid) <= most
-            if is_clear:
-                found.append(place)
-        return found
+        return [
+            place
+            for place, (order, view) in enumerate(zip(block.orders, block.views, strict=True))
+            if (is_known is None or is_known[place])
+            and (valid_until == math.inf or self._market_seconds_of(view.snapshot) < valid_until)
+            and _is_within(order, view.mid, *bounds)
+        ]
 
     def apply(self, case: Case, answer: Answer, beyond_limits: Reasons | None = None) -> Guarded:
         """The action after all guards, and the reasons: the answer's own first, then each objection.
@@ -350,3 +330,15 @@ class Guards:
         """Takes one from the strategy's bucket; only orders that would trade do."""
         rate = self._settings.max_decisions_per_second
         return rate is not None and not self._rates.take(strategy, rate)
+
+
+def _is_within(order: Order, mid: float, collar_bps: float, most_notional: float) -> bool:
+    """Whether an order's price and notional are within the bounds; False without a mid, too."""
+    price = order.limit_price
+    if not 0 < mid < math.inf:
+        return False
+    if price != price:  # noqa: PLR0124 - NaN: a market order
+        return order.quantity * mid <= most_notional
+    direction = 1 if order.side == pb.SIDE_BUY else -1
+    is_near = direction * (price / mid - 1) * 1e4 <= collar_bps
+    return is_near and order.quantity * max(price, mid) <= most_notional

@@ -143,16 +143,17 @@ class LimitGuards:
             return [False] * count
         within = [True] * count
         if uncertain and limits.low <= limits.high:
-            within = [not limits.low <= one.score <= limits.high for one in block.scored]
+            within = [not limits.low <= one.score <= limits.high for one in block.results]
         domain = limits.domain
         if out_of_domain and domain is not None:
-            if domain.feature_set is not MF1:
+            views = {id(view): (view, order.side) for view, order in zip(block.views, block.orders, strict=True)}
+            rows = [row for view, _ in views.values() if (row := view.row_of(domain.feature_set)) is not None]
+            if len(rows) < len(views):
                 return [False] * count
-            views = {id(view): view for view in block.views}
-            outside = dict(zip(views, domain.are_outside([view.row for view in views.values()]), strict=True))
+            outside = dict(zip(views, domain.are_outside(rows), strict=True))
             watches = self._watches_of(domain)
-            for key, view in views.items():
-                outside[key] = self._is_stuck_or_turned(view.snapshot, domain, watches) or outside[key]
+            for (key, (view, side)), row in zip(views.items(), rows, strict=True):
+                outside[key] = self._is_stuck_or_turned(view.snapshot, domain, watches, row, side) or outside[key]
             within = [is_in and not outside[id(view)] for is_in, view in zip(within, block.views, strict=True)]
         return within
 
@@ -170,24 +171,23 @@ class LimitGuards:
         snapshot = case.snapshot
         if snapshot is None or _brings_watched(case.order, domain):
             return False
-        if not self._is_stuck_or_turned(snapshot, domain, watches, case):
+        if not self._is_stuck_or_turned(snapshot, domain, watches, _row(case, domain), case.order.side):
             return False
         case.degradations.append(pb.DEGRADATION_FEATURE_IMPLAUSIBLE)
         return True
 
     @staticmethod
     def _is_stuck_or_turned(
-        snapshot: FeatureSnapshot, domain: Domain, watches: dict[str, Watch], case: Case | None = None
+        snapshot: FeatureSnapshot, domain: Domain, watches: dict[str, Watch], row: bytes, side: pb.Side.ValueType
     ) -> bool:
-        """Whether a feature of an instrument is so, as far as is known with this vector; of `mf1` without a case."""
+        """Whether a feature of an instrument is so, as far as is known with this row, which was scored for a side."""
         watch = watches.get(snapshot.instrument)
         if watch is None:
             watch = watches[snapshot.instrument] = Watch(domain)
         time_ns = snapshot.event_time_ns
         if watch.is_due(time_ns):
-            watch.see(
-                snapshot.values if case is None or domain.feature_set is MF1 else _in_market(case, domain), time_ns
-            )
+            feature_set = domain.feature_set
+            watch.see(snapshot.values if feature_set is MF1 else _in_market(row, feature_set, side), time_ns)
         return watch.is_implausible
 
 
@@ -201,10 +201,10 @@ def _brings_watched(order: Order, domain: Domain) -> bool:
     return not np.isnan(brought.values[domain.columns[domain.is_watched]]).all()
 
 
-def _in_market(case: Case, domain: Domain) -> NDArray[np.float32]:
+def _in_market(row: bytes, feature_set: FeatureSet, side: pb.Side.ValueType) -> NDArray[np.float32]:
     """What the model has scored, in market orientation."""
-    values = np.frombuffer(_row(case, domain), ROW)
-    return domain.feature_set.for_sell(values) if case.order.side == pb.SIDE_SELL else values
+    values = np.frombuffer(row, ROW)
+    return feature_set.for_sell(values) if side == pb.SIDE_SELL else values
 
 
 def _row(case: Case, domain: Domain) -> bytes:

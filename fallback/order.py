@@ -10,6 +10,8 @@ from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -116,7 +118,7 @@ class Case:
         self.snapshot_age_seconds = math.nan
         self.features: NDArray[np.float32] | None = None
         self._row: bytes | None = None
-        self.others: dict[FeatureSet, SetRow] | None = None
+        self.others: Mapping[FeatureSet, SetRow] | None = None
         """What models of other sets get, by set; None where no such model decides. A set that a part is missing of is
         not among them."""
         self.features_problem: pb.ReasonCode.ValueType | None = None

@@ -243,7 +243,8 @@ def _unit(variable: str) -> str:
 
 def reasons_page() -> str:
     """Every reason code as a Markdown table, with the contract's own comment."""
-    comments = {name: text for text, name in re.findall(r"// (.+)\n  (REASON_CODE_\w+) =", _PROTO.read_text())}
+    commented = re.findall(r"((?: *// .+\n)+)  (REASON_CODE_\w+) =", _PROTO.read_text())
+    comments = {name: " ".join(text.replace("//", " ").split()) for text, name in commented}
     values = (value for value in pb.ReasonCode.values() if value)
     rows = (f"| `{enum_name(pb.ReasonCode, value)}` | {comments[pb.ReasonCode.Name(value)]} |" for value in values)
     return "\n".join((_REASONS_INTRODUCTION, "| reason | meaning |", "|---|---|", *rows, ""))

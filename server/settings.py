@@ -127,8 +127,9 @@ class Settings(BaseSettings):
     replicas: ReplicaEndpoints = ReplicaEndpoints()
     models: Mapping[ModelName, NamedModel] = {}
     """Models besides the default one, which `replicas` describes; a JSON object by name, whose values are objects of
-    `primary`, `secondary`, `challenger`, `served_as`, `champion_version`, `management`, `tls` and `token_files`, all of
-    them optional. Set it to have several models decide different orders; `pretrade models map` says which."""
+    `primary`, `secondary`, `challenger`, their protocols (`primary_protocol` and so on), `served_as`,
+    `champion_version`, `management`, `tls`, `token_files` and `oip`, all of them optional. Set it to have several
+    models decide different orders; `pretrade models map` says which."""
     oip: OpenInferenceSettings = OpenInferenceSettings()
     replica: ReplicaSettings = ReplicaSettings()
     batcher: BatcherSettings = BatcherSettings()
@@ -204,21 +205,17 @@ class Settings(BaseSettings):
         if self.budget.reply_reserve_seconds >= self.budget.audit_reserve_seconds:
             raise ValueError("budget: reply_reserve_seconds must be less than audit_reserve_seconds")
         spoken = self.replicas
-        if {spoken.primary_protocol, spoken.secondary_protocol} != {"torchserve"}:
-            if self.oip.champion is None:
-                raise ValueError("oip.champion: needed by replicas that speak the Open Inference Protocol")
-            described = ModelDescription.read(self.oip.champion).version
-            if spoken.champion_version not in (None, described):
-                raise ValueError(
-                    f"replicas.champion_version: {spoken.champion_version}, but oip.champion is {described}"
-                )
+        if self.oip.champion is None and {spoken.primary_protocol, spoken.secondary_protocol} != {"torchserve"}:
+            raise ValueError("oip.champion: needed by replicas that speak the Open Inference Protocol")
         if self.oip.challenger is None and spoken.challenger_protocol != "torchserve":
             raise ValueError("oip.challenger: needed by a challenger that speaks the Open Inference Protocol")
+        _check_pinned(spoken, self.oip, "replicas.")
         for name in self.models:
             if name in RESERVED:
                 raise ValueError(f"models: {name} is no name for a model; {', '.join(sorted(RESERVED))} are taken")
             try:
-                self.of_model(name)
+                of_model = self.of_model(name)
+                _check_pinned(of_model.replicas, of_model.oip)
             except ValueError as error:
                 raise ValueError(f"models.{name}: {error}") from None
         hosts = {"decision": self.grpc.host, "admin": self.admin.host}
@@ -251,11 +248,22 @@ class Settings(BaseSettings):
         """
         if name == DEFAULT:
             return self
-        return self.model_copy(update={"replicas": self.models[name].endpoints(name, self.replicas)})
+        model = self.models[name]
+        own = {"replicas": model.endpoints(name, self.replicas), "oip": model.open_inference(name, self.oip)}
+        return self.model_copy(update=own)
 
     def config_hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the settings, secrets masked; stamped into every packet."""
         return hash_of(self.model_dump_json())
+
+
+def _check_pinned(replicas: ReplicaEndpoints, oip: OpenInferenceSettings, section: str = "") -> None:
+    """Raises `ValueError` where the version that is pinned is not the one that is described."""
+    if oip.champion is None or {replicas.primary_protocol, replicas.secondary_protocol} == {"torchserve"}:
+        return
+    described = ModelDescription.read(oip.champion).version
+    if replicas.champion_version not in (None, described):
+        raise ValueError(f"{section}champion_version: {replicas.champion_version}, but oip.champion is {described}")
 
 
 def _numbers(path: str, value: object) -> Iterator[tuple[str, float]]:
@@ -289,6 +297,16 @@ def _constants_set(path: str, section: BaseModel) -> Iterator[str]:
             yield from _constants_set(below, value)
 
 
+def _check_sets(section: str, oip: OpenInferenceSettings) -> None:
+    """Raises `ValueError` where a model is described whose feature set this process does not know."""
+    for name, described in (("champion", oip.champion), ("challenger", oip.challenger)):
+        if described is not None:
+            try:
+                _ = ModelDescription.read(described).feature_set
+            except ValueError as error:
+                raise ValueError(f"{section}oip.{name}: {described}: {error}") from error
+
+
 def _refuse(unknown: Iterable[str]) -> None:
     if names := sorted(unknown):
         raise ValueError(f"unknown settings: {', '.join(names)}")
@@ -319,12 +337,9 @@ def load() -> Settings:
         raise ValueError(f"{CONFIG_FILE}: {path}: {getattr(error, 'strerror', None) or error}") from error
     _refuse(f"{PREFIX}{path.replace('.', '__').upper()}" for path in _constants_set("", settings))
     feature_sets.load(settings.features.file)
-    for name, described in (("champion", settings.oip.champion), ("challenger", settings.oip.challenger)):
-        if described is not None:
-            try:
-                _ = ModelDescription.read(described).feature_set
-            except ValueError as error:
-                raise ValueError(f"oip.{name}: {described}: {error}") from error
+    _check_sets("", settings.oip)
+    for name, model in settings.models.items():
+        _check_sets(f"models.{name}.", model.oip)
     if settings.grpc.edge == "auto":
         problem = edges.missing()
         grpc = settings.grpc.model_copy(update={"edge": "grpcio" if problem else "envoy"})

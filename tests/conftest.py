@@ -25,6 +25,8 @@ from pretrade.client.proxies import spare_this_machine
 spare_this_machine()
 # A server takes longer to start inside Envoy: tests that mean that edge say so.
 os.environ.setdefault("PRETRADE_GRPC__EDGE", "grpcio")
+# A Java runtime has taken 48 s to start beside other work; the default is for a user who waits.
+os.environ.setdefault("PRETRADE_LOCAL_START_TIMEOUT_SECONDS", "150")
 pytest_plugins = (
     "support.ci_verdict",
     "support.figures",

@@ -111,6 +111,17 @@ class Samples:
         """When the newest horizon ends, Unix seconds: nothing later is known here."""
         return math.ceil((int(self.time_ns.max()) + self.label.span_ns) / 1e9)
 
+    def one_side(self, number: int) -> NDArray[np.intp]:
+        """An instrument's samples of the side that has more of them, buys if both have as many.
+
+        They are one series in time. Our own training has a buy and its mirrored sell at each instant; somebody's orders
+        may be sells alone.
+        """
+        buys, sells = (
+            np.flatnonzero((self.instrument == number) & (self.sell == is_sell)) for is_sell in (False, True)
+        )
+        return sells if len(sells) > len(buys) else buys
+
     def take(self, index: NDArray[np.intp]) -> Samples:
         """These samples alone, in this order."""
         columns = ["rows", "eligible", "markout_bps", "time_ns", "sell", "instrument"]

@@ -142,20 +142,23 @@ def _longest(domain: Domain, parts: Sequence[Samples]) -> tuple[NDArray[np.float
     """The longest run of equal values, and the largest cumulative sum, of each feature."""
     same, turned = np.zeros(len(domain.names)), np.zeros(len(domain.names))
     for part in parts:
-        for buys in series_of(part):
+        for rows, times in series_of(part):
             watch = Watch(domain)
-            for row, time_ns in zip(part.rows[buys], part.time_ns[buys].tolist(), strict=True):
+            for row, time_ns in zip(rows, times.tolist(), strict=True):
                 watch.see(row, time_ns)
                 same, turned = np.maximum(same, watch.same), np.maximum(turned, watch.turned)
     return same, turned
 
 
-def series_of(samples: Samples) -> Iterator[NDArray[np.intp]]:
-    """The buys of each instrument, which are in market orientation, in time order."""
+def series_of(samples: Samples) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """The vectors of each instrument in market orientation, in time order, and their times."""
     for number in range(len(samples.instruments)):
-        buys = np.flatnonzero((samples.instrument == number) & ~samples.sell)
-        if len(buys):
-            yield buys
+        series = samples.one_side(number)
+        if len(series):
+            rows = samples.rows[series]
+            if samples.sell[series[0]]:
+                rows = samples.feature_set.for_sell(rows)
+            yield rows, samples.time_ns[series]
 
 
 def _rounded(value: float) -> float:
@@ -187,7 +190,7 @@ class Alarms:
 
 def false_alarms(domain: Domain, samples: Samples) -> Alarms:
     """How many of some samples are refused that nothing is wrong with."""
-    refused = [_refused(domain, samples.rows[buys], samples.time_ns[buys]) for buys in series_of(samples)]
+    refused = [_refused(domain, rows, time_ns) for rows, time_ns in series_of(samples)]
     return Alarms(float(domain.outside(samples.rows).mean()), _share(refused))
 
 
@@ -198,8 +201,7 @@ def caught(domain: Domain, samples: Samples, looked_at: Container[str]) -> list[
     for name, column in zip(domain.names, domain.columns.tolist(), strict=True):
         for corruption in CORRUPTIONS if name in looked_at else ():
             at_once, watched, seconds = [], [], []
-            for buys in series_of(samples):
-                rows, time_ns = samples.rows[buys], samples.time_ns[buys]
+            for rows, time_ns in series_of(samples):
                 changed_rows = rows.copy()
                 changed_rows[:, column] = _corrupted(corruption, rows[:, column], random)
                 differs = ~((changed_rows[:, column] == rows[:, column]) | np.isnan(rows[:, column]))

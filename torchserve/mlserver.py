@@ -4,7 +4,7 @@ Writes the folder that MLServer serves (`mlserver start DIRECTORY`)::
 
     model.json            the trees, as XGBoost's own JSON; Triton's FIL backend and KServe read it too
     model-settings.json   what MLServer needs to know
-    champion.json         the description that the decision server needs, see `PRETRADE_OIP__CHAMPION`
+    NAME.json             the description that the decision server needs, see `PRETRADE_OIP__CHAMPION`
 
 Further versions go into folders of their own beside it, for example `DIRECTORY/VERSION`: MLServer finds them when the
 model is loaded again, and serves all of them.
@@ -30,8 +30,13 @@ _LEAF: Final = -1
 """Child of a node that has none."""
 
 
-def write_folder(archive: Path, directory: Path) -> str:
+def write_folder(archive: Path, directory: Path, name: str = "") -> str:
     """Writes an archive's model as an MLServer folder.
+
+    Args:
+        archive: The archive.
+        directory: The folder.
+        name: What the server is to call the model; empty for the archive's name.
 
     Returns:
         The model's name.
@@ -40,7 +45,8 @@ def write_folder(archive: Path, directory: Path) -> str:
         OSError, zipfile.BadZipFile: The archive cannot be read.
         ValueError: Its model is not made of trees, or its calibration cannot be folded into them.
     """
-    name, version, trees, metadata = plain_trees(archive)
+    archived, version, trees, metadata = plain_trees(archive)
+    name = name or archived
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "model.json").write_text(json.dumps(trees))
     settings = {
@@ -96,14 +102,17 @@ def calibrated_trees(weights: bytes, slope: float, intercept: float) -> dict[str
 def main(
     archive: Annotated[Path, typer.Argument(exists=True, help="The `.mar` of a champion.")],
     directory: Annotated[Path, typer.Argument(help="The folder; made when missing.")],
+    name: Annotated[
+        str, typer.Option(help="What the server calls the model, where that is not the archive's name.")
+    ] = "",
 ) -> None:
     """Writes a champion as a plain XGBoost model, for MLServer, Triton or KServe."""
     try:
-        name = write_folder(archive, directory)
+        served = write_folder(archive, directory, name)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         typer.echo(f"{archive}: {error}", err=True)
         raise typer.Exit(1) from error
-    typer.echo(f"mlserver start {directory}   # serves {name}")
+    typer.echo(f"mlserver start {directory}   # serves {served}")
 
 
 if __name__ == "__main__":

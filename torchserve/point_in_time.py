@@ -33,6 +33,24 @@ SIDES: Final = {"buy": False, "sell": True}
 """What a column `side` may hold, and whether that is a sell."""
 
 
+_UNITS: Final = {"seconds": 1_000_000_000, "milliseconds": 1_000_000, "microseconds": 1_000}
+"""Nanoseconds in other units of time."""
+_CENTURY_S: Final = (1_000_000_000, 10_000_000_000)
+"""From 2001 to 2286: read as nanoseconds, whole numbers of other units in this span are all of early 1970."""
+
+
+def check_unit(times: NDArray[np.int64]) -> None:
+    """Raises SamplesError where whole numbers are instants of this age in another unit than nanoseconds."""
+    first, last = _CENTURY_S
+    for unit, nanoseconds in _UNITS.items():
+        per_second = 1_000_000_000 // nanoseconds
+        if len(times) and first * per_second <= times.min() and times.max() < last * per_second:
+            raise SamplesError(
+                f"column time must be nanoseconds since 1970, and looks like {unit} ({times[0]}): multiply it by"
+                f" {nanoseconds:,}, or write it as timestamps"
+            )
+
+
 def known_at(
     events: Iterable[pb.MarketEvent],
     instruments: Sequence[str],
@@ -142,6 +160,11 @@ def read_orders(path: Path, feature_set: FeatureSet = MF1) -> pa.Table:
         raise SamplesError(f"{path}: time must be a date and time in UTC, or nanoseconds since the epoch, not {kind}")
     if table.column("time").null_count or table.column("instrument").null_count:
         raise SamplesError(f"{path}: every order needs an instrument and a time")
+    if pa.types.is_integer(kind):
+        try:
+            check_unit(table.column("time").cast(pa.int64()).to_numpy())
+        except SamplesError as error:
+            raise SamplesError(f"{path}: {error}") from error
     if "side" in table.column_names and (wrong := set(table.column("side").to_pylist()) - SIDES.keys()):
         raise SamplesError(f"{path}: side must be buy or sell, not {min(map(str, wrong))!r:.40}")
     return table

@@ -66,20 +66,21 @@ def reference_histogram(
     edges = np.unique(np.quantile(defined, np.linspace(0, 1, BINS + 1)[1:-1])) if len(defined) else np.empty(0)
     undefined = len(edges) + 1
     places = np.where(np.isnan(values), undefined, np.searchsorted(edges, values, side="right"))
-    inside = {name: samples.instrument == number for number, name in enumerate(samples.instruments)}
-    inside = {name: mask for name, mask in inside.items() if mask.any()}
     # A sell at the same instant repeats the buy, mirrored: it adds nothing that is independent.
-    buys = {name: places[mask & ~samples.sell] for name, mask in inside.items()}
-    steps = max((correlation_steps(series[series != undefined]) for series in buys.values()), default=1.0)
+    series = {name: places[samples.one_side(number)] for number, name in enumerate(samples.instruments)}
+    series = {name: one for name, one in series.items() if len(one)}
+    steps = max((correlation_steps(one[one != undefined]) for one in series.values()), default=1.0)
     parts = {}
-    for name, mask in inside.items():
-        counts = np.bincount(places[mask], minlength=undefined + 1)
+    for number, name in enumerate(samples.instruments):
+        if name not in series:
+            continue
+        counts = np.bincount(places[samples.instrument == number], minlength=undefined + 1)
         known = int(counts[:-1].sum())
         parts[name] = ReferencePart(
             shares=(counts[:-1] / known).tolist() if known else [],
             undefined=float(counts[-1] / counts.sum()),
             samples=int(counts.sum()),
-            independent=len(buys[name]) / steps,
+            independent=len(series[name]) / steps,
         )
     return ReferenceHistogram(edges.astype(float).tolist(), steps * step_seconds, parts)
 

@@ -37,8 +37,13 @@ version_policy: {{ all {{}} }}
 """
 
 
-def write_version(archive: Path, repository: Path) -> str:
+def write_version(archive: Path, repository: Path, name: str = "") -> str:
     """Writes an archive's model as a version of a model in Triton's repository.
+
+    Args:
+        archive: The archive.
+        repository: The repository.
+        name: What Triton is to call the model; empty for the archive's name.
 
     Returns:
         `NAME/NUMBER`.
@@ -47,7 +52,8 @@ def write_version(archive: Path, repository: Path) -> str:
         OSError, zipfile.BadZipFile: The archive cannot be read.
         ValueError: Its model is not made of trees, or its calibration cannot be folded into them.
     """
-    name, version, trees, metadata = plain_trees(archive)
+    archived, version, trees, metadata = plain_trees(archive)
+    name = name or archived
     number = str(int(version[:_NUMBER_DIGITS], 16))
     folder, features = repository / name / number, len(metadata["feature_names"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,10 +88,13 @@ def _config(features: int) -> dict[str, Any]:
 def main(
     archive: Annotated[Path, typer.Argument(exists=True, help="The `.mar` of a champion.")],
     repository: Annotated[Path, typer.Argument(help="Triton's model repository; made when missing.")],
+    name: Annotated[
+        str, typer.Option(help="What the server calls the model, where that is not the archive's name.")
+    ] = "",
 ) -> None:
     """Writes a champion as a version of a model in Triton's repository."""
     try:
-        written = write_version(archive, repository)
+        written = write_version(archive, repository, name)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         typer.echo(f"{archive}: {error}", err=True)
         raise typer.Exit(1) from error

@@ -94,5 +94,5 @@ def _told(registered: Registered) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # guests' code: whatever it raises
-        told = str(error) if isinstance(error, ImpossibleValuesError) else repr(error)
+        told = str(error) if isinstance(error, ImpossibleValuesError | FeatureSetError) else repr(error)
         raise FeatureSetError(f"{registered.feature_set.id} of {registered.origin}: {told}") from error

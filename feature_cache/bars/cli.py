@@ -65,9 +65,7 @@ def bars(
         _print(rows, as_json, header=True)
         while tail:
             time.sleep(_LOOK_SECONDS)
-            newest = rows[-1]["start"]
-            news = [row for row in store.last(instrument, interval, count) if row["start"] > newest]
-            if news:
+            if news := store.after(instrument, interval, rows[-1]["start"]):
                 rows = news
                 _print(rows, as_json, header=False)
     except BarStoreError as error:

@@ -125,6 +125,11 @@ class BarStore:
         found = self._read(sa.select(BARS).where(wanted).order_by(BARS.c.start.desc()).limit(count))
         return found[::-1]
 
+    def after(self, instrument: str, interval: str, start: dt.datetime) -> list[dict[str, Any]]:
+        """All rows that start later, in order."""
+        wanted = (BARS.c.instrument == instrument) & (BARS.c.interval == interval) & (BARS.c.start > start)
+        return self._read(sa.select(BARS).where(wanted).order_by(BARS.c.start))
+
     def of_day(self, day: dt.date) -> list[dict[str, Any]]:
         """All rows that start on a day, UTC, in order."""
         start = dt.datetime.combine(day, dt.time(), dt.UTC)

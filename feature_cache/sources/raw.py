@@ -74,7 +74,7 @@ class RawFiles:
         for receive_time_ns, number, message, path in lines:
             try:
                 if isinstance(feed, coinbase.CoinbaseFull) and b'"bids"' in message:
-                    events = feed.snapshot(_first_word(path), message, receive_time_ns)
+                    events = feed.snapshot(_product_of(path, number), message, receive_time_ns)
                 else:
                     events = feed.decode(message, receive_time_ns)
             except FeedError as error:
@@ -116,6 +116,22 @@ def symbol_of(path: Path, venue: str) -> str:
     said = (body.get("s") for body in map(_unwrapped, _bodies(path)) if body is not None)
     symbol = next((one for one in said if isinstance(one, str)), name)
     return symbol if re.match(rf"{re.escape(symbol)}(?![A-Z0-9])", path.name.upper()) else name
+
+
+def _product_of(path: Path, number: int) -> str:
+    """The product of a book of Coinbase's channel `full`, which does not say it: the file's name does.
+
+    Raises:
+        SessionError: The messages beside it are of other products.
+    """
+    product = _first_word(path)
+    said = {body["product_id"] for body in _bodies(path) if isinstance(body, dict) and "product_id" in body}
+    if said and product not in said:
+        raise SessionError(
+            f"{path}, line {number}: this book does not say its product, so that the file's name must begin with it, as"
+            f" {min(map(str, said))}_… does"
+        )
+    return product
 
 
 def _first_word(path: Path) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from feature_cache.feature_set import FeatureSet
 from feature_cache.features import MF1
 from feature_cache.store.cluster import open_store
 from feature_cache.store.codec import BookState
@@ -28,12 +29,15 @@ _TTL_SECONDS = 1.0  # nothing is written
 _FOUND, _ABSENT, _UNREACHABLE = 0, 1, 3
 
 
-async def watch(redis_url: str, instrument: str, *, once: bool, as_json: bool, console: Console) -> int:
+async def watch(
+    redis_url: str, instrument: str, feature_set: FeatureSet = MF1, *, once: bool, as_json: bool, console: Console
+) -> int:
     """Shows an instrument's features, again whenever they change, until cancelled.
 
     Args:
         redis_url: The Redis that the feature worker writes to.
         instrument: `SYMBOL.VENUE`.
+        feature_set: Which features.
         once: End after showing what there is now.
         as_json: One JSON object a line for every vector, instead of a table.
         console: Where the table goes.
@@ -41,7 +45,7 @@ async def watch(redis_url: str, instrument: str, *, once: bool, as_json: bool, c
     Returns:
         The exit code: 0, 1 when there are no features (with `once`), 3 when Redis cannot be reached.
     """
-    cache = FeatureCache(redis_url, FeatureCacheSettings(), [instrument])
+    cache = FeatureCache(redis_url, FeatureCacheSettings(), [instrument], feature_set)
     following = asyncio.create_task(cache.run())
     try:
         async with open_store(redis_url, _TTL_SECONDS, _CONNECT_SECONDS) as store:
@@ -104,14 +108,16 @@ def as_object(
         return found | {"features": None}
     snapshot = entry.snapshot
     return found | {
-        "vector_version": MF1.version,
+        "vector_version": snapshot.feature_set.version,
         "sequence": snapshot.sequence,
         "event_time_ns": snapshot.event_time_ns,
         "age_seconds": round(entry.age_seconds(monotonic()), 6),
         "book": snapshot.state.name.lower(),
         "bid": _number(snapshot.bid),
         "ask": _number(snapshot.ask),
-        "features": {name: _number(float(value)) for name, value in zip(MF1.names, snapshot.values, strict=True)},
+        "features": {
+            name: _number(float(value)) for name, value in zip(snapshot.feature_set.names, snapshot.values, strict=True)
+        },
     }
 
 
@@ -133,11 +139,11 @@ def view(
     book = snapshot.state.name.lower()
     if snapshot.state is BookState.UNKNOWN:
         book = f"[red]{book}{f': {report.unknown_because}' if report is not None and report.unknown_because else ''}[/]"
-    for name, value in zip(MF1.names, snapshot.values, strict=True):
+    for name, value in zip(snapshot.feature_set.names, snapshot.values, strict=True):
         table.add_row(name, "" if math.isnan(value) else f"{value:,.6g}")
     return Group(
         f"[bold]{instrument}[/]  bid {snapshot.bid:,.8g}  ask {snapshot.ask:,.8g}  book {book}",
-        f"age {1000 * entry.age_seconds(monotonic()):,.1f} ms  {MF1.version}  "
+        f"age {1000 * entry.age_seconds(monotonic()):,.1f} ms  {snapshot.feature_set.version}  "
         f"sequence {snapshot.sequence}{lag}{worker}",
         table,
     )

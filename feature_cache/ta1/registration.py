@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
+from feature_cache.feature_set import FeatureSetError
 from feature_cache.feature_sets import ComputedSet
 from feature_cache.ta1.definition import TA1
 from feature_cache.ta1.settings import Ta1Settings
@@ -18,12 +19,10 @@ def make(instrument: str) -> Ta1Computer:
     """Makes the computer of an instrument, with the settings of this process.
 
     Raises:
-        ImportError: TA-Lib is missing.
+        FeatureSetError: TA-Lib is missing.
         pydantic.ValidationError: A setting is wrong.
     """
-    from feature_cache.ta1.computer import BOARD, Ta1Computer  # noqa: PLC0415 - only where it is computed
-
-    return Ta1Computer(instrument, Ta1Settings().partner_of(instrument), BOARD)
+    return _made(instrument, Ta1Settings(), None)
 
 
 def resume(instrument: str) -> Ta1Computer:
@@ -31,11 +30,16 @@ def resume(instrument: str) -> Ta1Computer:
 
     Raises as `make` does.
     """
-    from feature_cache.ta1.computer import BOARD, Ta1Computer  # noqa: PLC0415 - as above
-
     settings = Ta1Settings()
     url = settings.bars_database_url
-    past = None if url is None else _past(url.get_secret_value())
+    return _made(instrument, settings, None if url is None else _past(url.get_secret_value()))
+
+
+def _made(instrument: str, settings: Ta1Settings, past: Past | None) -> Ta1Computer:
+    try:
+        from feature_cache.ta1.computer import BOARD, Ta1Computer  # noqa: PLC0415 - only where it is computed
+    except ImportError as error:
+        raise FeatureSetError(f"ta1 is computed by TA-Lib: pip install 'pretrade-server[ta]' ({error})") from error
     return Ta1Computer(instrument, settings.partner_of(instrument), BOARD, past)
 
 

@@ -57,6 +57,8 @@ def watch(
     redis: Annotated[
         str | None, typer.Option(help="URL of the Redis that the worker writes to, instead of the stack's.")
     ] = None,
+    set_id: Annotated[str, typer.Option("--features", help="Id of the set to watch.")] = "mf1",
+    file: File = None,
     directory: Directory = DEFAULT_DIRECTORY,
     once: Annotated[bool, typer.Option("--once", help="Show what there is now, and end.")] = False,
     as_json: AsJson = False,
@@ -66,6 +68,12 @@ def watch(
     from feature_cache.store import watch as watching  # noqa: PLC0415
     from feature_cache.store.cluster import check_url  # noqa: PLC0415
 
+    watched = _named(set_id, file, "--features")
+    if watched.make is None and watched.feature_set.id != "mf1":
+        raise typer.BadParameter(
+            f"no worker computes {set_id}: its features are those of other sets, and what callers bring; watch mf1",
+            param_hint="--features",
+        )
     logs.configure("error", "features")  # what is printed is the features
     try:
         url = redis or stack_endpoint(directory, "redis_url", "--redis URL")
@@ -78,7 +86,8 @@ def watch(
     console = Console()
     once = once or not (as_json or console.is_terminal)
     try:
-        raise typer.Exit(asyncio.run(watching.watch(url, instrument, once=once, as_json=as_json, console=console)))
+        shown = watching.watch(url, instrument, watched.feature_set, once=once, as_json=as_json, console=console)
+        raise typer.Exit(asyncio.run(shown))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
 
@@ -99,12 +108,7 @@ def show(
     set_id: Annotated[str, typer.Argument(metavar="SET", help="Id of a set, for example mf1.")], file: File = None
 ) -> None:
     """Show the table of a feature set: names, units, ranges, what a sell does to a feature, and its source."""
-    sets = _loaded(file)
-    found = sets.by_id(set_id)
-    if found is None:
-        known = ", ".join(one.feature_set.id for one in sets)
-        raise typer.BadParameter(f"{set_id!r} is no set known here: {known}; --file names others", param_hint="SET")
-    _print(found)
+    _print(_named(set_id, file, "SET"))
 
 
 @app.command()
@@ -163,6 +167,16 @@ def _loaded(file: Path | None) -> FeatureSets:
         return feature_sets.load(file)
     except FeatureSetError as error:
         raise typer.BadParameter(str(error), param_hint="--file") from error
+
+
+def _named(set_id: str, file: Path | None, hint: str) -> Registered:
+    """The set of that id, of those that are known here."""
+    sets = _loaded(file)
+    found = sets.by_id(set_id)
+    if found is None:
+        known = ", ".join(one.feature_set.id for one in sets)
+        raise typer.BadParameter(f"{set_id!r} is no set known here: {known}; --file names others", param_hint=hint)
+    return found
 
 
 def _print(one: Registered) -> None:

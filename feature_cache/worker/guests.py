@@ -15,6 +15,7 @@ Events that the engine has refused or not taken in because they were stale are n
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -46,6 +47,9 @@ _ROUND_SECONDS: Final = 0.005
 once."""
 _SHARE: Final = 0.5
 """Of a guest's time that it may compute: more of it could take `mf1` the interpreter."""
+_SWITCH_SECONDS: Final = 0.0005
+"""How long a guest may keep the interpreter while the event loop waits for it. Python's own 5 ms are what an event of
+`mf1` then waits."""
 _MOST_QUEUED: Final = 20_000
 """Events that wait for a guest: some seconds of a busy market."""
 _LONGEST_CALL_SECONDS: Final = 5.0
@@ -268,6 +272,8 @@ class Guests:
         """Vectors written."""
         self.failures = 0
         """Writes that failed; their vectors are dropped, since newer ones follow."""
+        self._switch_seconds: float | None = None
+        """What the interpreter had before."""
 
     @property
     def are_busy(self) -> bool:
@@ -276,6 +282,8 @@ class Guests:
 
     def start(self) -> None:
         """Starts them, before there are events."""
+        self._switch_seconds = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_SECONDS)
         for guest in self.all:
             guest.start()
 
@@ -332,3 +340,5 @@ class Guests:
         """Has all of them end."""
         for guest in self.all:
             guest.close()
+        if self._switch_seconds is not None:
+            sys.setswitchinterval(self._switch_seconds)

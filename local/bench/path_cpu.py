@@ -199,7 +199,7 @@ async def _open(
     shadow = Shadow([challenger], (primary, secondary))
     stages: Any = {"model": champion, "cached_score": cached_scores}
     routed: Any = (cached_scores, shadow)
-    other_sets = None
+    other_sets = model_map = None
     if second is not None and others is not None:
         own = [_Model(f"{_SECOND}/{one}", lag, lambda: admission.in_flight, _SECOND_VERSION, second) for one in _ROLES]
         for model in own:
@@ -239,6 +239,7 @@ async def _open(
         ),
         budget_settings=budget,
         clock=clock,
+        models=model_map,
     )
     explaining: Any = None  # nobody asks for an explanation
     servicer = DecisionServicer(

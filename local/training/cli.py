@@ -360,7 +360,7 @@ def _shown(console: Console, work: Callable[[Callable[[str], None]], T]) -> T:
 
             return work(report)
     except (SessionError, SamplesError, FeatureSetError) as error:
-        console.print(f"[red]{error}[/red]")
+        console.print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from error
 
 

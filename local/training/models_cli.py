@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from local.training.cli import Delay, Horizon, Price, feature_set_of, label_of, store_of
+from pretrade.client.cli.option_groups import spreads_options
 from pretrade.client.cli.options import AdminTarget, AsJson, Directory, Yes
 from pretrade.client.stack_file import DEFAULT_DIRECTORY, NoStackError, stack_endpoint
 from server.errors import ModelUnknownError
@@ -27,8 +29,11 @@ from torchserve.brought.errors import BroughtError
 from torchserve.validity import MOST_DAYS, VALID_DAYS, expiry_text
 
 if TYPE_CHECKING:
-    from torchserve.brought.adding import Added
+    from feature_cache.feature_set import FeatureSet
+    from torchserve.brought.adding import Added, Adding
     from torchserve.brought.combining import Part
+    from torchserve.brought.data import Data
+    from torchserve.label import Label
 
 _FILES_OF: Final = {"onnx": "model.onnx", "xgboost": "model.ubj", "torchscript": "model.pt", "torch": "state.pt"}
 """What an exported model's weights are called, by its runtime."""
@@ -39,35 +44,95 @@ app = typer.Typer()
 
 Store = Annotated[Path | None, typer.Option(help="The model store. Default: that of the running stack.")]
 Version = Annotated[str, typer.Argument(help="A version of `pretrade models list`, or an alias.")]
-Model = Annotated[str, typer.Option(help="The model of the server whose candidate it becomes (docs/model-map.md).")]
-Name = Annotated[str, typer.Option(help="Whose place the model is for: champion or challenger.")]
-Calibrate = Annotated[
-    Path | None,
-    typer.Option(
-        help="Parquet or CSV with the set's columns and a label of 0 and 1, none of which trained the model; better"
-        " with `time` and `instrument`."
-    ),
-]
-LabelColumn = Annotated[str, typer.Option(help="The label's column. Default: eligible, or label.")]
-Threshold = Annotated[float | None, typer.Option(help="TRADE at this score or more. Default: chosen from the dataset.")]
-Precision = Annotated[float, typer.Option(min=0.01, max=0.999, help="Wanted share of right TRADE answers.")]
-Days = Annotated[
-    float,
-    typer.Option(min=0, max=MOST_DAYS, help="Days that it may decide after the dataset's newest market; 0: for ever."),
-]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Describing:
+    """How a model that others trained becomes a version: what its archive is to say of it, and where that is put."""
+
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Parquet or CSV with the set's columns and a label of 0 and 1, none of which trained the model; better"
+            " with `time` and `instrument`."
+        ),
+    ] = None
+    label_column: Annotated[str, typer.Option(help="The label's column. Default: eligible, or label.")] = ""
+    threshold: Annotated[
+        float | None, typer.Option(help="TRADE at this score or more. Default: chosen from the dataset.")
+    ] = None
+    target_precision: Annotated[
+        float, typer.Option(min=0.01, max=0.999, help="Wanted share of right TRADE answers.")
+    ] = 0.95
+    name: Annotated[str, typer.Option(help="Whose place the model is for: champion or challenger.")] = "champion"
+    model: Annotated[
+        str, typer.Option(help="The model of the server whose candidate it becomes (docs/model-map.md).")
+    ] = DEFAULT
+    horizon: Horizon = None
+    delay: Delay = None
+    price: Price = None
+    valid_days: Annotated[
+        float,
+        typer.Option(
+            min=0, max=MOST_DAYS, help="Days that it may decide after the dataset's newest market; 0: for ever."
+        ),
+    ] = VALID_DAYS
+    store: Store = None
+    directory: Directory = DEFAULT_DIRECTORY
+    as_json: AsJson = False
+
+    @property
+    def root(self) -> Path:
+        """The model store."""
+        return self.store or store_of(self.directory, None)
+
+    def check(self) -> None:
+        """Raises BadParameter for names that cannot be: the registry has a folder of the model's name."""
+        if self.name not in _NAMES:
+            raise typer.BadParameter(f"{self.name} is neither champion nor challenger", param_hint="--name")
+        if self.model == DEFAULT:
+            return
+        said = f"{', '.join(sorted(RESERVED))} are taken" if self.model in RESERVED else ""
+        try:
+            TypeAdapter(ModelName).validate_python(self.model)
+        except ValidationError:
+            said = "it must be a lower-case word of at most 32 letters, digits and hyphens"
+        if said:
+            raise typer.BadParameter(f"{self.model!r} is no name for a model: {said}", param_hint="--model")
+
+    def adding(self, feature_set: FeatureSet, *, fill_undefined: bool = False) -> Adding:
+        """What is decided of a model of a set."""
+        from torchserve.brought.adding import Adding  # noqa: PLC0415 - the machine-learning libraries
+        from torchserve.training import TrainingSettings  # noqa: PLC0415
+
+        settings = TrainingSettings(target_precision=self.target_precision, valid_days=self.valid_days or None)
+        if (label := self._label) is not None:
+            settings = settings.model_copy(update={"label": label})
+        return Adding(feature_set, self.name, self.threshold, fill_undefined, settings)
+
+    def data(self, feature_set: FeatureSet) -> Data | None:
+        """The rows of the dataset; None without one.
+
+        Raises:
+            BroughtError: They cannot be used.
+        """
+        from torchserve.brought.data import read_data  # noqa: PLC0415 - as above
+
+        return (
+            None if self.calibrate is None else read_data(self.calibrate, feature_set, self.label_column, self._label)
+        )
+
+    @property
+    def _label(self) -> Label | None:
+        return label_of(self.horizon, self.delay, self.price)
 
 
 @app.command()
+@spreads_options
 def add(
     file: Annotated[Path, typer.Argument(help="The model.")],
     kind: Annotated[str, typer.Option(help="onnx, xgboost, lightgbm, sklearn or torchscript.")],
     features: Annotated[str, typer.Option(help="Feature set that its rows hold (`pretrade features list`).")] = "mf1",
-    calibrate: Calibrate = None,
-    label_column: LabelColumn = "",
-    threshold: Threshold = None,
-    target_precision: Precision = 0.95,
-    name: Name = "champion",
-    model: Model = DEFAULT,
     output: Annotated[str, typer.Option(help="ONNX: the output that is the score, if there are several.")] = "",
     output_is: Annotated[
         str | None, typer.Option(help="margin (log odds) or probability. Default: by its values.")
@@ -78,13 +143,8 @@ def add(
     trusted: Annotated[
         bool, typer.Option("--trusted", help="sklearn: I know who made this pickle. Reading it runs its code.")
     ] = False,
-    horizon: Horizon = None,
-    delay: Delay = None,
-    price: Price = None,
-    valid_days: Days = VALID_DAYS,
-    store: Store = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: Describing,
 ) -> None:
     """Add a model that was trained elsewhere, as a version that a canary can give orders.
 
@@ -94,10 +154,8 @@ def add(
     Exit code 1: it was refused; the message says what to change.
     """
     from torchserve.brought import adding as brought_adding  # noqa: PLC0415 - the machine-learning libraries
-    from torchserve.brought.data import read_data  # noqa: PLC0415
     from torchserve.brought.reading import KINDS, read_model  # noqa: PLC0415
     from torchserve.dataset import SamplesError  # noqa: PLC0415
-    from torchserve.training import TrainingSettings  # noqa: PLC0415
 
     if kind not in KINDS:
         raise typer.BadParameter(f"one of {', '.join(KINDS)}", param_hint="--kind")
@@ -107,68 +165,46 @@ def add(
         raise typer.BadParameter(
             "reading a pickle runs whatever code is in it: say --trusted if you know who made it", param_hint="--kind"
         )
-    _check_model(model)
+    how.check()
     feature_set = feature_set_of(features)
-    label = label_of(horizon, delay, price)
-    settings = TrainingSettings(target_precision=target_precision, valid_days=valid_days or None)
-    settings = settings if label is None else settings.model_copy(update={"label": label})
-    adding = brought_adding.Adding(feature_set, _named(name), threshold, fill_undefined, settings)
+    adding = how.adding(feature_set, fill_undefined=fill_undefined)
     try:
         brought = read_model(file, kind, feature_set, output=output, output_is=output_is)  # type: ignore[arg-type]
-        data = None if calibrate is None else read_data(calibrate, feature_set, label_column, label)
-        added = brought_adding.add(brought, data, adding)
+        added = brought_adding.add(brought, how.data(feature_set), adding)
     except (BroughtError, SamplesError) as error:
         raise _refused(str(error)) from error
-    _publish(added, f"`{file.name}`", store or store_of(directory, None), model, as_json)
+    _publish(added, f"`{file.name}`", how)
 
 
 @app.command()
+@spreads_options
 def combine(
     parts: Annotated[
         list[str], typer.Argument(help="Versions or aliases; for a mean each with =WEIGHT, or all alike.")
     ],
     mean: Annotated[bool, typer.Option("--mean", help="The weighted mean of their scores.")] = False,
     stack: Annotated[bool, typer.Option("--stack", help="A logistic regression on their margins.")] = False,
-    calibrate: Calibrate = None,
-    label_column: LabelColumn = "",
-    threshold: Threshold = None,
-    target_precision: Precision = 0.95,
-    name: Name = "champion",
-    model: Model = DEFAULT,
-    horizon: Horizon = None,
-    delay: Delay = None,
-    price: Price = None,
-    valid_days: Days = VALID_DAYS,
-    store: Store = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: Describing,
 ) -> None:
     """Make one version of several. Its archive holds them whole, and an explanation shows the score of each.
 
     Exit code 1: it was refused; the message says what to change.
     """
-    from torchserve.brought import adding as brought_adding  # noqa: PLC0415 - the machine-learning libraries
     from torchserve.brought import combining  # noqa: PLC0415
-    from torchserve.brought.data import read_data  # noqa: PLC0415
     from torchserve.dataset import SamplesError  # noqa: PLC0415
-    from torchserve.training import TrainingSettings  # noqa: PLC0415
 
-    _check_model(model)
     if mean == stack:
         raise typer.BadParameter("say one of the two", param_hint="--mean or --stack")
-    label = label_of(horizon, delay, price)
-    settings = TrainingSettings(target_precision=target_precision, valid_days=valid_days or None)
-    settings = settings if label is None else settings.model_copy(update={"label": label})
-    root = store or store_of(directory, None)
+    how.check()
     try:
-        combined = [_part(Registry(root), one) for one in parts]
+        combined = [_part(Registry(how.root), one) for one in parts]
         feature_set = feature_set_of(str(combined[0].metadata["feature_set"]))
-        data = None if calibrate is None else read_data(calibrate, feature_set, label_column, label)
-        adding = brought_adding.Adding(feature_set, _named(name), threshold, training=settings)
+        data, adding = how.data(feature_set), how.adding(feature_set)
         added = combining.combine("mean" if mean else "stack", combined, data, adding)
     except (BroughtError, SamplesError, ModelUnknownError) as error:
         raise _refused(str(error)) from error
-    _publish(added, " and ".join(f"`{one.version}`" for one in combined), root, model, as_json)
+    _publish(added, " and ".join(f"`{one.version}`" for one in combined), how)
 
 
 @app.command()
@@ -293,22 +329,23 @@ def _part(registry: Registry, named: str) -> Part:
     return Part(found, json.loads(archive.files["metadata.json"]), archive.files["weights.bin"], share)
 
 
-def _publish(added: Added, source: str, store: Path, model: str, as_json: bool) -> None:
+def _publish(added: Added, source: str, how: Describing) -> None:
     """Writes archive and card, moves the alias, and says so."""
     from torchserve.brought.card import STANDING, write_card  # noqa: PLC0415 - the machine-learning libraries
     from torchserve.export import write_archive  # noqa: PLC0415
 
+    store = how.root
     version = write_archive(added, added.metadata, store, install=False)
     folder = store / CARDS / version
     command = shlex.join(["pretrade", *sys.argv[1:]])
     card = write_card(version, added, source, command, folder)
     (folder / EVALUATION_FILE).write_text(json.dumps({"standing": {added.metadata["kind"]: STANDING}}, indent=1) + "\n")
-    registry = Registry(store, model)
+    registry = Registry(store, how.model)
     try:
         registry.set_alias(CANDIDATE, version)
     except ModelUnusableError as error:
         raise _refused(f"it was written to {registry.path(version)}, but: {error}") from error
-    if as_json:
+    if how.as_json:
         described = {"version": version, **added.metadata, "archive": str(registry.path(version)), "card": str(card)}
         print(json.dumps(described | {"lacks": added.lacks, "notes": added.notes}))
         return
@@ -333,7 +370,7 @@ def _publish(added: Added, source: str, store: Path, model: str, as_json: bool) 
         console.print(f"[dim]{escape(note)}[/]")
     for lack in added.lacks:
         console.print(f"[yellow]not available[/]: {escape(lack)}")
-    console.print(f"next: {_next(registry, version, model)}")
+    console.print(f"next: {_next(registry, version, how.model)}")
 
 
 def _next(registry: Registry, version: str, model: str) -> str:
@@ -342,25 +379,6 @@ def _next(registry: Registry, version: str, model: str) -> str:
         return f"pretrade canary start {version}"
     has_champion = "champion" in registry.aliases()
     return f"pretrade {'canary start' if has_champion else 'models alias champion'} {version} --model {model}"
-
-
-def _named(name: str) -> str:
-    if name not in _NAMES:
-        raise typer.BadParameter(f"{name} is neither champion nor challenger", param_hint="--name")
-    return name
-
-
-def _check_model(name: str) -> None:
-    """Raises BadParameter for what cannot be the name of a model: the registry has a folder of that name."""
-    if name == DEFAULT:
-        return
-    said = f"{', '.join(sorted(RESERVED))} are taken" if name in RESERVED else ""
-    try:
-        TypeAdapter(ModelName).validate_python(name)
-    except ValidationError:
-        said = "it must be a lower-case word of at most 32 letters, digits and hyphens"
-    if said:
-        raise typer.BadParameter(f"{name!r} is no name for a model: {said}", param_hint="--model")
 
 
 def _refused(why: str) -> typer.Exit:

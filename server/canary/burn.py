@@ -146,8 +146,7 @@ class RoutedObjective:
 
     def note_block(self, block: Block) -> None:
         """The same for decisions that were made in columns."""
-        for case, _ in block.each():
-            self.note(case, by_model=True)
+        self._objectives[block.chosen].note_block(block)
 
 
 class BurnRate:

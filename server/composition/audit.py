@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from server.journal.lock import FileLock
 from server.rpc.audit import AuditServicer
 
 if TYPE_CHECKING:
+    from server.composition.models import Model
     from server.composition.process import Process
     from server.journal.journal import Journal
 
@@ -31,13 +32,13 @@ class AuditParts:
     drift: DriftWatch
 
 
-async def open_audit(process: Process, journal: Journal, champion_version: Callable[[], str]) -> AuditParts:
+async def open_audit(process: Process, journal: Journal, models: Sequence[Model]) -> AuditParts:
     """The audit service, explanations beside replies, the processes that read all journals, and who watches drift.
 
     Args:
         process: What they are built with.
         journal: Where outcomes and decisions are written.
-        champion_version: The model version that decides; empty while it is not known.
+        models: Whose champions are explained and compared, the default one first.
     """
     settings, stack = process.shared, process.stack
     path = settings.journal.path.absolute()
@@ -48,10 +49,10 @@ async def open_audit(process: Process, journal: Journal, champion_version: Calla
     )
     # Those who read, and those who run models besides: a model that hangs holds up no look-up.
     reads = await stack.enter_async_context(ReadingProcess("reads", task))
-    models = await stack.enter_async_context(ReadingProcess("models", task))
+    running = await stack.enter_async_context(ReadingProcess("models", task))
     lookups, watching, comparing = (Reading(name, reads) for name in ("lookups", "watching", "drift"))
-    replays, explanations = (Reading(name, models) for name in ("replays", "explanations"))
-    drift = DriftWatch(comparing, settings.drift)
+    replays, explanations = (Reading(name, running) for name in ("replays", "explanations"))
+    drift = DriftWatch(comparing, settings.drift, lambda: {one.name: one.champion_version() for one in models})
     await process.background(drift.run(), "drift")
     recording = FileLock(path.with_name(f"{path.name}.outcomes.lock"), process.machine)
     wall_clock_ns = process.machine.wall_clock_ns
@@ -61,8 +62,8 @@ async def open_audit(process: Process, journal: Journal, champion_version: Calla
         settings.explain,
         process.metrics.explanations,
         process.clock,
-        None if task.model_store is None else champion_version,
+        None if task.model_store is None else models[0].champion_version,
     )
     await process.background(explaining.keep_warm(), "explanations")
     questions = (lookups, watching, replays, explanations, comparing)
-    return AuditParts(servicer, explaining, (reads, models), questions, drift)
+    return AuditParts(servicer, explaining, (reads, running), questions, drift)

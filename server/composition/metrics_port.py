@@ -98,7 +98,7 @@ def _components(
         partial(features.of_features, base.feature_cache, process.settings.instruments, process.clock),
         base.security.metrics,
         partial(exports.of_spans, None if path.tracing is None else path.tracing.exporter),
-        lambda: drifts.of_drift(audit.drift.state),
+        lambda: drifts.of_drift(audit.drift.states),
         partial(timings.of_loop_lag, base.loop_lag),
         partial(processes.of_process, restarts, asyncio.get_running_loop()),
     )

@@ -21,7 +21,7 @@ from server.machine import REAL, Machine
 from server.rpc.admin import SERVICE as ADMIN_SERVICE
 from server.rpc.audit import SERVICE as AUDIT_SERVICE
 from server.rpc.decision import SERVICE as DECISION_SERVICE
-from server.rpc.edge import GrpcEdge
+from server.rpc.edge import Delivery, GrpcEdge
 from server.timing.call_deadlines import CallDeadlines
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ async def open_decision_port(
     settings, clock, metrics = process.settings, process.clock, process.metrics
     servicer = servicers.decision
     if envoy is None:
-        server = grpc_server(settings, security.access("decision"), metrics.errors, process.machine)
+        server = grpc_server(settings, security.access("decision"), metrics.errors, process.machine, servicer)
         servicer.add_to(server)
         at = f"{settings.grpc.host}:{settings.grpc.port}"
         credentials = security.credentials("decision")
@@ -130,6 +130,7 @@ def grpc_server(
     access: AccessControl | None,
     errors: Counter[str],
     machine: Machine = REAL,
+    delivery: Delivery | None = None,
 ) -> grpc.aio.Server:
     """A server with the limits that protect it from its callers, and the edge that its calls pass.
 
@@ -138,11 +139,12 @@ def grpc_server(
         access: Asked about every call; None for an open port.
         errors: Counts the calls that end with an error, by reason.
         machine: What it runs on.
+        delivery: Told what became of every unary answer; None if nobody wants to know.
     """
     deadlines = CallDeadlines(machine.clock, machine.wall_clock)
     pending = settings.grpc.pending_calls(settings.budget.cap_seconds)
     return machine.grpc_server(
-        interceptors=(GrpcEdge(settings.grpc.read_seconds, errors, deadlines, access),),
+        interceptors=(GrpcEdge(settings.grpc.read_seconds, errors, deadlines, access, delivery),),
         options=(
             ("grpc.max_receive_message_length", settings.grpc.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.grpc.max_streams_per_connection),

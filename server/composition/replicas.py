@@ -158,5 +158,4 @@ def _codec(settings: Settings, replica: ReplicaName) -> Codec:
     if protocol == "torchserve":
         return TORCHSERVE
     description = settings.oip.challenger if replica == "challenger" else settings.oip.champion
-    assert description is not None
-    return OpenInference(settings.oip, ModelDescription.read(description))
+    return OpenInference(settings.oip, None if description is None else ModelDescription.read(description))

@@ -208,6 +208,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         budget_settings=settings.budget,
         clock=clock,
         wall_clock_ns=process.machine.wall_clock_ns,
+        models=model_map if len(models) > 1 else None,
     )
     return RequestPath(
         dataplane=dataplane,

@@ -12,25 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fallback.block import Block
-    from fallback.budget import Budget, Use
-    from fallback.order import Answer, Attempt, Case, Order
-    from pretrade.decision.v1 import decision_pb2 as pb
-
-    Row = tuple[
-        Case,
-        Answer,
-        Order,
-        str,
-        pb.Action.ValueType,
-        bytes,
-        bytes,
-        int,
-        int,
-        list[Use],
-        tuple[Attempt, ...],
-        int,
-        int,
-    ]
+    from fallback.budget import Budget
+    from server.decision.record import RecordedRow
 
 
 class DecidedBlock:
@@ -91,6 +74,11 @@ class DecidedBlock:
         return len(self.ids)
 
     @property
+    def count(self) -> int:
+        """Decisions."""
+        return len(self.ids)
+
+    @property
     def is_apart(self) -> bool:
         """Whether each decision has a state of its own by now."""
         return self._apart is not None
@@ -127,7 +115,7 @@ class DecidedBlock:
         decided.block = self
         return decided
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[RecordedRow]:
         """What `PacketBatch.add` writes down of each order."""
         block, now_ns = self.block, int(self.recorded_at * 1e9)
         for place, decision_id in enumerate(self.ids):
@@ -154,7 +142,7 @@ class DecidedBlock:
         assert model is not None
         name, version, threshold = model.name, model.version, model.threshold
         for decision_id, order, view, action, reason, scored in zip(
-            self.ids, block.orders, block.views, block.actions, block.reasons, block.scored, strict=True
+            self.ids, block.orders, block.views, block.actions, block.reasons, block.results, strict=True
         ):
             yield write(
                 decision_id,

@@ -154,11 +154,11 @@ cdef class _Tables:
     """What is in the tables so far, and how their parts are written."""
 
     cdef dict orders, answers, attempts, vectors, books
-    cdef object order, answer, attempt, book, rest
+    cdef object order, answer, attempt, book, rest, of_model
 
     def __cinit__(self, parts):
         self.orders, self.answers, self.attempts, self.vectors, self.books = {}, {}, {}, {}, {}
-        self.order, self.answer, self.attempt, self.book, self.rest = parts
+        self.order, self.answer, self.attempt, self.book, self.rest, self.of_model = parts
 
 
 cdef int add_order(Column* columns, _Tables tables, order) except -1:
@@ -229,7 +229,7 @@ cdef int add_attempts(Column* columns, _Tables tables, tuple attempts) except -1
 
 
 cdef int add(Column* columns, _Tables tables, Py_ssize_t place, tuple row) except -1:
-    """Adds a row; see `packets._Row`."""
+    """Adds a row; see `record.RecordedRow`."""
     cdef double age, mid
     case, answer, order, decision_id, action, reasons, degradations, *rest_of_row = row
     allowed, used, uses, attempts, wall_ns, now_ns = rest_of_row
@@ -263,14 +263,14 @@ cdef int add(Column* columns, _Tables tables, Py_ssize_t place, tuple row) excep
     return 0
 
 
-cdef int add_block(Column* columns, _Tables tables, decided) except -1:
+cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) except -1:
     """Adds decisions that were made in columns; see `DecidedBlock.rows`."""
     cdef double score, age, arrived, used
     cdef Py_ssize_t place
     cdef bytes reasons
     block, ids = decided.block, decided.ids
     model, source = block.model, block.source
-    cdef list orders = list(block.orders), views = list(block.views), scored = block.scored
+    cdef list orders = list(block.orders), views = list(block.views), scored = block.results
     cdef list actions = block.actions, all_reasons = block.reasons
     cdef object wall_ns = decided.wall_ns
     cdef object now_ns = int(decided.recorded_at * 1e9)
@@ -280,6 +280,9 @@ cdef int add_block(Column* columns, _Tables tables, decided) except -1:
     threshold, expires_at = model.threshold, model.expires_at
     name, version, replica = model.name, model.version, block.asked_of
     arrived, used = block.budget.arrived, block.used
+    chosen = block.chosen
+    cdef bint is_named = bool(chosen) and chosen != DEFAULT
+    cdef dict rests = {}
     for place in range(len(orders)):
         order, view, one = orders[place], views[place], scored[place]
         put_text(columns, DECISION_ID, ids[place])
@@ -310,12 +313,19 @@ cdef int add_block(Column* columns, _Tables tables, decided) except -1:
         put_double(&columns[AGE_SECONDS], age)
         put(&columns[AGE_US], <unsigned long long> (<long long> (age * 1e6)))
         put(&columns[ATTEMPT_COUNT], 1)
-        choose(columns, ATTEMPT, ATTEMPTS, tables.attempts, (replica, "success", version, one.rows), tables.attempt)
+        choose(columns, ATTEMPT, ATTEMPTS, tables.attempts, (replica, "success", version, one.batch_rows), tables.attempt)
         put_small(&columns[ATTEMPT_USED], <unsigned long long> (used * 1e6) if used > 0 else 0)
-        put_small(&columns[ATTEMPT_INDEX], one.place)
+        put_small(&columns[ATTEMPT_INDEX], one.batch_index)
         put_fixed(&columns[ARRIVED], <long long> (arrived * 1e9))
         put_fixed(&columns[DECIDED], now_ns)
         put_double(&columns[MID], view.mid)
+        if is_named or view.others is not None:
+            rest = rests.get(id(view))
+            if rest is None:
+                rest = rests[id(view)] = tables.of_model(chosen, view.others, version)
+            if rest:
+                put(&columns[REST_ROW], first + place)
+                put_bytes(columns, REST, rest)
     return 0
 
 
@@ -354,7 +364,7 @@ def write_entry(bytes shared, list rows, parts):
                 add(columns, tables, place, <tuple> row)
                 place += 1
             else:
-                add_block(columns, tables, row)
+                add_block(columns, tables, place, row)
                 place += len(row)
         if tables.vectors:
             put_text(columns, FEATURE_SET, _SET_ID)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fallback.block import View
 from fallback.order import Case, Order
 from fallback.staleness import judge, problem_of
 from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.inference.model_names import DEFAULT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from feature_cache.store.codec import FeatureSnapshot
     from feature_cache.store.l1 import FeatureCache
-    from server.decision.other_sets import OtherSets
+    from server.decision.other_sets import Computed, OtherSets
 
 _BOOK_AGE = features.MF1.index["book_age_ms"]
 _AGES = slice(_BOOK_AGE, features.MF1.index["trade_age_ms"] + 1)
@@ -63,6 +64,9 @@ class _Seen(NamedTuple):
     """Why it may not decide."""
 
 
+_NOT_LOOKED_AT: Final[Any] = object()
+
+
 class Markets:
     """Fills in what is known of each case's instrument.
 
@@ -104,26 +108,40 @@ class Markets:
             budget = case.budget
             budget.charge(pb.STAGE_FEATURES, budget.deadline - started, used)
 
-    def views(self, orders: Sequence[Order]) -> list[View] | None:
-        """What is known of the instruments of orders without features of their own, all at one instant.
+    def views(self, orders: Sequence[Order], models: Mapping[str, Sequence[int]], now: float) -> list[View | None]:
+        """What is known of the instruments of some orders at an instant; None where it may not decide.
 
-        None where it is not the usual: features are missing or may not decide, or a model takes others besides.
+        Args:
+            orders: Without features of their own.
+            models: The places of each model's orders.
+            now: Monotonic seconds.
         """
-        if self._others is not None and self._others.wanted:
-            return None
-        now = self._clock()
-        known: dict[tuple[str, pb.Side.ValueType], View] = {}
-        found = []
-        for order in orders:
-            key = order.instrument, order.side
-            view = known.get(key)
-            if view is None:
-                market, age, problem = self._see(order.instrument, now)
-                if market is None or problem is not None:
-                    return None
-                view = known[key] = View(market.snapshot, age, market.mid, *market.vector(order.side, age))
-            found.append(view)
+        found: list[View | None] = [None] * len(orders)
+        seen: dict[str, _Seen] = {}
+        computed: Computed = {}
+        for model, places in models.items():
+            known: dict[tuple[str, pb.Side.ValueType], View | None] = {}
+            for place in places:
+                order = orders[place]
+                instrument = order.instrument
+                key = instrument, order.side
+                view = known.get(key, _NOT_LOOKED_AT)
+                if view is _NOT_LOOKED_AT:
+                    if (at := seen.get(instrument)) is None:
+                        at = seen[instrument] = self._see(instrument, now)
+                    view = known[key] = self._view(order, model, at, now, computed)
+                found[place] = view
         return found
+
+    def _view(self, order: Order, model: str, seen: _Seen, now: float, computed: Computed) -> View | None:
+        """What is known for an order of a model's, and others of its side."""
+        market, age, problem = seen
+        if market is None or problem is not None:
+            return None
+        others = None
+        if self._others is not None:
+            others = self._others.rows(model or DEFAULT, order, (market.snapshot.values, age), now, computed)
+        return View(market.snapshot, age, market.mid, *market.vector(order.side, age), others)
 
     def _see(self, instrument: str, now: float) -> _Seen:
         """What is known of an instrument now."""

@@ -128,8 +128,8 @@ class DecisionMetrics:
         for action, times in collections.Counter(block.actions).items():
             self.decisions[block.source, action] += times
         self.reasons.update(block.reasons)
-        self.latency.observe_all([now - decided.arrived] * count)
-        tally.count([block.budget.uses] * count, self.stages, self.allowances, self.skips)
+        self.latency.observe(now - decided.arrived, count)
+        tally.count([block.budget.uses], self.stages, self.allowances, self.skips, count)
 
     def by_source(self) -> dict[str, int]:
         """Decisions by source, every source named."""

@@ -29,7 +29,7 @@ from server.inference.model_names import DEFAULT
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fallback.order import Case
+    from fallback.order import Case, Order
     from feature_cache.store.l1 import CachedFeatures, FeatureCache
 
 _log = structlog.get_logger(__name__)
@@ -39,12 +39,14 @@ _LOOK_SECONDS: Final = 0.1
 
 _Source = tuple["NDArray[np.float32]", float]
 """The vector of a part's source in market orientation, and the age that its ages are to grow by."""
+Computed = dict[tuple[str, str], _Source | None]
+"""By set and instrument, what is known of computed sets at one instant; None where that may not decide."""
 
 
 class _Made(NamedTuple):
     """A row, and what it was put together of."""
 
-    sources: tuple[_Source, ...]
+    sources: Sequence[_Source]
     row: SetRow
 
 
@@ -60,20 +62,27 @@ class _Plan:
             [place for place in feature_set.from_source(CALLER) if not feature_set.features[place].may_be_undefined],
             dtype=np.intp,
         )
+        self.sources: Final = tuple("" if part.source == MF1.id else part.source for part in self.parts)
+        """Of each part the id of the set that it is taken from, empty for `mf1`."""
         self.grows: Final = bool(feature_set.ages)
         """Whether a row is another one when time goes by."""
         self.made: Final[dict[tuple[str, pb.Side.ValueType], _Made]] = {}
         """The newest row of each instrument and side, of orders that bring nothing."""
 
-    def made_of(self, case: Case, sources: tuple[_Source, ...]) -> SetRow | None:
-        """The row that was made of the same sources for the same side; None if there is none."""
-        made = self.made.get((case.order.instrument, case.order.side))
-        if made is None:
-            return None
-        for (values, age), (made_of, made_at) in zip(sources, made.sources, strict=True):
-            if values is not made_of or (self.grows and age != made_at):
-                return None
+    def row_of(self, order: Order, sources: Sequence[_Source]) -> SetRow:
+        """The row of these sources for the side of an order that brings nothing."""
+        key = order.instrument, order.side
+        made = self.made.get(key)
+        if made is None or not self._are_the_same(sources, made.sources):
+            made = self.made[key] = _Made(sources, _put_together(self, order.side, None, sources))
         return made.row
+
+    def _are_the_same(self, sources: Sequence[_Source], others: Sequence[_Source]) -> bool:
+        """Whether the same row is put together of both."""
+        for (values, age), (of_other, other_age) in zip(sources, others, strict=True):
+            if values is not of_other or (self.grows and age != other_age):
+                return False
+        return True
 
 
 class OtherSets:
@@ -143,27 +152,35 @@ class OtherSets:
 
     def fill_in(self, cases: Sequence[Case], now: float) -> None:
         """Gives each case with features of `mf1` a row of each set that its model takes, if its parts are there."""
-        computed: dict[tuple[str, str], _Source | None] = {}
+        computed: Computed = {}
         for case in cases:
-            plans = self._plans.get(self._model_of(case))
-            if plans is not None and case.features is not None:
-                case.others = {}
-                for plan in plans:
-                    if (row := self._row(plan, case, now, computed)) is not None:
-                        case.others[plan.feature_set] = row
+            model = self._model_of(case)
+            if case.features is not None:
+                case.others = self.rows(model, case.order, _mf1(case), now, computed)
 
-    def _row(
-        self, plan: _Plan, case: Case, now: float, computed: dict[tuple[str, str], _Source | None]
-    ) -> SetRow | None:
-        """The row of a set for a case; None where a part of it is missing or stale.
+    def rows(
+        self, model: str, order: Order, mf1: _Source | None, now: float, computed: Computed
+    ) -> dict[FeatureSet, SetRow] | None:
+        """The row of each set that a model takes besides `mf1`, if its parts are there; None where it takes no other.
 
         Args:
-            plan: Of the set.
-            case: Has features of `mf1`.
+            model: Its name.
+            order: Whose features of `mf1` may decide.
+            mf1: These features.
             now: Monotonic seconds.
-            computed: By set and instrument, what was found at this instant.
+            computed: What was found at this instant for orders before.
         """
-        order = case.order
+        plans = self._plans.get(model)
+        if plans is None:
+            return None
+        rows = {}
+        for plan in plans:
+            if (row := self._row(plan, order, mf1, now, computed)) is not None:
+                rows[plan.feature_set] = row
+        return rows
+
+    def _row(self, plan: _Plan, order: Order, mf1: _Source | None, now: float, computed: Computed) -> SetRow | None:
+        """The row of a set for an order; None where a part of it is missing or stale."""
         brought = order.brought
         values = None
         if brought is not None and brought.feature_set is plan.feature_set:
@@ -171,36 +188,19 @@ class OtherSets:
         if len(plan.must_bring) and (values is None or np.isnan(values[plan.must_bring]).any()):
             return None
         sources = []
-        for part in plan.parts:
+        for source, part in zip(plan.sources, plan.parts, strict=True):
             if values is not None and not np.isnan(values[part.places]).any():
                 sources.append((values, 0.0))  # all of it is brought
                 continue
-            found = (
-                self._mf1(case)
-                if part.source == MF1.id
-                else self._computed(part.source, order.instrument, now, computed)
-            )
+            found = self._computed(source, order.instrument, now, computed) if source else mf1
             if found is None:
                 return None
             sources.append(found)
         if values is not None or order.caller_features is not None:
             return _put_together(plan, order.side, values, sources)
-        row = plan.made_of(case, tuple(sources))
-        if row is None:
-            row = _put_together(plan, order.side, None, sources)
-            plan.made[order.instrument, order.side] = _Made(tuple(sources), row)
-        return row
+        return plan.row_of(order, sources)
 
-    def _mf1(self, case: Case) -> _Source | None:
-        """The vector of `mf1` that decides."""
-        own = case.order.caller_features
-        if own is not None:
-            return own, 0.0
-        return None if case.snapshot is None else (case.snapshot.values, case.snapshot_age_seconds)
-
-    def _computed(
-        self, set_id: str, instrument: str, now: float, known: dict[tuple[str, str], _Source | None]
-    ) -> _Source | None:
+    def _computed(self, set_id: str, instrument: str, now: float, known: Computed) -> _Source | None:
         """The newest vector of a computed set and its age; None if there is none that is fresh."""
         key = set_id, instrument
         if key not in known:
@@ -213,6 +213,14 @@ class OtherSets:
         if snapshot.state is BookState.UNKNOWN or not is_fresh(age, 0.0, self._max_age_seconds):
             return None
         return snapshot.values, age
+
+
+def _mf1(case: Case) -> _Source | None:
+    """The vector of `mf1` that decides."""
+    own = case.order.caller_features
+    if own is not None:
+        return own, 0.0
+    return None if case.snapshot is None else (case.snapshot.values, case.snapshot_age_seconds)
 
 
 def _put_together(

@@ -8,7 +8,7 @@ when it knows which of them share a commit: by `entry_wire_c.pyx` where it is co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -27,12 +27,11 @@ from server.inference.model_names import DEFAULT
 from server.journal.entries import NO_AGE
 
 if TYPE_CHECKING:
-    from fallback.budget import Use
     from fallback.order import Answer, Attempt, Case, Order
-    from feature_cache.feature_set import SetRow
+    from feature_cache.feature_set import FeatureSet, SetRow
     from feature_cache.store.codec import FeatureSnapshot
     from server.decision.decided_block import DecidedBlock
-    from server.decision.record import Decided
+    from server.decision.record import Decided, RecordedRow
 
 _BOOK_AGE: Final = features.MF1.index["book_age_ms"]
 _BOOK_STATES: Final = {
@@ -68,26 +67,6 @@ class _Shared(NamedTuple):
     control_version: int
 
 
-_Row = tuple[
-    "Case",
-    "Answer",
-    "Order",
-    str,
-    pb.Action.ValueType,
-    bytes,
-    bytes,
-    int,
-    int,
-    "list[Use]",
-    "tuple[Attempt, ...]",
-    int,
-    int,
-]
-"""A case, its answer and its order; decision id, action, reasons and degradations; microseconds allowed and used, and
-the ledger; the attempts; nanoseconds of the wall clock and of the monotonic one. What the rest of the decision's way
-may change is here as it was when the decision was made."""
-
-
 class PacketBatch:
     """Decisions on their way to the journal; `len` is how many. Made by `PacketWriter.batch`."""
 
@@ -95,7 +74,7 @@ class PacketBatch:
 
     def __init__(self, shared: _Shared) -> None:
         self._shared = shared
-        self._rows: list[_Row | DecidedBlock] = []
+        self._rows: list[RecordedRow | DecidedBlock] = []
         self._count = 0
 
     def __len__(self) -> int:
@@ -192,9 +171,9 @@ class PacketWriter:
         ).SerializeToString()
 
 
-def write_entry_plainly(shared: _Shared, together: Sequence[_Row | DecidedBlock]) -> bytes:
+def write_entry_plainly(shared: _Shared, together: Sequence[RecordedRow | DecidedBlock]) -> bytes:
     """The serialised entry of some decisions. `entry_wire_c.pyx`, where it is compiled, writes the same bytes."""
-    rows: list[_Row] = []
+    rows: list[RecordedRow] = []
     for one in together:
         rows.extend((one,) if isinstance(one, tuple) else one.rows())
     cases, answers, orders, ids, actions, reasons, degradations, allowed, used, ledgers, attempts, walls, nows = zip(
@@ -394,15 +373,22 @@ def _rest(case: Case, order: Order, answer: Answer) -> bytes:
         rest += _ORDER % prefixed(_FEATURES % prefixed(given))
         if order.caller_features is not None:
             rest += _FROM_CALLER
-    if case.others is not None and answer.source in MODEL_SOURCES:
-        rest += _scored(case.others.get(model_sets.of(answer.model_version)))
-    if case.model not in _UNNAMED:
-        rest += _CHOSEN_MODEL % prefixed(case.model.encode())
+    scored_others = case.others if answer.source in MODEL_SOURCES else None
+    rest += _of_model(case.model, scored_others, answer.model_version)
     if answer.cached_from:
         rest += _CACHED_FROM % prefixed(answer.cached_from.encode())
     if (context := order.context) is not NO_CONTEXT:
         rest += _CONTEXT % (prefixed(context.trace_id.encode()), prefixed(context.correlation_id.encode()))
     return rest
+
+
+def _of_model(chosen: str, others: Mapping[FeatureSet, SetRow] | None, version: str) -> bytes:
+    """What the map chose, and what the version scored, if that was of another set than `mf1`.
+
+    Of an order that was decided in columns it is all that `_rest` says.
+    """
+    rest = b"" if others is None else _scored(others.get(model_sets.of(version)))
+    return rest if chosen in _UNNAMED else rest + _CHOSEN_MODEL % prefixed(chosen.encode())
 
 
 def _scored(row: SetRow | None) -> bytes:
@@ -413,4 +399,4 @@ def _scored(row: SetRow | None) -> bytes:
 
 
 _compiled: Final = compiled("server.decision.entry_wire_c")
-_PART_WRITERS: Final = (_order_wire, _answer_wire, _attempt_wire, _book_wire, _rest)
+_PART_WRITERS: Final = (_order_wire, _answer_wire, _attempt_wire, _book_wire, _rest, _of_model)

@@ -25,7 +25,7 @@ class PendingBlock(Block):
     """A block, and what becomes of each of its orders until their caller has the decisions.
 
     Args:
-        orders, views, budget: See `Block`.
+        orders, views, budget, chosen: See `Block`.
         stage, asked: The stage that is asked, and all those that are.
         on_results: Called once with the block when the attempts of its orders have ended.
         alone: Makes an order a case of its own.
@@ -54,6 +54,7 @@ class PendingBlock(Block):
         orders: Sequence[Order],
         views: Sequence[View],
         budget: Budget,
+        chosen: str,
         stage: BlockStage,
         asked: tuple[Asked, ...],
         on_results: Callable[[PendingBlock], None],
@@ -61,7 +62,7 @@ class PendingBlock(Block):
         left: Callable[[PendingBlock], None],
         future: asyncio.Future[None],
     ) -> None:
-        super().__init__(orders, views, budget)
+        super().__init__(orders, views, budget, chosen)
         self._on_results = on_results
         self.stage = stage
         self.asked = asked
@@ -75,7 +76,7 @@ class PendingBlock(Block):
         self._apart: dict[int, Promise[Pending]] = {}
         """Those that go on alone, by their place in the call."""
         self._failed: list[int] = []
-        """Those of them that got no score."""
+        """Places in the block of those of them that got no score, until the block goes on without them."""
         self._size = len(orders)
         self.has_ended = False
         """Whether the orders in the block have their decisions."""
@@ -85,8 +86,8 @@ class PendingBlock(Block):
 
     @property
     def in_block(self) -> int:
-        """How many orders are still in the block."""
-        return len(self._in_block)
+        """How many orders are still in the block, and have not failed."""
+        return len(self._in_block) - len(self._failed)
 
     @property
     def apart(self) -> dict[int, Promise[Pending]]:
@@ -119,6 +120,7 @@ class PendingBlock(Block):
         """Goes on without those that got no score."""
         if self._failed:
             failed = set(self._failed)
+            self._failed = []
             self._keep([place for place in range(len(self)) if place not in failed])
 
     def go_on_with(self, places: Sequence[int]) -> None:
@@ -194,7 +196,7 @@ class PendingBlock(Block):
 
     def give_up(self) -> None:
         """It was not begun: its orders are none of its business."""
-        self._in_block = []
+        self._in_block, self._failed = [], []
         self.future.cancel()
 
     def _caller_has_gone(self, future: asyncio.Future[None]) -> None:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, TypeVar
 from fallback.budget import Budget, BudgetSettings
 from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Case, Order
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.decision.decided_block import DecidedBlock
 from server.decision.idempotency import ClaimLostError, identify
 from server.decision.pending import Pending
 from server.decision.pending_block import PendingBlock
+from server.decision.pending_slice import PendingSlice
 from server.decision.promise import Promise, Promises
 from server.decision.record import Decided
 from server.decision.recorder import Recorder, Recording, fail
@@ -26,16 +26,19 @@ from server.journal.reply_status import unconfirmed
 from server.timing.deadlines import Deadlines
 
 if TYPE_CHECKING:
+    from fallback.block import View
     from fallback.chain import Chain
     from fallback.guards import Guards
     from server.canary.burn import Notes
     from server.control.state import ControlState
     from server.decision.admission import Admission
+    from server.decision.decided_block import DecidedBlock
     from server.decision.idempotency import IdempotencyWindow
     from server.decision.markets import Markets
     from server.decision.metrics import DecisionMetrics
     from server.decision.reports import DecisionReports
     from server.decision.shared_keys import KeyedOrder, Remembered
+    from server.inference.model_map import ModelMap
     from server.inference.routed import Check, Mirror, Scores
     from server.journal.reply_status import Cause
     from server.timing.loop_lag import LoopLag
@@ -79,6 +82,7 @@ class DataPlane:
         budget_settings: Cap and reserves of a decision's time.
         clock: Monotonic seconds, the event loop's own.
         wall_clock_ns: Nanoseconds since the Unix epoch.
+        models: Says whose order it is; None where there is one model.
         Everything else: the collaborators, one a step of `_decide`.
     """
 
@@ -98,7 +102,9 @@ class DataPlane:
         budget_settings: BudgetSettings,
         clock: Callable[[], float],
         wall_clock_ns: Callable[[], int] = time.time_ns,
+        models: ModelMap | None = None,
     ) -> None:
+        self._models = models
         self._admission = admission
         self._idempotency = idempotency
         self._markets = markets
@@ -204,20 +210,30 @@ class DataPlane:
         task.add_done_callback(self._leave)
         return task
 
-    def begin_together(
-        self, orders: Sequence[Order], arrived: float, deadline: float | None
-    ) -> PendingBlock | Sequence[Deciding]:
+    def begin_together(self, orders: Sequence[Order], arrived: float, deadline: float | None) -> PendingSlice | None:
         """The same for orders of one call without keys, deadlines, features and a trace of their own.
 
-        None of them is begun where one could not be: then `begin` says why, for each of them.
+        None, and none of them begun, where one could not be: then `begin` says why, for each of them.
         """
         deadline = self.capped(arrived, deadline)
         if self._clock() >= deadline or not self._admission.admit_together(len(orders)):
-            return ()
-        in_columns = self._begin_block(orders, Budget(arrived, deadline))
-        if in_columns is not None:
-            return in_columns
-        return [self._arrive(order, Budget(arrived, deadline), has_place=True, in_company=True) for order in orders]
+            return None
+        begun, now = PendingSlice(len(orders)), self._clock()
+        groups = {"": range(len(orders))} if self._models is None else self._models.groups(orders)
+        views = self._views(orders, groups, now)
+        for model, places in groups.items():
+            usual = [place for place in places if views[place] is not None]
+            block = self._begin_block(orders, views, usual, Budget(arrived, deadline), model, now)
+            if block is not None:
+                begun.add(block, usual)
+                if len(usual) == len(places):
+                    continue
+            for place in places:
+                if block is None or views[place] is None:
+                    begun.alone[place] = self._arrive(
+                        orders[place], Budget(arrived, deadline), has_place=True, in_company=True, model=model
+                    )
+        return begun
 
     def give_up(self, future: Deciding) -> None:
         """The caller of an order that was begun does not wait any more."""
@@ -226,11 +242,14 @@ class DataPlane:
         elif not future.cancelled() and future.exception() is None:  # it was decided before that was known
             self.unheard(future.result(), "cancelled")
 
-    def give_up_block(self, block: PendingBlock) -> None:
-        """The same for orders that were begun in columns."""
-        if not block.future.cancel() and not block.future.cancelled():  # they were decided before that was known
-            for decided in block.decisions():
-                self.unheard(decided, "cancelled")
+    def give_up_together(self, begun: PendingSlice) -> None:
+        """The same for orders that were begun together."""
+        for promise in begun.alone.values():
+            self.give_up(promise)
+        for block in begun.blocks:
+            if not block.future.cancel() and not block.future.cancelled():  # they were decided before that was known
+                for decided in block.decisions():
+                    self.unheard(decided, "cancelled")
 
     def _leave(self, future: asyncio.Future[Decided]) -> None:
         """An admitted order with a key needs its place no more."""
@@ -367,38 +386,66 @@ class DataPlane:
         late = self._reply_reserve_seconds + self._loop_lag.p95
         return max(self._reply_reserve_seconds, min(late, allowed_seconds / 4))
 
-    def _arrive(self, order: Order, budget: Budget, *, has_place: bool, in_company: bool = False) -> Promise[Pending]:
-        """Decides one order, together with those that arrive in the same turn of the event loop."""
-        promise: Promise[Pending] = Promise(self._promises)
-        case = promise.case = Pending(order, budget, promise, self._answered, has_place)
+    def _arrive(
+        self, order: Order, budget: Budget, *, has_place: bool, in_company: bool = False, model: str = ""
+    ) -> Promise[Pending]:
+        """Decides one order, together with those that arrive in the same turn of the event loop.
+
+        `model` is whose order it is, where that is known by now.
+        """
+        case = self._pending(order, budget, has_place=has_place)
+        case.model = model
         self._arrived.append(case)
         if not in_company and self._admission.in_flight == 1:
             self._take_up()  # nobody else is here to be decided with
         elif len(self._arrived) == 1:
             asyncio.get_running_loop().call_soon(self._take_up)
-        return promise
+        return case.future
 
-    def _begin_block(self, orders: Sequence[Order], budget: Budget) -> PendingBlock | None:
-        """Life of a request in columns, first part; None where something about it is not the usual."""
+    def _pending(self, order: Order, budget: Budget, *, has_place: bool = True) -> Pending:
+        promise: Promise[Pending] = Promise(self._promises)
+        case = promise.case = Pending(order, budget, promise, self._answered, has_place)
+        return case
+
+    def _views(self, orders: Sequence[Order], groups: Mapping[str, Sequence[int]], now: float) -> Sequence[View | None]:
+        """What is known of the orders' instruments; None of those that cannot be decided in columns."""
+        if self._chain.for_blocks()[0] is None or self._control.stale:
+            return [None] * len(orders)
+        try:
+            return self._markets.views(orders, groups, now)
+        except Exception:  # each meets it by itself, and tells of it
+            return [None] * len(orders)
+
+    def _begin_block(
+        self,
+        orders: Sequence[Order],
+        views: Sequence[View | None],
+        places: Sequence[int],
+        budget: Budget,
+        model: str,
+        now: float,
+    ) -> PendingBlock | None:
+        """Life of a request in columns, first part, of the orders at these places.
+
+        None where something about it is not the usual.
+        """
         stage, asked = self._chain.for_blocks()
-        if stage is None or self._control.stale:
+        if stage is None or not places:
             return None
-        now, allowed = self._clock(), budget.deadline - budget.arrived
-        views = self._markets.views(orders)
-        if views is None:
-            return None
+        allowed = budget.deadline - budget.arrived
         budget.reserve_seconds = self._reserve(allowed, self._recorder.times.p95)
         budget.charge(pb.STAGE_ADMISSION, allowed, now - budget.arrived)
         budget.charge(pb.STAGE_FEATURES, budget.deadline - now, self._clock() - now)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         block = PendingBlock(
-            orders,
-            views,
+            [orders[place] for place in places],
+            [view for place in places if (view := views[place]) is not None],
             budget,
+            model,
             stage,
             asked,
             self._block_answered,
-            self._go_alone_from_block,
+            self._pending,
             self._block_left,
             future,
         )
@@ -411,11 +458,6 @@ class DataPlane:
             block.give_up()
             return None
         return block
-
-    def _go_alone_from_block(self, order: Order, budget: Budget) -> Pending:
-        promise: Promise[Pending] = Promise(self._promises)
-        case = promise.case = Pending(order, budget, promise, self._answered, has_place=True)
-        return case
 
     def _block_answered(self, block: PendingBlock) -> None:
         """The model has answered all orders of a block, or will not."""
@@ -462,7 +504,7 @@ class DataPlane:
             if not block.has_ended:
                 self._admission.leave(block.in_block)
             if block.decided is not None:
-                self._replies.unheard_block(block.decided, "cancelled")
+                self._replies.unheard(block.decided, "cancelled")
 
     def _left(self, case: Pending) -> None:
         """A caller has gone: what is written of the decision has not been heard."""
@@ -550,22 +592,20 @@ class DataPlane:
     def heard(self, decisions: Sequence[Decided | DecidedBlock]) -> None:
         """The transport has the decisions' bytes, in time."""
         for decided in decisions:
-            if isinstance(decided, Decided):
-                self._replies.heard(decided)
-            else:
-                self._replies.heard_block(decided)
+            self._replies.heard(decided)
+
+    def in_doubt(self, decisions: Sequence[Decided | DecidedBlock]) -> None:
+        """The transport was given the decisions' bytes in time; nobody knows whether it wrote them in time."""
+        for decided in decisions:
+            self._replies.in_doubt(decided)
 
     def unheard(self, decided: Decided | DecidedBlock, cause: Cause) -> None:
         """The decision was not sent: its caller had gone, or its deadline has passed."""
-        orders = 1 if isinstance(decided, Decided) else len(decided)
         if cause == "cancelled":
-            self._metrics.cancelled += orders
+            self._metrics.cancelled += decided.count
         else:
-            self._metrics.late += orders
-        if isinstance(decided, Decided):
-            self._replies.unheard(decided, cause)
-        else:
-            self._replies.unheard_block(decided, cause)
+            self._metrics.late += decided.count
+        self._replies.unheard(decided, cause)
 
     def _after(self, cases: Sequence[Pending], now: float) -> Mapping[Pending, Exception]:
         """What can wait until decisions are durable: cached scores, mirrored rows, admission, metrics, reports.
@@ -610,16 +650,14 @@ class DataPlane:
         """The same for decisions that were made in columns."""
         block, count = decided.block, len(decided)
         budget, allowed = block.budget, block.budget.deadline - decided.arrived
-        newest = {(order.instrument, order.side): place for place, order in enumerate(block.orders)}
-        for place in newest.values():
-            self._cached_scores.remember(block.case(place), block.answer(place), decided.ids[place])
+        self._cached_scores.remember_block(block, decided.ids)
         if self._control.shadow:
             self._shadow.mirror_block(block, decided.ids)
         self._embedded_check.sample_block(block, decided.ids)
         self._reports.decided_block(decided, now)
         # Where all this met no bug, nothing is counted twice.
         self._objective.note_block(block)
-        self._admission.answered([(now - budget.arrived, allowed)] * count)
+        self._admission.answered([(now - budget.arrived, allowed)], count)
         self._metrics.observe_block(decided, now)
         self._admission.leave(count)
 

@@ -17,8 +17,27 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision import decision_wire
 
 if TYPE_CHECKING:
-    from fallback.budget import Budget
-    from fallback.order import Case
+    from fallback.budget import Budget, Use
+    from fallback.order import Attempt, Case, Order
+
+    RecordedRow = tuple[
+        Case,
+        Answer,
+        Order,
+        str,
+        pb.Action.ValueType,
+        bytes,
+        bytes,
+        int,
+        int,
+        list[Use],
+        tuple[Attempt, ...],
+        int,
+        int,
+    ]
+    """What is written down of a decision, as it was when the decision was made: a case, its answer and its order;
+    decision id, action, reasons and degradations; microseconds allowed and used, and the ledger; the attempts;
+    nanoseconds of the wall clock and of the monotonic one."""
 
 _EXPIRES: Final = struct.Struct("<q")
 """Unix seconds."""
@@ -87,6 +106,9 @@ class Decided:
         "source",
         "used_us",
     )
+
+    count: Final = 1
+    """Decisions; see `DecidedBlock`."""
 
     def __init__(
         self,

@@ -160,7 +160,7 @@ class Recorder:
         packets = self._packets.batch()
         packets.add_block(decided)
         try:
-            self._replies.owe_block(decided)
+            self._replies.owe(decided)
             durable = self._journal.append_batch(packets)
         except JournalError:
             self._end_unwritten_block(block)
@@ -189,7 +189,7 @@ class Recorder:
 
     def _end_unwritten_block(self, block: PendingBlock) -> None:
         assert block.decided is not None
-        self._replies.forget_block(block.decided)
+        self._replies.forget(block.decided)
         if not block.future.done():
             self._end_unwritten(block.part())
 

@@ -13,7 +13,8 @@ the call receives the decision after all, `ReplyHeard` is written. The last entr
 
 An answer that waits for seconds for a caller who does not read is noted as `unsent`: nobody knows yet what the caller
 will hear. The caller may read it at any moment, and the process may be killed before `ReplyHeard` is durable. If the
-call ends without it, a second note says why.
+call ends without it, a second note says why. An answer whose deadline passed while grpc.aio wrote it is `unsent`, too:
+gRPC does not say which of the two came first.
 
 A repeat must not get what the audit may deny, even if the process is killed before `ReplyHeard` is durable. Such a
 decision is therefore noted as `repeated` before a repeat gets it (`denied`, `repeated`): a repeat may have received it.
@@ -31,7 +32,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, cast
@@ -123,53 +124,37 @@ class Replies:
         if self._notes:
             _log.error("reply_notes_unwritten", notes=len(self._notes), error=self._journal.problem)
 
-    def owe(self, decided: Decided) -> None:
-        """Remembers a decision whose packet is about to be handed to the journal.
+    def owe(self, decided: Decided | DecidedBlock) -> None:
+        """Remembers a decision, or those of a block, whose packet is about to be handed to the journal.
 
         Raises:
             JournalFullError: Too many decisions are not settled.
         """
-        self._check_room()
-        decided.reply = ReplyState.OWED
-        self._journal.hold(decided)
-
-    def owe_block(self, decided: DecidedBlock) -> None:
-        """The same for decisions that were made in columns."""
-        self._check_room()
-        decided.reply = ReplyState.OWED
-        self._journal.hold(decided)
-        self._beside += len(decided) - 1
-
-    def _check_room(self) -> None:
         if self.owed >= _MOST:
             raise JournalFullError(f"of {_MOST} decisions it is not known yet whether their callers received them")
+        decided.reply = ReplyState.OWED
+        self._journal.hold(decided)
+        self._beside += decided.count - 1
 
-    def forget_block(self, decided: DecidedBlock) -> None:
-        """Decisions did not become durable."""
-        if decided.reply is ReplyState.OWED and not decided.is_apart:
-            decided.reply = ReplyState.NONE
-            self._release_block(decided)
-        else:
+    def forget(self, decided: Decided | DecidedBlock) -> None:
+        """It did not become durable: there is no row whose reply could be in doubt."""
+        for one in _each(decided):
+            if one.reply is ReplyState.OWED:
+                one.reply = ReplyState.NONE
+                self._release(one)
+
+    def heard(self, decided: Decided | DecidedBlock) -> None:
+        """The transport has the reply's bytes, in time."""
+        if isinstance(decided, Decided):
+            self._heard(decided)
+        elif decided.is_apart:
             for one in decided.apart():
-                self.forget(one)
-
-    def forget(self, decided: Decided) -> None:
-        """A decision did not become durable: there is no row whose reply could be in doubt."""
-        if decided.reply is ReplyState.OWED:
-            decided.reply = ReplyState.NONE
-            self._release(decided)
-
-    def heard_block(self, decided: DecidedBlock) -> None:
-        """The transport has the bytes of decisions that were made in columns, in time."""
-        if decided.is_apart:
-            for one in decided.apart():
-                self.heard(one)
+                self._heard(one)
         elif decided.reply is ReplyState.OWED:
             decided.reply = ReplyState.HEARD
             self._release_block(decided)
 
-    def heard(self, decided: Decided) -> None:
-        """The transport has the reply's bytes, in time."""
+    def _heard(self, decided: Decided) -> None:
         state = decided.reply
         if state is ReplyState.HEARD or state is ReplyState.NONE:
             return
@@ -183,6 +168,14 @@ class Replies:
         else:
             self._note(decided, heard(decided.decision_id))
 
+    def in_doubt(self, decided: Decided | DecidedBlock) -> None:
+        """The transport was given the reply's bytes in time; nobody knows whether it wrote them in time."""
+        for one in (decided,) if isinstance(decided, Decided) else decided.apart():
+            if one.abstained:
+                self.heard(one)  # the row says TRADE or NO_TRADE, which nobody heard
+            elif one.reply is ReplyState.OWED:
+                self._unsent(one)
+
     @staticmethod
     def denied(decided: Decided) -> bool:
         """Whether the audit may say, now or later, that nobody heard what a repeat is about to hear as decided."""
@@ -193,19 +186,15 @@ class Replies:
         if self.denied(decided):
             decided.reply = ReplyState.REPEATED
 
-    def unheard(self, decided: Decided, cause: Cause) -> None:
+    def unheard(self, decided: Decided | DecidedBlock, cause: Cause) -> None:
         """The reply was not sent, and will not be. A decision that was heard before stays heard."""
-        if decided.reply is ReplyState.OWED:
-            self.unconfirmed[cause] += 1
-        elif decided.reply is not ReplyState.UNSENT:
-            return
-        decided.reply = ReplyState.UNHEARD
-        self._note(decided, unconfirmed(decided.decision_id, cause))
-
-    def unheard_block(self, decided: DecidedBlock, cause: Cause) -> None:
-        """The same of decisions that were made in columns."""
-        for one in decided.apart():
-            self.unheard(one, cause)
+        for one in _each(decided):
+            if one.reply is ReplyState.OWED:
+                self.unconfirmed[cause] += 1
+            elif one.reply is not ReplyState.UNSENT:
+                continue
+            one.reply = ReplyState.UNHEARD
+            self._note(one, unconfirmed(one.decision_id, cause))
 
     def _unsent(self, decided: Decided) -> None:
         """The reply has not been sent for long, and nobody says that it will not be."""
@@ -272,12 +261,12 @@ class Replies:
 
         It is not known whether they will ever be sent.
         """
-        old = []
+        old = list[Decided]()
         for decided in self._owed:
             if decided.arrived > before:
                 break
             if decided.reply is ReplyState.OWED:
-                old += [decided] if isinstance(decided, Decided) else decided.apart()
+                old += _each(decided)
         for one in old:
             if one.reply is ReplyState.OWED:
                 self._unsent(one)
@@ -290,3 +279,8 @@ class Replies:
         if self._delayed and not self._notes:
             self._delayed = False
             _log.info("reply_notes_written")
+
+
+def _each(decided: Decided | DecidedBlock) -> Sequence[Decided]:
+    """Decisions as each is by itself: those of a block are apart from now on."""
+    return (decided,) if isinstance(decided, Decided) else decided.apart()

@@ -21,6 +21,7 @@ def count_plainly(
     used_seconds: Mapping[int, Histogram],
     allowed_seconds: Mapping[int, Histogram],
     skips: Counter[tuple[int, int]],
+    times: int = 1,
 ) -> None:
     """Counts what each stage used and was allowed, or why it was passed over.
 
@@ -29,14 +30,15 @@ def count_plainly(
         used_seconds: By stage; with the usual edges of latencies.
         allowed_seconds: The same.
         skips: By (stage, why it was passed over).
+        times: How many decisions have each of the ledgers.
     """
     for uses in ledgers:
         for stage, allowed, used, skipped in uses:
             if skipped:
-                skips[stage, skipped] += 1
+                skips[stage, skipped] += times
             else:
-                used_seconds[stage].observe(used)
-                allowed_seconds[stage].observe(allowed)
+                used_seconds[stage].observe(used, times)
+                allowed_seconds[stage].observe(allowed, times)
 
 
 _compiled = compiled("server.decision.tally_c")

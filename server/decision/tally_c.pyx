@@ -26,13 +26,13 @@ cdef struct Observed:
     bint any
 
 
-cdef void observe(Observed* of, double value) noexcept:
+cdef void observe(Observed* of, double value, long long times) noexcept:
     """As `Histogram.observe`: a value at an edge counts below it."""
     cdef int bucket = 0
     while bucket < LAST and EDGES[bucket] < value:
         bucket += 1
-    of.counts[bucket] += 1
-    of.total += value
+    of.counts[bucket] += times
+    of.total += value * times
     of.any = True
 
 
@@ -42,7 +42,7 @@ cdef add(Observed* of, histogram):
         histogram.add([of.counts[bucket] for bucket in range(LAST + 1)], of.total)
 
 
-def count(list ledgers, used_seconds, allowed_seconds, skips):
+def count(list ledgers, used_seconds, allowed_seconds, skips, long long times=1):
     """See tally.py."""
     cdef Observed used[STAGES]
     cdef Observed allowed[STAGES]
@@ -58,10 +58,10 @@ def count(list ledgers, used_seconds, allowed_seconds, skips):
             if not 0 <= stage < STAGES:
                 raise KeyError(stage)
             if skipped:
-                skips[stage, skipped] += 1
+                skips[stage, skipped] += times
             else:
-                observe(&used[stage], <double> one[2])
-                observe(&allowed[stage], <double> one[1])
+                observe(&used[stage], <double> one[2], times)
+                observe(&allowed[stage], <double> one[1], times)
     for stage in range(STAGES):
         if used[stage].any:
             add(&used[stage], used_seconds[stage])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,37 +33,48 @@ class DriftSettings(BaseModel):
 
 
 class DriftWatch:
-    """Keeps the newest comparison; says so once when something drifts or has stopped to.
+    """Keeps the newest comparison of each model; says so once when something drifts or has stopped to.
 
     Args:
-        reading: The process that makes it.
+        reading: The process that makes them.
         settings: How often, and of what.
+        champions: The version that decides by the name of its model, the default one first; empty while none does.
     """
 
-    def __init__(self, reading: Reading, settings: DriftSettings) -> None:
+    def __init__(self, reading: Reading, settings: DriftSettings, champions: Callable[[], Mapping[str, str]]) -> None:
         self._reading = reading
         self._settings = settings
-        self.state = admin_pb2.DriftStatus(problem="not compared yet")
-        """The newest comparison."""
+        self._champions = champions
+        self.states: Final = {model: admin_pb2.DriftStatus(problem="not compared yet") for model in champions()}
+        """The newest comparison by model."""
 
     async def run(self) -> None:
         """Compares for ever; ends only by cancellation."""
-        request = reading_pb2.CompareDriftRequest(
-            window_seconds=self._settings.window_seconds, max_decisions=self._settings.max_decisions
-        ).SerializeToString()
         if not self._settings.interval_seconds:
             await asyncio.Event().wait()  # a component that ends takes the server with it
         while True:
             await asyncio.sleep(self._settings.interval_seconds)
-            try:
-                state = admin_pb2.DriftStatus.FromString(await self._reading.ask(Question.DRIFT, request))
-            except AuditError as error:
-                self.state = admin_pb2.DriftStatus(problem=str(error))
-                continue
-            before, now = _drifted(self.state), _drifted(state)
-            if before != now:
-                _log.warning("drift", model_version=state.model_version, drifted=now, rows=state.rows)
-            self.state = state
+            for model, version in self._champions().items():
+                state = await self._compared(version)
+                before, now = _drifted(self.states[model]), _drifted(state)
+                if before != now and not state.problem:
+                    _log.warning("drift", model=model, model_version=state.model_version, drifted=now, rows=state.rows)
+                self.states[model] = state
+
+    async def _compared(self, version: str) -> admin_pb2.DriftStatus:
+        alone = len(self.states) == 1  # then it is the champion of the newest decision, whoever it was meanwhile
+        if not (version or alone):
+            return admin_pb2.DriftStatus(problem="it has no champion yet")
+        request = reading_pb2.CompareDriftRequest(
+            window_seconds=self._settings.window_seconds,
+            max_decisions=self._settings.max_decisions,
+            model_version="" if alone else version,
+        )
+        try:
+            answer = await self._reading.ask(Question.DRIFT, request.SerializeToString())
+        except AuditError as error:
+            return admin_pb2.DriftStatus(problem=str(error))
+        return admin_pb2.DriftStatus.FromString(answer)
 
 
 def _drifted(state: admin_pb2.DriftStatus) -> list[str]:

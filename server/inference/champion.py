@@ -8,10 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from fallback.block import Result as ScoredRow
 from fallback.budget import BudgetSettings
 from fallback.order import Answer, Case
-from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.attempt import settle
 from server.inference.attempt_span import attempt_span
@@ -178,15 +176,10 @@ class Champion:
         Returns:
             Those that it began. Each gets its result from the batcher; `settle` then makes it an answer.
         """
-        first, second = self._first, self._second
-        replica = None if self._hedge else first.role.pick()
-        if replica is None:
+        first, picked = self._first, self._pick()
+        if picked is None:
             return []
-        spare = None if second is None else second.role.pick()
-        passed_over = None if spare is not None else second
-        if spare is None and first.role.several:
-            spare = first.role.pick((replica.name,))
-        retry_seconds = math.inf if spare is None else spare.latency.p95
+        replica, passed_over, retry_seconds = picked
         now, expected, begun = self._clock(), math.inf, []
         batcher, name, rows = replica.batcher, replica.name, list[Row]()
         left_before, allowed = math.nan, 0.0
@@ -217,40 +210,47 @@ class Champion:
             self._retry_budget.count_attempts(len(begun))
         return begun
 
-    def begin_block(self, block: Block) -> bool:
-        """Begins the first attempt of a block as `begin` does; False, and nothing done, where it is not the usual."""
+    def _pick(self) -> tuple[Replica, _Seat | None, float] | None:
+        """Where first attempts without a hedge are made now; None where none can be.
+
+        Also the second role if nobody of it can be asked, and the seconds that a retry takes, infinite without one.
+        """
         first, second = self._first, self._second
         replica = None if self._hedge else first.role.pick()
+        if replica is None:
+            return None
         spare = None if second is None else second.role.pick()
-        if replica is None or (spare is None and second is not None) or replica.feature_set is not MF1:
-            return False
+        passed_over = None if spare is not None else second
         if spare is None and first.role.several:
             spare = first.role.pick((replica.name,))
+        return replica, passed_over, math.inf if spare is None else spare.latency.p95
+
+    def begin_block(self, block: Block) -> bool:
+        """Begins the first attempt of a block as `begin` does; False, and nothing done, where it is not the usual."""
+        picked = self._pick()
+        if picked is None:
+            return False
+        replica, passed_over, retry_seconds = picked
+        rows = None if passed_over is not None else block.whole_rows_of(replica.feature_set)
+        if rows is None:
+            return False
         batcher, now = replica.batcher, self._clock()
-        allowed = self._allowance(block.budget.for_models(now), math.inf if spare is None else spare.latency.p95)
+        allowed = self._allowance(block.budget.for_models(now), retry_seconds)
         if batcher.full or allowed < batcher.expected_seconds:
             return False
         block.asked_at, block.asked_of, block.allowed = now, replica.name, allowed
         deadline = now + allowed
-        batcher.submit_together(
-            [Row(view.row, deadline, _Taker(block, place), now) for place, view in enumerate(block.views)]
-        )
+        batcher.submit_together([Row(row, deadline, _Taker(block, place), now) for place, row in enumerate(rows)])
         self._retry_budget.count_attempts(len(block))
         return True
 
     def settle_block(self, block: Block) -> bool:
-        """Makes the results of a block's attempt answers, if all of them are scores of one version."""
-        results: list[Result] = block.results
-        used, head = self._clock() - block.asked_at, results[0]
-        model = head.model if isinstance(head, Scored) else None
-        if model is None or not all(isinstance(one, Scored) and one.model == model for one in results):
+        """Makes the scores of a block's attempt answers, if all of them are of one version."""
+        results: list[Scored] = block.results
+        used, model = self._clock() - block.asked_at, results[0].model
+        if not all(one.model is model or one.model == model for one in results):
             return False
-        scored = [
-            ScoredRow(one.score, one.batch_rows, one.batch_index, one.queued_seconds, one.call_parent)
-            for one in results
-            if isinstance(one, Scored)
-        ]
-        block.answered(self._first.source, model, scored, used)
+        block.answered(self._first.source, model, used)
         return True
 
     def count_block(self, block: Block) -> None:

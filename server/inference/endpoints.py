@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.inference.codec import ProtocolName
+from server.inference.oip import OpenInferenceSettings
 from server.security.settings import ClientTlsSettings
 
 _ENDPOINT = r"(dns://[^\s/@,]+/)?[^\s:/@,]+:\d{1,5}"
@@ -132,6 +133,17 @@ class NamedModel(BaseModel):
     """The same for its secondary."""
     challenger: Endpoints | None = None
     """The same for its challenger, where its canaries are served."""
+    primary_protocol: ProtocolName | None = None
+    """Protocol of its own primary, as `replicas.primary_protocol`; unset: `torchserve`. One that it shares speaks what
+    `replicas` says."""
+    secondary_protocol: ProtocolName | None = None
+    """Protocol of its own secondary, likewise."""
+    challenger_protocol: ProtocolName | None = None
+    """Protocol of its own challenger, likewise."""
+    oip: OpenInferenceSettings = OpenInferenceSettings()
+    """As the section `oip`, for this model alone: what is left out is as that section says, but for the descriptions.
+    The challenger's is that of the champion, unless it is given. Without any its versions are those of the registry,
+    and the first one is named by `pretrade models alias champion`."""
     served_as: str | None = Field(default=None, pattern="^[!-~]{1,64}$")
     """Its name on its model servers, which decisions bear; unset: its name in these settings."""
     champion_version: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
@@ -147,14 +159,12 @@ class NamedModel(BaseModel):
         """Where it is served: at endpoints of its own, or at those that the default model has.
 
         Raises:
-            ValueError: That does not fit together, or a shared replica does not speak TorchServe's protocol.
+            ValueError: That does not fit together.
         """
         own = {role for role in _ROLES if getattr(self, role) is not None}
-        for role in _ROLES:
-            if role not in own and getattr(shared, f"{role}_protocol") != "torchserve":
-                raise ValueError(f"{role}: needs an endpoint of its own: that of replicas speaks another protocol")
         served_as = self.served_as or name
         fields: dict[str, Any] = {role: getattr(self if role in own else shared, role) for role in _ROLES}
+        fields |= {f"{role}_protocol": self._protocol(role, shared) for role in _ROLES}
         fields |= {
             "champion_model": served_as,
             "challenger_model": served_as,
@@ -164,6 +174,29 @@ class NamedModel(BaseModel):
             "token_files": _shared(shared.token_files, own) | dict(self.token_files),
         }
         return ReplicaEndpoints.model_validate(fields)
+
+    def open_inference(self, name: str, shared: OpenInferenceSettings) -> OpenInferenceSettings:
+        """What its replicas that speak the Open Inference Protocol need.
+
+        The default model's descriptions say nothing of this model, nor do Triton's configurations of other models.
+
+        Raises:
+            ValueError: That does not fit together.
+        """
+        served_as = self.served_as or name
+        configs = {model: path for model, path in shared.triton_configs.items() if model == served_as}
+        described = {"champion": None, "challenger": self.oip.champion}
+        others = {**shared.model_dump(), **described, "triton_configs": configs}
+        return OpenInferenceSettings.model_validate(others | self.oip.model_dump(exclude_unset=True))
+
+    def _protocol(self, role: ReplicaName, shared: ReplicaEndpoints) -> ProtocolName:
+        own: ProtocolName | None = getattr(self, f"{role}_protocol")
+        if getattr(self, role) is not None:
+            return own or "torchserve"
+        spoken: ProtocolName = getattr(shared, f"{role}_protocol")
+        if own not in (None, spoken):
+            raise ValueError(f"{role}_protocol: {own}, but its {role} is that of replicas, which speaks {spoken}")
+        return spoken
 
 
 def _shared(by_replica: Mapping[Any, _T], own: Collection[str]) -> dict[Any, _T]:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from server.inference.model_names import DEFAULT
 
 if TYPE_CHECKING:
-    from fallback.order import Case
+    from fallback.order import Case, Order
 
 RESERVED: Final = frozenset((DEFAULT, "champion", "challenger", "previous", "candidate"))
 """No names for other models: the registry keeps their aliases beside those of the default one."""
@@ -95,6 +95,13 @@ class ModelMap:
             order = case.order
             name = case.model = self._choose(order.instrument, order.strategy)
         return name
+
+    def groups(self, orders: Iterable[Order]) -> dict[str, list[int]]:
+        """The places of some orders, by the names of their models."""
+        choose, found = self._choose, dict[str, list[int]]()
+        for place, order in enumerate(orders):
+            found.setdefault(choose(order.instrument, order.strategy), []).append(place)
+        return found
 
     def of_order(self, instrument: str, strategy: str) -> str:
         """The same for orders that there are none of yet."""

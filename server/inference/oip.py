@@ -140,7 +140,7 @@ class OpenInference:
 
     Args:
         settings: Names of the tensors.
-        description: The model.
+        description: The model; None where its versions become known one by one, from their archives.
 
     Raises:
         ValueError: This process does not know the model's feature set.
@@ -148,13 +148,19 @@ class OpenInference:
 
     protocol: Final = "oip"
 
-    def __init__(self, settings: OpenInferenceSettings, description: ModelDescription) -> None:
+    def __init__(self, settings: OpenInferenceSettings, description: ModelDescription | None) -> None:
         self._settings = settings
-        self._described = description.version
-        self._names = {description.version: description.served_version} if description.served_version else {}
+        self._described = ""
+        """The version that is meant where none is named; empty for the server's choice."""
+        self._names: dict[str, str] = {}
         """What the server calls a version, where somebody has said so."""
         self._known: dict[str, ModelIdentity] = {}
         """The versions that are known, by the server's names."""
+        if description is None:
+            return
+        self._described = description.version
+        if description.served_version:
+            self._names[description.version] = description.served_version
         self.learn(
             ModelIdentity(
                 "",
@@ -169,10 +175,10 @@ class OpenInference:
         """See `Codec`."""
         self._known[self.served_name(model.version)] = model
 
-    def feature_set_of(self, version: str) -> FeatureSet:
+    def feature_set_of(self, version: str) -> FeatureSet | None:
         """See `Codec`; of a version that is not known, that of the one described."""
-        known = self._known.get(self.served_name(version))
-        return (known or self._known[self.served_name(self._described)]).feature_set
+        known = self._known.get(self.served_name(version)) or self._known.get(self.served_name(self._described))
+        return None if known is None else known.feature_set
 
     def served_name(self, version: str) -> str:
         """See `Codec`."""
@@ -210,7 +216,7 @@ class OpenInference:
         """See `Codec`."""
         model = self._known.get(answer.model_version)
         if model is None:
-            known = ", ".join(repr(name) for name in self._known)
+            known = ", ".join(repr(name) for name in self._known) or "none"
             raise _bad(f"model version {answer.model_version[:64]!r}, described are {known}")
         if model.name != model_name:
             model = self._known[answer.model_version] = replace(model, name=model_name)

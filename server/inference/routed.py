@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _Stage(Protocol):
-    """A model's own stage: `fallback.chain.Stage` and `JointStage` at once."""
+    """A model's own stage: `fallback.chain.Stage`, `JointStage` and `BlockStage` at once."""
 
     async def answer(self, case: Case) -> Answer | None: ...
 
@@ -31,6 +31,12 @@ class _Stage(Protocol):
     def settle(self, case: JointCase) -> Answer | None: ...
 
     async def go_on(self, case: JointCase) -> Answer | None: ...
+
+    def begin_block(self, block: Block) -> bool: ...
+
+    def settle_block(self, block: Block) -> bool: ...
+
+    def count_block(self, block: Block) -> None: ...
 
 
 class Scores(Protocol):
@@ -41,6 +47,9 @@ class Scores(Protocol):
 
     def remember(self, case: Case, answer: Answer, decision_id: str) -> None:
         """Remembers a model's answer."""
+
+    def remember_block(self, block: Block, ids: Sequence[str]) -> None:
+        """The same for answers in columns."""
 
     async def answer(self, case: Case) -> Answer | None:
         """The remembered score, if it may answer."""
@@ -114,6 +123,19 @@ class RoutedStage:
         """See `fallback.chain.JointStage`."""
         return await self._stages[case.model].go_on(case)
 
+    def begin_block(self, block: Block) -> bool:
+        """Begins with orders of one model; see `fallback.chain.BlockStage`."""
+        stage = self._stages.get(block.chosen)
+        return stage is not None and stage.begin_block(block)
+
+    def settle_block(self, block: Block) -> bool:
+        """See `fallback.chain.BlockStage`."""
+        return self._stages[block.chosen].settle_block(block)
+
+    def count_block(self, block: Block) -> None:
+        """See `fallback.chain.BlockStage`."""
+        self._stages[block.chosen].count_block(block)
+
 
 class RoutedScores:
     """The cached scores of several models: each keeps its own.
@@ -135,6 +157,10 @@ class RoutedScores:
     def remember(self, case: Case, answer: Answer, decision_id: str) -> None:
         """Remembers the answer of an order's own model."""
         self._scores[self._models.of(case)].remember(case, answer, decision_id)
+
+    def remember_block(self, block: Block, ids: Sequence[str]) -> None:
+        """The same for answers in columns."""
+        self._scores[block.chosen].remember_block(block, ids)
 
     async def answer(self, case: Case) -> Answer | None:
         """The remembered score of the order's own model."""
@@ -168,7 +194,7 @@ class RoutedShadow:
 
     def mirror_block(self, block: Block, ids: Sequence[str]) -> None:
         """See `Shadow.mirror_block`."""
-        self.mirror([(*one, decision_id) for one, decision_id in zip(block.each(), ids, strict=True)])
+        self._shadows[block.chosen].mirror_block(block, ids)
 
 
 class RoutedCheck:
@@ -189,8 +215,7 @@ class RoutedCheck:
 
     def sample_block(self, block: Block, ids: Sequence[str]) -> None:
         """See `EmbeddedCheck.sample_block`."""
-        for one, decision_id in zip(block.each(), ids, strict=True):
-            self.sample(*one, decision_id)
+        self._checks[block.chosen].sample_block(block, ids)
 
 
 def not_here(case: Case, stage: pb.Stage.ValueType) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fallback.order import CHAMPION_SOURCES
-from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.rows import Result, Row, Scored
 
@@ -132,22 +131,22 @@ class Shadow:
 
     def mirror_block(self, block: Block, ids: Sequence[str]) -> None:
         """Offers the rows of decisions that the champion has made in columns."""
-        if self._sample_share < 1.0:
+        if self._sample_share < 1.0 or any(map(self._on_trial, self._challengers)):
             self.mirror([(*one, decision_id) for one, decision_id in zip(block.each(), ids, strict=True)])
             return
         for challenger in self._challengers:
-            replica = challenger.pick()
-            self.offered += len(block)
-            if replica is None or replica.feature_set is not MF1:
-                self.refused += len(block)
-                continue
-            model = block.model
-            assert model is not None
-            rows = [
-                Row(
-                    view.row,
-                    math.inf,
-                    _Mirrored(
+            self._offer(challenger.pick(), block, ids)
+
+    def _offer(self, replica: Replica | None, block: Block, ids: Sequence[str]) -> None:
+        model, rows = block.model, list[Row]()
+        assert model is not None
+        if replica is not None:
+            payloads = block.rows_of(replica.feature_set)
+            for decision_id, order, view, scored, payload in zip(
+                ids, block.orders, block.views, block.results, payloads, strict=True
+            ):
+                if payload is not None:
+                    mirrored = _Mirrored(
                         self._compare,
                         decision_id,
                         order.instrument,
@@ -155,11 +154,16 @@ class Shadow:
                         view.mid,
                         view.snapshot.sequence,
                         Opinion(model.version, scored.score, model.threshold),
-                    ),
-                )
-                for decision_id, order, view, scored in zip(ids, block.orders, block.views, block.scored, strict=True)
-            ]
+                    )
+                    rows.append(Row(payload, math.inf, mirrored))
+        self._submit(replica, rows, len(block))
+
+    def _submit(self, replica: Replica | None, rows: Sequence[Row], offered: int) -> None:
+        """Sends rows, and counts what becomes of so many that should have been sent."""
+        if replica is not None:
             self.shed += len(rows) - replica.batcher.submit_shadow(rows)
+        self.offered += offered
+        self.refused += offered - len(rows)
 
     def _mirror_canary(self, case: Case, answer: Answer, decision_id: str) -> None:
         self._observe_decision(decision_id)
@@ -192,9 +196,7 @@ class Shadow:
                         seconds,
                     )
                     rows.append(Row(payload, math.inf, mirrored, from_caller=case.from_caller))
-            self.shed += len(rows) - replica.batcher.submit_shadow(rows)
-        self.offered += len(decided)
-        self.refused += len(decided) - len(rows)
+        self._submit(replica, rows, len(decided))
 
     def _compare(self, row: _Mirrored, result: Result) -> None:
         """Compares what a model says of a row with what was decided."""

@@ -22,6 +22,7 @@ from server.decision.admission import Admission
 from server.decision.metrics import DecisionMetrics
 from server.drift.watch import DriftWatch
 from server.errors import InvalidChangeError
+from server.inference.model_names import DEFAULT
 from server.journal.journal import Journal
 from server.process.health import Health
 from server.process.slot import Slot
@@ -139,11 +140,11 @@ class AdminServicer:
             control=self._control.status(),
             chain_stages=self._steering.chain(),
             canary=default.canaries.current(),
-            drift=self._drift.state,
+            drift=self._drift.states[DEFAULT],
             embedded=pb.EmbeddedStatus(model_version=default.embedded.version, problem=default.embedded.problem),
             champion=await default.canaries.champion(),
             model_map=self._models.rules(),
-            models=self._models.others(),
+            models=self._models.others(self._drift.states),
         )
 
     async def _processes(self, this_one_only: bool) -> list[pb.ProcessStatus]:

@@ -230,9 +230,11 @@ class CanarySteering:
         """What is known of the model in one line."""
         champions = [replica for role in self._replicas.champions for replica in role.replicas]
         version = self._deployment.champion_version
+        champion = self._until_expiry(pb.ChampionStatus(model_version=version))
         return pb.NamedModel(
             name=self._model,
             champion_version=version,
+            expires_in=champion.expires_in if champion.HasField("expires_in") else None,
             feature_set=model_sets.of(version).version if version else "",
             available=any(replica.available and replica.healthy for replica in champions),
             canary=self.current(),

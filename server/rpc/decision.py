@@ -21,7 +21,7 @@ from server.audit.reading.explaining import Explaining
 from server.decision.convert import OrderReader
 from server.decision.decided_block import DecidedBlock
 from server.decision.metrics import DecisionMetrics
-from server.decision.pending_block import PendingBlock
+from server.decision.pending_slice import PendingSlice
 from server.decision.plane import DataPlane, Deciding
 from server.decision.protowire import prefixed, template
 from server.decision.record import Decided
@@ -67,12 +67,12 @@ class Begun(NamedTuple):
 
 
 class BegunTogether(NamedTuple):
-    """Some orders of a batch, which are decided in columns."""
+    """Some orders of a batch, as far as possible in columns."""
 
     orders: Sequence[Order]
     arrived: float
     """When they were taken up, in monotonic seconds."""
-    decided: PendingBlock
+    decided: PendingSlice
 
 
 class Plain(NamedTuple):
@@ -119,9 +119,9 @@ class DecisionServicer:
     """Serves the contract. Its answers are already serialised, because the bytes of a decision are written only once.
 
     It reports every decision as heard or as unheard. A decision is heard when the transport has taken the bytes of its
-    reply. On grpc.aio a unary reply is serialised and handed over in one step; in Envoy the application says when all
-    of it was sent; on a stream the transport asks for the next answer. A decision is unheard when the deadline has
-    passed before that, or when the call ends without it.
+    reply in time. Of a unary reply the edge says when that is so; on a stream the transport asks for the next answer. A
+    decision is unheard when the deadline has passed before that, or when the call ends without it. Of a few unary
+    replies on grpc.aio, those whose deadline passed while they were written, nobody knows.
 
     Args:
         dataplane: Decides.
@@ -155,23 +155,22 @@ class DecisionServicer:
         self._access = access
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Serves the methods of the contract on a grpc.aio server."""
-        self._add_to(server, self._handed_over, self.DecideStream, _wire)
+        """Serves the methods of the contract on a grpc.aio server, whose edge says what became of unary replies."""
+        self._add_to(server, self.DecideStream, _wire)
 
     def add_to_application(self, application: grpc.aio.Server) -> None:
-        """Serves them in Envoy, by an application that tells `sent` and `not_sent` what became of unary replies."""
-        self._add_to(application, _wire, self._decide_stream, _wires)
+        """Serves them in Envoy, by an application that says what became of unary replies."""
+        self._add_to(application, self._decide_stream, _wires)
 
     def _add_to(
         self,
         server: grpc.aio.Server,
-        serialize_unary: Callable[[Reply], bytes],
         decide_stream: Callable[[AsyncIterator[Asked], Call], AsyncIterator[Any]],
         serialize_streamed: Callable[[Any], Any],
     ) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Decide": grpc.unary_unary_rpc_method_handler(self.Decide, self._orders.request, serialize_unary),
-            "DecideBatch": grpc.unary_unary_rpc_method_handler(self.DecideBatch, self._orders.batch, serialize_unary),
+            "Decide": grpc.unary_unary_rpc_method_handler(self.Decide, self._orders.request, _wire),
+            "DecideBatch": grpc.unary_unary_rpc_method_handler(self.DecideBatch, self._orders.batch, _wire),
             "DecideStream": grpc.stream_stream_rpc_method_handler(
                 decide_stream, self._orders.streamed, serialize_streamed
             ),
@@ -184,15 +183,22 @@ class DecisionServicer:
         if isinstance(answer, Reply):  # else it is of a service that decides nothing
             self._dataplane.heard(answer.decisions)
 
+    def in_doubt(self, answer: object) -> None:
+        """An answer's deadline passed while the transport wrote it."""
+        if isinstance(answer, Reply):
+            self._dataplane.in_doubt(answer.decisions)
+
+    def too_late(self, answer: object) -> DeadlineError:
+        """Takes an answer back that cannot be sent in time; the error to send instead."""
+        for decided in answer.decisions if isinstance(answer, Reply) else ():
+            self._dataplane.unheard(decided, "deadline")
+        return DeadlineError("DEADLINE_EXCEEDED", "the answer could not be sent in time")
+
     def not_sent(self, answer: object) -> None:
         """An answer's caller did not wait for it."""
         if isinstance(answer, Reply):
             for decided in answer.decisions:
                 self._dataplane.unheard(decided, "cancelled")
-
-    def _handed_over(self, reply: Reply) -> bytes:
-        self.sent(reply)
-        return reply.wire
 
     async def Decide(self, request: Order | pb.DecideRequest, call: Call) -> Reply:
         """One order."""
@@ -215,7 +221,7 @@ class DecisionServicer:
             self.not_sent(reply)
             raise
         if deadline is not None and self._clock() >= deadline:
-            raise self._late(reply)
+            raise self.too_late(reply)
         reply.wire += _EXPLANATION % prefixed(explanation.SerializeToString())
 
     def begin(self, request: bytes, call: Call, *, in_company: bool) -> Plain | None:
@@ -266,7 +272,7 @@ class DecisionServicer:
         call.orders = min(len(orders), _BATCH_SLICE)
         results = await self._decide_all(orders, call)
         if call.deadline is not None and self._clock() >= call.deadline:
-            late = [self._late(result) for result in results]
+            late = [self.too_late(result) for result in results]
             raise late[0]
         sent = [self._in_time(result) for result in results]
         wire = b"".join([one.wire if isinstance(one, Results) else _RESULTS % prefixed(one.wire) for one in sent])
@@ -320,11 +326,9 @@ class DecisionServicer:
         taken_up = self._clock()
         orders = [one for one in some if isinstance(one, Order) and not one.idempotency_key and not _has_timeout(one)]
         if len(orders) == len(some) and call.caller is None and self._contexts.of(call) is NO_CONTEXT:
-            deciding = self._dataplane.begin_together(orders, taken_up, call.deadline)
-            if isinstance(deciding, PendingBlock):
-                return [BegunTogether(orders, taken_up, deciding)]
-            if deciding:
-                return [Begun(order, taken_up, one, None) for order, one in zip(orders, deciding, strict=True)]
+            begun = self._dataplane.begin_together(orders, taken_up, call.deadline)
+            if begun is not None:
+                return [BegunTogether(orders, taken_up, begun)]
         return [self._begin(order, taken_up, call.deadline, call, in_company=True) for order in some]
 
     def _result_in_batch(self, begun: Begun | BegunTogether, call: Call) -> Reply:
@@ -338,19 +342,16 @@ class DecisionServicer:
         return result
 
     def _results_together(self, begun: BegunTogether, call: Call) -> Reply:
-        block = begun.decided
         decisions: list[Decided | DecidedBlock] = []
         wires = []
-        for order, outcome in zip(begun.orders, block.outcomes(), strict=True):
+        for order, outcome in zip(begun.orders, begun.decided.outcomes(), strict=True):
             if isinstance(outcome, bytes):
                 wires.append(_ORDER_DECIDED % (prefixed(order.order_ref.encode()), prefixed(outcome)))
             else:
                 result = self._result(Begun(order, begun.arrived, outcome, None), call)
                 decisions += result.decisions
                 wires.append(result.wire)
-        if block.in_block and block.decided is not None:
-            decisions.append(block.decided)
-            block.decided = None  # which knows the block: nobody needs both any more
+        decisions += begun.decided.take_decided()
         return Results(b"".join([_RESULTS % prefixed(wire) for wire in wires]), *decisions)
 
     async def DecideStream(self, requests: AsyncIterator[Asked], call: Call) -> AsyncIterator[Reply]:
@@ -434,18 +435,12 @@ class DecisionServicer:
             return result
         (decided,) = result.decisions
         assert isinstance(decided, Decided), "a block has no deadline but its call's"
-        return self._refused(decided.order_ref, self._late(result))
+        return self._refused(decided.order_ref, self.too_late(result))
 
     def _refused(self, order_ref: str, error: PretradeError) -> Reply:
         """The result of an order of a batch or stream that got no decision; it is counted here alone."""
         self._metrics.errors[error.reason] += 1
         return Reply(pb.OrderResult(order_ref=order_ref, error=status.order_error(error)).SerializeToString())
-
-    def _late(self, reply: Reply) -> DeadlineError:
-        """Takes back what cannot be sent in time; the error to send instead."""
-        for decided in reply.decisions:
-            self._dataplane.unheard(decided, "deadline")
-        return DeadlineError("DEADLINE_EXCEEDED", "the answer could not be sent in time")
 
     def _result(self, begun: Begun, call: Call) -> Reply:
         """What became of an order of a batch or stream that has ended."""
@@ -460,7 +455,7 @@ class DecisionServicer:
 
     def _give_up(self, begun: Begun | BegunTogether) -> None:
         if isinstance(begun, BegunTogether):
-            self._dataplane.give_up_block(begun.decided)
+            self._dataplane.give_up_together(begun.decided)
         elif not isinstance(begun.decided, PretradeError):
             self._dataplane.give_up(begun.decided)
 
@@ -516,8 +511,10 @@ class DecisionServicer:
 
 async def _end_of(begun: Begun | BegunTogether) -> None:
     """Waits until what was begun has its decisions, or gets none."""
-    decided = begun.decided.future if isinstance(begun, BegunTogether) else begun.decided
-    if not isinstance(decided, PretradeError) and not decided.done():
+    decided = begun.decided
+    if isinstance(decided, PendingSlice):
+        await decided.ended()
+    elif not isinstance(decided, PretradeError) and not decided.done():
         with contextlib.suppress(Exception):  # the result says so
             await decided
 

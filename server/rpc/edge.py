@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol, cast
 
 import grpc
 import grpc.aio
@@ -50,23 +50,53 @@ class GrpcCall(Call):
         await self._context.send_initial_metadata(())
 
 
+class Delivery(Protocol):
+    """Who wants to know what became of unary answers. A servicer knows that of a stream's: it is asked for the next."""
+
+    def sent(self, answer: object) -> None:
+        """All of an answer was written before its deadline."""
+        ...
+
+    def in_doubt(self, answer: object) -> None:
+        """An answer was given to gRPC in time. Nobody knows whether gRPC wrote it in time."""
+        ...
+
+    def too_late(self, answer: object) -> DeadlineError:
+        """An answer is not given to gRPC any more; returns what its caller hears instead."""
+        ...
+
+
 class GrpcEdge(grpc.aio.ServerInterceptor):
     """Stands between grpc.aio and the servicers of one port.
+
+    gRPC ends a call by itself when its deadline passes, also between the moment at which it is given the answer and the
+    moment at which it writes it. It does not tell. But it writes an answer as a whole, with its status, and ends no
+    call before its deadline. An answer whose writing has ended before the deadline was therefore written.
+
+    The message could also be written first (`context.write`), which does tell. But its status would follow an instant
+    later, and a caller whose deadline passes in between has the answer and hears DEADLINE_EXCEEDED.
 
     Args:
         read_seconds: How long a call may take to send its only message.
         errors: Counts the calls that end with an error, by reason.
         deadlines: Knows when callers stop waiting.
         access: Asked about every call but health checks; None for an open port.
+        delivery: Told what became of every unary answer; None if nobody wants to know.
     """
 
     def __init__(
-        self, read_seconds: float, errors: Counter[str], deadlines: CallDeadlines, access: AccessControl | None = None
+        self,
+        read_seconds: float,
+        errors: Counter[str],
+        deadlines: CallDeadlines,
+        access: AccessControl | None = None,
+        delivery: Delivery | None = None,
     ) -> None:
         self._read_seconds = read_seconds
         self._errors = errors
         self._deadlines = deadlines
         self._access = access
+        self._delivery = delivery
         self._handlers: dict[str, _Handler] = {}
         """By method; there are only as many as the server has."""
         self._unknown: _Handler = grpc.stream_unary_rpc_method_handler(self._refuse_unknown)
@@ -102,11 +132,31 @@ class GrpcEdge(grpc.aio.ServerInterceptor):
                 caller = None if access is None else await _admit(access, method, context)
                 request = await self._only_request(context)
                 deadline = self._deadlines.deadline(context.time_remaining())
-                return await answer(request, GrpcCall(deadline, context, caller))
+                made = await answer(request, GrpcCall(deadline, context, caller))
+                if self._delivery is not None:
+                    self._hand_over(self._delivery, made, deadline, context)
+                return made
             except Exception as error:
                 await self._fail(context, method, error)
 
         return call
+
+    def _hand_over(self, delivery: Delivery, answer: object, deadline: float | None, context: _Context) -> None:
+        """Has it told what becomes of an answer that gRPC gets next.
+
+        Raises:
+            DeadlineError: It comes too late for that.
+        """
+        if self._deadlines.has_passed(deadline):
+            raise delivery.too_late(answer)
+
+        def written(_context: object) -> None:
+            if self._deadlines.has_passed(deadline):
+                delivery.in_doubt(answer)
+            else:
+                delivery.sent(answer)
+
+        context.add_done_callback(cast("Any", written))  # the stubs have a class in the place of a callable
 
     def _many_answers(self, handler: _Handler, method: str, access: AccessControl | None) -> Callable[..., Any]:
         # It writes what it answers itself: cancelled while a slow reader keeps it, it still has the last word.

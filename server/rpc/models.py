@@ -80,9 +80,14 @@ class ModelSteering:
         """Every model, the default one first."""
         return [_described(one) for one in self._models.values()]
 
-    def others(self) -> list[pb.NamedModel]:
-        """Every model, where there is one besides the default one."""
-        return self.models() if len(self._models) > 1 else []
+    def others(self, drift: Mapping[str, pb.DriftStatus]) -> list[pb.NamedModel]:
+        """Every model with what was compared of it, where there is one besides the default one."""
+        if len(self._models) == 1:
+            return []
+        found = self.models()
+        for one in found:
+            one.drift.CopyFrom(drift[one.name])
+        return found
 
     async def list_models(self) -> pb.ListModelsResponse:
         """Every version in the registry, with the aliases of all models."""

@@ -219,5 +219,8 @@ def _drift(query: AuditQuery, store: ModelStore, request: reading_pb2.CompareDri
     wanted = audit_pb2.DecisionFilter()
     wanted.since.FromNanoseconds(now - int(request.window_seconds * 1e9))
     wanted.until.FromNanoseconds(now)
+    wanted.model = request.model_version
     packets = query.spread(wanted, request.max_decisions)
-    return drift_status(summarise(packets, lambda version: metadata_of(store.find(version).files)))
+    return drift_status(
+        summarise(packets, lambda version: metadata_of(store.find(version).files), request.model_version)
+    )

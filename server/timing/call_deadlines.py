@@ -47,3 +47,7 @@ class CallDeadlines:
         if remaining is None or (remaining == 0.0 and now - self._stepped < _PENDING_SECONDS):
             return None
         return now + remaining
+
+    def has_passed(self, deadline: float | None) -> bool:
+        """Whether a caller with this deadline, in monotonic seconds, has stopped waiting."""
+        return deadline is not None and self._clock() >= deadline

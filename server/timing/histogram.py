@@ -26,10 +26,10 @@ class Histogram:
         self._counts = [0] * (len(edges) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Adds one observation."""
-        self._counts[bisect_left(self._edges, value)] += 1
-        self._sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Adds an observation that was made so many times."""
+        self._counts[bisect_left(self._edges, value)] += times
+        self._sum += value * times
 
     def observe_all(self, values: Iterable[float]) -> None:
         """Adds many observations."""

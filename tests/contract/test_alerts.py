@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import typer.main
 import yaml
 from support.dashboards import DASHBOARDS, OBSERVABILITY, RULES, queries, rules, series_asked_for, series_that_exist
-from typer.core import TyperGroup
-from typer.exceptions import TyperException
+from support.pages import complaint_about
 
 from local.stack.stack import PARTS
-from pretrade.client.cli.main import app
 
 ROOT: Final = Path(__file__).parents[2]
 RUNBOOK: Final = (ROOT / "docs" / "runbook.md").read_text()
@@ -94,21 +91,6 @@ def test_a_command_that_the_tool_does_not_take_is_noticed() -> None:
     assert complaint_about(["breaker", "primary", "ajar"]) is not None
     assert complaint_about(["audit", "list", "--status", "unconfirmed"]) is not None
     assert complaint_about(["reboot"]) is not None
-
-
-def complaint_about(arguments: list[str]) -> str | None:
-    """What the tool would say against these arguments, without running the command."""
-    command, parent = typer.main.get_command(app), None
-    try:
-        while isinstance(command, TyperGroup):
-            parent = command.make_context(command.name, arguments, parent=parent)
-            _, found, arguments = command.resolve_command(parent, [*parent._protected_args, *parent.args])
-            assert found is not None
-            command = found
-        command.make_context(command.name, arguments, parent=parent)
-    except TyperException as error:
-        return str(error)
-    return None
 
 
 def test_the_rules_ask_for_metrics_that_there_are() -> None:

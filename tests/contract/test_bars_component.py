@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.overlays import Object, assert_valid, named, settings_of, with_component
+import yaml
+from support.overlays import K8S, Object, assert_valid, named, settings_of, with_component
 
 from feature_cache.bars.settings import PREFIX, BarsSettings
 from feature_cache.ta1 import settings as ta1
@@ -76,3 +77,12 @@ def test_the_keeper_is_confined(objects: list[Object]) -> None:
     security = container(objects, "bars")["securityContext"]
     assert (security["allowPrivilegeEscalation"], security["readOnlyRootFilesystem"]) == (False, True)
     assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_operator_scrapes_the_keeper(objects: list[Object]) -> None:
+    scrapes = yaml.safe_load_all((K8S / "components/monitoring/scrape.yaml").read_text())
+    (monitor,) = (one for one in scrapes if one["metadata"]["name"] == "pretrade-bars")
+    service = named(objects, "Service", "bars")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from contextlib import closing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Final
 
 import grpc
 import h2.errors
+import psutil
 import pytest
 from support.harness import eventually
 from support.server_group import WAYS_IN, Group, order, server_group, way_in
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.stack
 
 BATCH: Final = "/pretrade.decision.v1.DecisionService/DecideBatch"
 _SECONDS: Final = 5.0
-_SLICE: Final = 64
+_STEP_SECONDS: Final = 0.003
 _MANY: Final = 1_024
 _UNREAD: Final = {"grpcio": (256, 2_000), "envoy": (400, 80 * 1024)}
 """Orders that are decided on a stream that is not read, and what the transport takes of their answers, in bytes: its
@@ -57,6 +59,24 @@ def statuses(group: Group, prefix: str) -> dict[str, str]:
     return found
 
 
+@contextmanager
+def in_steps(group: Group) -> Iterator[Callable[[], None]]:
+    """Stops the server, which then runs for a moment whenever it is told to: to look at what it does, however fast."""
+    (pid,) = group.pids()
+    server = psutil.Process(pid)
+
+    def step() -> None:
+        server.resume()
+        threading.Event().wait(_STEP_SECONDS)
+        server.suspend()
+
+    server.suspend()
+    try:
+        yield step
+    finally:
+        server.resume()
+
+
 def answers(body: bytes) -> list[pb.OrderResult]:
     """The results of a stream that arrived whole."""
     found = []
@@ -86,10 +106,11 @@ def _left_early(group: Group, prefix: str) -> dict[str, str]:
     request = pb.DecideBatchRequest(orders=[order(f"{prefix}{number}") for number in range(_MANY)])
     with Caller(group.decision) as caller:
         stream = caller.begin(BATCH)
-        caller.send(stream, framed(request.SerializeToString()), end=True)
-        eventually(lambda: len(statuses(group, prefix)), lambda rows: rows >= _SLICE)
-        caller.http.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
-        caller.flush()
+        with in_steps(group) as step:
+            caller.send(stream, framed(request.SerializeToString()), end=True)
+            eventually(step, lambda _: len(statuses(group, prefix)) > 0)
+            caller.http.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+            caller.flush()
 
         def is_said(found: dict[str, str]) -> bool:
             return REPLIED not in found.values() or list(found.values()).count(REPLIED) == _MANY

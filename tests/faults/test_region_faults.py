@@ -15,7 +15,7 @@ from support.harness import INSTRUMENTS, eventually
 from support.rig import ROOMY, ROOMY_SECONDS, OpenRig
 
 from loadtest.generators.measurement import percentile
-from loadtest.studies.failover import Call, Routing, run
+from loadtest.studies.failover import Call, run
 
 pytestmark = [pytest.mark.stack, pytest.mark.long]
 Seen = Callable[[str], None]
@@ -27,7 +27,7 @@ QUICKLY_SECONDS = 0.4
 @pytest.mark.fault(
     "F3",
     "A region is lost under load, and comes back",
-    "The other region answers its orders inside their deadlines.",
+    "No call fails, with the client library: the other region answers its orders inside their deadlines.",
 )
 def test_the_other_region_answers_for_one_that_is_lost(
     open_rig: OpenRig, tmp_path: Path, seen: Seen, figure: Figure
@@ -41,7 +41,6 @@ def test_the_other_region_answers_for_one_that_is_lost(
         for number in range(30):
             other.decide(order_ref=f"warm-up-{number}")
         calls: list[Call] = []
-        routing = Routing(deadline_seconds=ROOMY_SECONDS, distance_seconds=0.01)
         sending = threading.Thread(
             target=lambda: asyncio.run(
                 run(
@@ -50,7 +49,7 @@ def test_the_other_region_answers_for_one_that_is_lost(
                     INSTRUMENTS,
                     rate=RATE,
                     seconds=SECONDS,
-                    routing=routing,
+                    deadline_seconds=2 * ROOMY_SECONDS,
                     observe=calls.append,
                 )
             )
@@ -67,21 +66,20 @@ def test_the_other_region_answers_for_one_that_is_lost(
     assert len(calls) == int(RATE * SECONDS)
     lost = [call for call in calls if call.home == "a" and LOST_AT + 1 < call.due < BACK_AT]
     assert lost
-    assert {call.answered_by for call in lost} <= {"b", ""}
-    answered = sum(bool(call.answered_by) for call in calls) / len(calls)
-    assert answered > 0.95
+    assert {call.answered_by for call in lost} == {"b"}
+    unanswered = Counter(call.action for call in calls if not call.answered_by)
+    assert not unanswered
     quickly = sum(bool(call.answered_by) and call.seconds <= QUICKLY_SECONDS for call in calls) / len(calls)
     figure(quickly > 0.95, "95 % answered in 400 ms through the loss of a region")
     assert any(call.answered_by == "a" for call in calls if call.due > BACK_AT + 1), "it has its orders back"
     for call in calls:
-        if call.answered_by:
-            assert audited["ab".index(call.answered_by)][call.order_ref] == 1, "audited where it was answered"
+        assert audited["ab".index(call.answered_by)][call.order_ref] == 1, "audited where it was answered"
     both = set(audited[0]) & set(audited[1]) - {f"warm-up-{number}" for number in range(30)}
     after = [call.seconds for call in lost if call.answered_by]
     seen(
-        f"{answered:.1%} of {len(calls)} orders answered, {quickly:.1%} in 400 ms; "
+        f"{len(calls)} of {len(calls)} orders answered, {quickly:.1%} in 400 ms; "
         f"while a was lost those of its flows by b, p99 "
-        f"{1e3 * percentile(after, 0.99):.0f} ms; {sum(call.attempts > 1 for call in calls)} second attempts, of which "
+        f"{1e3 * percentile(after, 0.99):.0f} ms; "
         f"{len(both)} orders were decided in both regions"
     )
 

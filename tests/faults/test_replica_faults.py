@@ -76,8 +76,8 @@ def test_the_cached_score_stage_can_be_switched_off(product: Product) -> None:
     product.switch("cached_score", False)
     product.switch("embedded", False)
     product.decide_until(pb.SOURCE_PRIMARY)
-    product.stack["primary"].kill()
-    product.stack["secondary"].kill()
+    for name in ("primary", "secondary"):
+        product.force(name, admin_pb2.BREAKER_MODE_FORCED_OPEN)
     decision = product.decide_until(pb.SOURCE_RULES)
     assert pb.DEGRADATION_CACHED_SCORE_OFF in decision.degradations
 

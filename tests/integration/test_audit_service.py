@@ -14,6 +14,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from support.harness import Load, Product, eventually, stack_admin_channel
 
+from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -204,12 +205,18 @@ def test_the_whole_fallback_chain_replays_bit_equal(product: Product, audit: aud
     with Load(product) as load:  # batches of more than one row
         load.wait_for_more(100)
     decisions += load.decisions[-20:]
-    product.stack["primary"].kill()
+    product.force("primary", admin_pb2.BREAKER_MODE_FORCED_OPEN)
     decisions.append(product.decide_until(pb.SOURCE_SECONDARY))
-    product.stack["secondary"].kill()
+    product.force("secondary", admin_pb2.BREAKER_MODE_FORCED_OPEN)
     decisions += [product.decide_until(pb.SOURCE_EMBEDDED, side=side) for side in (pb.SIDE_BUY, pb.SIDE_SELL)]
-    product.switch("embedded", False)
-    decisions.append(product.decide_until(pb.SOURCE_CACHED_SCORE))
+
+    def without_a_model() -> pb.Decision:
+        product.switch("embedded", True)
+        product.decide_until(pb.SOURCE_EMBEDDED)  # whose score is young for a second only
+        product.switch("embedded", False)
+        return product.decide()
+
+    decisions.append(eventually(without_a_model, lambda decision: decision.source == pb.SOURCE_CACHED_SCORE))
     decisions.append(product.decide_until(pb.SOURCE_RULES))
     product.market.pause()
     decisions.append(product.decide_until(pb.SOURCE_NONE))

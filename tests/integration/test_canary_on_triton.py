@@ -5,11 +5,9 @@ Triton itself is not run. What its servers are asked to load is real, and so is 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from support.decision_server import DecisionServer
 from support.guest_model import registry_with_one
 from support.harness import Market, eventually
 from support.rig import ROOMY
-from support.triton import Triton, triton
+from support.triton import Triton, tritons
 
 from local.demo.variants import recalibrated
 from local.stack.settings import LocalSettings
@@ -40,31 +38,6 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     found = registry_with_one(tmp_path_factory.mktemp("registry"))
     found.set_alias("champion", found.records()[0].version)
     return found
-
-
-@contextmanager
-def tritons(repository: Path) -> Iterator[dict[str, Triton]]:
-    """One server for each role, over one repository, in a thread with an event loop of its own."""
-    made: dict[str, Triton] = {}
-    ready, over = threading.Event(), asyncio.Event()
-    loop = asyncio.new_event_loop()
-
-    async def serve() -> None:
-        async with AsyncExitStack() as stack:
-            for role in ROLES:
-                made[role] = await stack.enter_async_context(triton(repository, "champion"))
-            ready.set()
-            await over.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    try:
-        assert ready.wait(30)
-        yield made
-    finally:
-        loop.call_soon_threadsafe(over.set)
-        thread.join()
-        loop.close()
 
 
 @pytest.fixture
@@ -112,7 +85,7 @@ def test_a_version_is_tried_rolled_back_tried_again_promoted_and_taken_back(
     def number(version: str) -> int:
         return int(version[:15], 16)
 
-    with tritons(repository) as servers:
+    with tritons(repository, ROLES, "champion") as servers:
         addresses = {role: server.address for role, server in servers.items()}
         settings = settings_of(repository, servers, registry)
         with DecisionServer(tmp_path / "server", redis_url, **addresses, settings=settings) as server:

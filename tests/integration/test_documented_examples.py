@@ -1,6 +1,6 @@
-"""What the README, the screen of `pretrade up` and docs/own-afternoon.md have a newcomer type, as it stands there.
+"""What the README, the screen of `pretrade up`, docs/own-afternoon.md and docs/client-python.md have a newcomer type.
 
-One stack serves both pages. The rows that the afternoon needs are made while it starts.
+One stack serves all pages. The afternoon itself takes minutes; that its commands are known is always tested.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import grpc
 import pytest
-from support.pages import Command, Terminal, alike, commands_of, python_of
+from support.pages import Command, Terminal, alike, commands_of, complaint_about, programs_of, python_of
 from support.up_command import Up, up
 
 from fallback.order import MODEL_SOURCES
@@ -31,8 +31,10 @@ from pretrade.decision.v1 import decision_pb2_grpc
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 README = (Path(__file__).parents[2] / "README.md").read_text()
 AFTERNOON = "own-afternoon.md"
+CLIENT = "client-python.md"
+WORD = re.compile(r"\b[A-Z][A-Z_]{3,}\b")
+"""A word of the contract: which one depends on the market."""
 UP = "pretrade up"
-NEEDS_THE_STACK = "pretrade models add"
 DRIFT, DRIFTED = "pretrade audit drift", 4
 """A command of the afternoon, and its exit code where it has something to say."""
 START_SECONDS = 180
@@ -60,14 +62,14 @@ class Desk(NamedTuple):
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[Desk]:
-    """A stack that runs, and the afternoon up to where it needs one."""
+    """A stack that runs, as the afternoon's page has it started."""
     folder = tmp_path_factory.mktemp("desk")
     (sets,), (orders, train, order) = python_of("feature-sets.md"), python_of(AFTERNOON)
     for name, content in {"sets.py": sets, "orders.py": orders, "train.py": train, "order.py": order}.items():
         (folder / name).write_text(content)
     shutil.copytree(model_store, folder / "store")
     (folder / ".pretrade").mkdir()
-    before, after = _around(UP)
+    before, _ = _around(UP)
     exports = (shlex.split(one.text)[1] for one in before if one.text.startswith("export "))
     exported = dict(one.split("=", 1) for one in exports)
     settings = exported | {
@@ -80,12 +82,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterato
     terminal = Terminal(folder, os.environ | {"PATH": path, "COLUMNS": "160"})
     try:
         with up(folder / ".pretrade", **settings) as command:
-            found = Desk(folder, command, terminal, [])
-            for typed in [*before, *after[: _place(NEEDS_THE_STACK, after)]]:
-                found.type(typed)
             decision = str(command.wait_until_up(START_SECONDS).endpoints.decision)
             (folder / "order.py").write_text(order.replace("127.0.0.1:7001", decision))
-            yield found
+            yield Desk(folder, command, terminal, [])
     finally:
         terminal.close()
 
@@ -93,8 +92,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterato
 @pytest.fixture(scope="module")
 def printed(desk: Desk) -> list[tuple[Command, str]]:
     """What the commands of the afternoon printed, in their order."""
-    _, after = _around(UP)
-    for typed in after[_place(NEEDS_THE_STACK, after) :]:
+    before, after = _around(UP)
+    for typed in [*before, *after]:
         desk.type(typed)
     return desk.printed
 
@@ -102,12 +101,8 @@ def printed(desk: Desk) -> list[tuple[Command, str]]:
 def _around(command: str) -> tuple[list[Command], list[Command]]:
     """The commands of the afternoon before this one and after it."""
     typed = commands_of(AFTERNOON)
-    place = _place(command, typed)
+    place = [one.text for one in typed].index(command)
     return typed[:place], typed[place + 1 :]
-
-
-def _place(beginning: str, typed: list[Command]) -> int:
-    return next(place for place, one in enumerate(typed) if one.text.startswith(beginning))
 
 
 def test_replicas_and_explainer_are_warm_before_anybody_asks(desk: Desk) -> None:
@@ -126,7 +121,27 @@ def test_the_python_example_is_decided_by_a_model(desk: Desk) -> None:
     code = example.replace("127.0.0.1:7001", str(desk.command.wait_until_up().endpoints.decision))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(rf"ACTION_(TRADE|NO_TRADE) {MODELS} [0-9a-f-]{{36}}\n", done.stdout), done.stdout
+    assert re.fullmatch(rf"(TRADE|NO_TRADE) {MODELS.removeprefix('SOURCE_')} [0-9a-f-]{{36}}\n", done.stdout), (
+        done.stdout
+    )
+
+
+@pytest.mark.parametrize(("program", "shown"), programs_of(CLIENT))
+def test_the_programs_of_the_clients_page_print_what_it_shows(desk: Desk, program: str, shown: str) -> None:
+    code = program.replace("127.0.0.1:7001", str(desk.command.wait_until_up().endpoints.decision))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    printed, expected = ([_whatever_the_market(line) for line in text.splitlines()] for text in (done.stdout, shown))
+    assert [line for line in printed if line != "send the order"] == expected
+
+
+def _whatever_the_market(line: str) -> str:
+    """A line without what was decided, by whom, and why."""
+    return re.sub(r"'WORD'(, 'WORD')+", "'WORD',", WORD.sub("WORD", alike(line)))
+
+
+def test_every_program_of_the_clients_page_is_run() -> None:
+    assert [program for program, _ in programs_of(CLIENT)] == python_of(CLIENT)
 
 
 def test_the_command_that_up_prints_has_a_limit_near_the_mid_and_is_decided_by_a_model(desk: Desk) -> None:
@@ -143,6 +158,21 @@ def test_the_command_that_up_prints_has_a_limit_near_the_mid_and_is_decided_by_a
     assert decision["order_ref"] == "cli", "the names are those of the contract"
 
 
+def test_the_commands_of_the_afternoon_are_some_that_the_tool_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = [one for command in commands_of(AFTERNOON) for one in re.findall(r"\bpretrade ([^|)]+)", command.text)]
+    assert len(asked) > 10
+    for one in asked:
+        arguments = shlex.split(one)
+        for name in arguments:
+            if re.fullmatch(r"\w+\.(py|txt|parquet)", name):
+                (tmp_path / name).touch()  # what the commands before it make
+        assert complaint_about(arguments) is None, one
+
+
+@pytest.mark.long
 def test_the_commands_of_the_afternoon_print_what_the_page_shows(printed: list[tuple[Command, str]]) -> None:
     assert sum(len(command.shown) for command, _ in printed) > 10
     for command, text in printed:
@@ -156,6 +186,7 @@ def _by_a_model(line: str) -> str:
     return re.sub("ACTION_[A-Z_]+", "ACTION", re.sub("PRIMARY|SECONDARY|EMBEDDED", "MODEL", alike(line)))
 
 
+@pytest.mark.long
 def test_the_caller_brings_one_feature_and_the_model_sees_all_six(printed: list[tuple[Command, str]]) -> None:
     (shown,) = (text for command, text in printed if command.text.endswith("--explain"))
     _, _, explained = shown.partition("sampled_shapley")
@@ -166,6 +197,7 @@ def test_the_caller_brings_one_feature_and_the_model_sees_all_six(printed: list[
     assert re.search(r" urgency +│ +0\.9 ", explained), explained
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("printed")  # the last of which has the map lead the desk's orders to its own model
 def test_two_models_with_different_sets_decide_side_by_side_under_load_and_replay_to_the_bit(desk: Desk) -> None:
     brought = pb.FeatureVector(feature_set_id="numbers", values=[math.nan] * 5 + [0.9])

@@ -76,6 +76,7 @@ def rig(open_rig: OpenRig, replica_stack: Stack, store: Path, tmp_path: Path) ->
         "FEATURES__FILE": str(tmp_path / "sets.py"),
         "REPLICAS__MANAGEMENT": json.dumps(replica_stack.endpoints.management),
         "REPLAY__MODEL_STORE": str(store),
+        "DRIFT__INTERVAL_SECONDS": "0.5",
     }
     rig = open_rig(ROOMY | settings, warm_up_calls=1)
     yield rig
@@ -113,6 +114,14 @@ async def test_two_models_with_different_sets_decide_different_orders_at_once_an
         ("tide", version, TIDE.version),
         ("empty", "", ""),
     ]
+
+    # What each champion scored lately is held against what that one has learnt.
+    compared = eventually(
+        lambda: {one.name: one.drift for one in server.status().models},
+        lambda found: all(found[name].model_version for name in ("default", "tide")),
+    )
+    assert [one.model_version for one in compared.values()] == [before.model_version, version, ""]
+    assert compared["empty"].problem == "it has no champion yet"
 
     # A canary of its own, on one strategy; the default model can have another at the same time.
     other = recalibrated(Registry(store), version, 1.5)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.decision_server import DecisionServer
+from support.guest_model import write_guest_model
 from support.harness import INSTRUMENTS, eventually
 from support.mlserver import MLSERVER, serving
 from support.rig import ROOMY
@@ -30,6 +31,7 @@ from feature_cache.sources.simulator import simulate
 from local.stack.ports import free_ports
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
+from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
@@ -38,6 +40,7 @@ from server.inference.oip import ModelDescription, OpenInference, OpenInferenceS
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
 from server.inference.rows import Scored
+from server.models.archive import read_archive
 from server.rpc.decision import MAX_BATCH
 from torchserve.dataset import collect
 from torchserve.handler import ModelHandler
@@ -73,10 +76,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def mlserver(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[str]:
-    """`HOST:PORT` of an MLServer that serves the champion with its stock XGBoost runtime."""
+def scalper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive of another model, which the map can give orders to."""
+    path = tmp_path_factory.mktemp("scalper") / "scalper.mar"
+    write_guest_model(MF1, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def mlserver(tmp_path_factory: pytest.TempPathFactory, model_store: Path, scalper: Path) -> Iterator[str]:
+    """`HOST:PORT` of an MLServer that serves the champion with its stock XGBoost runtime, and another model."""
     folder = tmp_path_factory.mktemp("mlserver")
     write_folder(model_store / "champion.mar", folder)
+    write_folder(scalper, folder / "scalper", "scalper")
     codec = OpenInference(OpenInferenceSettings(), described(model_store, "champion"))
     with serving(folder) as (process, address):
 
@@ -211,7 +223,7 @@ EXPECTED_FAILURES = {
     "sound": Outcome.SUCCESS,
     "no such model": Outcome.MODEL_ERROR,
     "short row": Outcome.MODEL_ERROR,
-    "another version": Outcome.BAD_ANSWER,
+    "another version": Outcome.MODEL_ERROR,
     "nobody there": Outcome.TRANSPORT,
 }
 
@@ -281,3 +293,42 @@ def test_a_decision_server_gives_the_scores_of_the_handler_through_mlserver(
 ) -> None:
     settings = {"REPLICAS__PRIMARY_PROTOCOL": "oip", "OIP__CHAMPION": str(model_store / "champion.json")}
     check_a_decision_server(mlserver, "champion", settings, stack, model_store, tmp_path)
+
+
+@needs_mlserver
+def test_two_models_of_the_map_are_served_by_one_mlserver(
+    mlserver: str, stack: Stack, model_store: Path, scalper: Path, tmp_path: Path
+) -> None:
+    write_folder(scalper, tmp_path, "scalper")
+    own = dict.fromkeys(("primary", "secondary"), mlserver)
+    spoken = {f"{role}_protocol": "oip" for role in own}
+    model = {**own, **spoken, "oip": {"champion": str(tmp_path / "scalper.json")}}
+    settings = {
+        **ROOMY,
+        "REPLICAS__PRIMARY_PROTOCOL": "oip",
+        "OIP__CHAMPION": str(model_store / "champion.json"),
+        "MODELS": json.dumps({"scalper": model, "fast": {**model, "served_as": "scalper"}}),
+    }
+    rules = [admin_pb2.ModelMapRule(strategy=name, model=name) for name in ("scalper", "fast")]
+    redis_url = str(stack.endpoints.redis_url)
+    row = np.clip(np.random.default_rng(5).normal(size=features.N_FEATURES), MF1.lowest, MF1.highest)
+    with DecisionServer(tmp_path / "server", redis_url, primary=mlserver, settings=settings) as server:
+        asked = ("primary", "scalper/primary", "fast/secondary")
+        eventually(lambda: all(server.replica(name).healthy for name in asked), bool)
+        request = admin_pb2.SetModelMapRequest(rules=rules, author="ann", reason="test")
+        server.admin.SetModelMap(request, timeout=10.0)
+
+        def decided_by(strategy: str) -> pb.Decision:
+            ours = order(row.astype(np.float32))
+            ours.strategy = strategy
+            return eventually(
+                lambda: server.decisions.Decide(pb.DecideRequest(order=ours), timeout=10.0).decision,
+                lambda one: one.source == pb.SOURCE_PRIMARY,
+            )
+
+        by = {strategy: decided_by(strategy) for strategy in ("test", "scalper", "fast")}
+    other = read_archive(scalper).version
+    versions = {"test": described(model_store, "champion").version, "scalper": other, "fast": other}
+    assert {strategy: one.model_version for strategy, one in by.items()} == versions
+    assert [one.model_name for one in by.values()] == ["champion", "scalper", "scalper"]
+    assert by["scalper"].score == by["fast"].score != by["test"].score

@@ -18,6 +18,7 @@ from redis import Redis
 from rich.console import Console
 from support.harness import INSTRUMENTS, Product, eventually
 
+from feature_cache.feature_set import Feature, FeatureSet
 from feature_cache.features import INDEX, MF1, N_FEATURES
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode
 from feature_cache.store.report import InstrumentReport
@@ -29,6 +30,14 @@ from pretrade.admin.v1 import admin_pb2
 pytestmark = pytest.mark.stack
 
 NAME = "WATCH.SIM"
+TIDE = FeatureSet("tide", (Feature("height", "", "How high."), Feature("flow", "", "How fast.", signed=True)))
+SETS = """
+from feature_cache.feature_set import Feature, FeatureSet
+from feature_cache.feature_sets import ComputedSet
+
+TIDE = FeatureSet("tide", (Feature("height", "", "How high."), Feature("flow", "", "How fast.", signed=True)))
+FEATURE_SETS = [ComputedSet(TIDE, lambda instrument: None)]
+"""
 
 
 def vector(sequence: int, now_ns: int, spread: float = 1.5) -> FeatureSnapshot:
@@ -124,6 +133,25 @@ async def test_features_are_shown_again_whenever_they_change(redis: Redis, redis
         process.kill()
         await process.wait()
     assert seen == sorted(set(seen))
+
+
+def test_another_set_is_watched_by_its_own_names(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "sets.py").write_text(SETS)
+    name = "features:tide:{WATCH.SIM}"
+    seconds, micros = redis.time()
+    now_ns = seconds * 10**9 + micros * 1000
+    values = np.array([0.25, np.nan], np.float32)
+    snapshot = FeatureSnapshot(
+        NAME, 1, now_ns, now_ns, 0, now_ns, 0, 99.5, 100.5, BookState.VALID, values, feature_set=TIDE
+    )
+    redis.set(name, encode(snapshot), px=60_000)
+    ended = features(redis_url, "--once", "--json", "--features", "tide", "--file", str(tmp_path / "sets.py"))
+    assert ended.returncode == 0, ended.stderr
+    shown = json.loads(ended.stdout)
+    assert (shown["vector_version"], shown["features"]) == (TIDE.version, {"height": 0.25, "flow": None})
+    ended = features(redis_url, "--once", "--features", "nosuch")
+    assert ended.returncode == 2
+    assert "'nosuch' is no set known here" in ended.stderr
 
 
 def test_without_redis_the_command_says_so(tmp_path: Path) -> None:

@@ -335,9 +335,11 @@ class GrpcCall(_ServerEnd):
         self._task: asyncio.Task[None] | None = None
         self.metadata: Metadata = tuple(call.metadata)
         self.deadline_wall: float | None = None
+        self._given_up = False
+        """By its caller, before its time was up."""
         if call.timeout is not None:
             self.deadline_wall = self._machine.host.wall_clock_ns() / 1e9 + call.timeout
-            call.world.after(call.timeout, self.cancelled)
+            call.world.after(call.timeout, self._end)
         self.status_sent = self.metadata_sent = False
         self.code: grpc.StatusCode | None = None
         self.details = ""
@@ -357,6 +359,10 @@ class GrpcCall(_ServerEnd):
         self._wake_reader()
 
     def cancelled(self) -> None:
+        self._given_up = self._given_up or not self.over
+        self._end()
+
+    def _end(self) -> None:
         if self.over:
             return
         self.over = True
@@ -455,11 +461,12 @@ class GrpcCall(_ServerEnd):
     async def send(self, message: bytes, *, finishing: bool = False) -> None:
         """Sends a message; returns when the transport has it.
 
-        The library takes the last message of a call that it knows to be over, and drops it: until the handler hears of
-        that, a moment later, it has no way to tell. Such a message counts as handed over.
+        The library takes the last message of a call that its caller has given up, and drops it: until the handler hears
+        of that, a moment later, it has no way to tell. Such a message counts as handed over. That the time is up the
+        handler can see by itself.
         """
         if self.over:
-            if finishing:
+            if finishing and self._given_up:
                 self.call.on_handed(message)
             await asyncio.sleep(0)
             raise _ExecuteBatchError("the call is over")

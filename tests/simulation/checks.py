@@ -15,6 +15,7 @@ They are called I1 to I8 as in `tests/support/invariants.py`, which checks the s
 * key: A key gives one decision while it is remembered, to its own caller and nobody else. What a repeat hears instead
   of TRADE is noted in the audit, and every later repeat hears it, too.
 * pool: See `check_pool`.
+* model: See `check_models`.
 * bug: Nothing failed unexpectedly.
 """
 
@@ -30,6 +31,8 @@ from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.journal.reply_status import reply_of
 from simulation.audit import Audit
+from simulation.guest import GUEST, MODEL
+from simulation.replica import SECOND
 
 if TYPE_CHECKING:
     from simulation.history import Asked, History, Spell
@@ -285,6 +288,24 @@ def check_pool(scene: Scene, audit: Audit) -> list[str]:
     return found
 
 
+def check_models(audit: Audit) -> list[str]:
+    """An order is decided by the model that the map chose for it and by no other, on features of that one's set."""
+    found = []
+    for rows in audit.decisions.values():
+        packet = rows[0].packet
+        ref, chosen, answer = packet.order.order_ref, packet.chosen_model, packet.decision
+        is_second = chosen == MODEL
+        others = [one.replica for one in packet.attempts if one.replica.startswith(f"{MODEL}/") != is_second]
+        if others:
+            found.append(f"model: {ref} of the model {chosen!r} had attempts on {others}")
+        if answer.source in _SCORED and (answer.model_version == SECOND) != is_second:
+            found.append(f"model: {ref} of the model {chosen!r} was decided by {answer.model_version}")
+        wanted = GUEST.version if is_second and answer.source in _MODELS else ""
+        if packet.scored_feature_set != wanted:
+            found.append(f"model: {ref} of the model {chosen!r} was scored by features of {packet.scored_feature_set}")
+    return found
+
+
 def _at_once(spell: Spell, history: History) -> list[tuple[int, Spell]]:
     """Endpoints that were unwell at some time in this spell or just before it, itself among them."""
     return [
@@ -349,7 +370,8 @@ def check_tasks(scene: Scene) -> list[str]:
         if process is None or process.dead or server.tasks_at_start is None:
             continue
         tasks = len(asyncio.all_tasks(process.loop))
-        if tasks > server.tasks_at_start + _MORE_TASKS:
+        models = 1 + len(server.settings.models)  # each with probes of its own, and a copy of its set
+        if tasks > server.tasks_at_start + _MORE_TASKS * models:
             found.append(f"I7: {name} has {tasks} tasks, and had {server.tasks_at_start} when it had started")
     return found
 

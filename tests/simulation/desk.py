@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +17,7 @@ from feature_cache import features
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from simulation.calls import Call, Listeners
+from simulation.guest import MODEL
 from simulation.history import Asked, Handed, History, Operation, Watch
 from simulation.machine import SimulatedMachine
 
@@ -277,11 +278,21 @@ class Desk:
         operation = Operation(reason, server, f"flag/{name}", value, self.world.now, request)
         return self._operate(operation, "SetFlag", admin_pb2.SetFlagResponse, timeout, lambda one: None)
 
+    def set_model_map(self, server: str, strategies: Sequence[str], *, timeout: float = 5.0) -> Operation:
+        """Asks for the map that gives these strategies' orders to the second model."""
+        reason = f"op-{next(self._numbers)}"
+        rules = [admin_pb2.ModelMapRule(strategy=one, model=MODEL) for one in strategies]
+        request = admin_pb2.SetModelMapRequest(rules=rules, author="operator", reason=reason)
+        operation = Operation(reason, server, "model_map", ",".join(strategies), self.world.now, request)
+        return self._operate(operation, "SetModelMap", admin_pb2.SetModelMapResponse, timeout, lambda one: None)
+
     def _operate(
         self,
         operation: Operation,
         method: str,
-        response: type[admin_pb2.SetTradingStateResponse] | type[admin_pb2.SetFlagResponse],
+        response: type[admin_pb2.SetTradingStateResponse]
+        | type[admin_pb2.SetFlagResponse]
+        | type[admin_pb2.SetModelMapResponse],
         timeout: float,
         then: Callable[[Operation], None],
     ) -> Operation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from feature_cache import features
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode
 from feature_cache.store.vectors import key_of
 from simulation.desk import INSTRUMENT, MID
+from simulation.guest import GUEST
 from simulation.world import START_SECONDS, START_WALL_NS
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ class Market:
         """From then on trades go on arriving and the book does not."""
         self.nan_since: float | None = None
         """Since then its vectors say NaN of the book's age."""
+        self.guest_stopped_at: float | None = None
+        """From then on it writes nothing of the guest's set."""
         self._forgetful = False
         self.bad: list[tuple[str, float, float]] = []
         """What was wrong, from when to when."""
@@ -71,14 +75,25 @@ class Market:
             state=BookState.VALID,
             values=values,
         )
-        packed = encode(snapshot)
-        self._redis.put(key_of(INSTRUMENT), packed)
-        self._redis.publish(key_of(INSTRUMENT), packed)
+        self._put(snapshot)
+        if self.guest_stopped_at is None:
+            own = np.array([math.nan, 0.25], dtype=np.float32)
+            self._put(replace(snapshot, values=own, feature_set=GUEST))
+
+    def _put(self, snapshot: FeatureSnapshot) -> None:
+        packed, key = encode(snapshot), key_of(INSTRUMENT, snapshot.feature_set.id)
+        self._redis.put(key, packed)
+        self._redis.publish(key, packed)
 
     def stop(self) -> None:
         """Writes nothing any more."""
         if self.stopped_at is None:
             self.stopped_at = self.world.now
+
+    def guest_stops(self) -> None:
+        """Writes nothing of the guest's set any more."""
+        if self.guest_stopped_at is None:
+            self.guest_stopped_at = self.world.now
 
     def book_dies(self) -> None:
         """Trades go on, the book does not."""
@@ -93,6 +108,7 @@ class Market:
         """All is well."""
         now = self.world.now
         self._forgetful = False
+        self.guest_stopped_at = None
         for what in ("stopped_at", "book_died_at", "nan_since"):
             since = getattr(self, what)
             if since is not None:

@@ -95,6 +95,22 @@ MUTATIONS: Final = (
         "audit",
     ),
     Mutation(
+        "the orders of a block are asked of another model than the map chose",
+        "server/decision/plane.py",
+        "self._begin_block(orders, views, usual, Budget(arrived, deadline), model, now)",
+        'self._begin_block(orders, views, usual, Budget(arrived, deadline), "default", now)',
+        "model:",
+        "two_models",
+    ),
+    Mutation(
+        "a caller who leaves as its orders fail gives their places back twice",
+        "server/decision/pending_block.py",
+        "        return len(self._in_block) - len(self._failed)\n",
+        "        return len(self._in_block)\n",
+        "Value out of range",
+        "two_models",
+    ),
+    Mutation(
         "a decision that missed its deadline counts as replied",
         "server/decision/recorder.py",
         '        self._replies.unheard(decided, "deadline")\n        late = ',

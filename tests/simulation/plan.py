@@ -13,11 +13,15 @@ from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any, Final
 
+from simulation.guest import MODEL
+
 CALLERS: Final = ("desk-a", "desk-b", "desk-c")
 POOL: Final = ("127.0.0.1:7070", "127.0.0.1:7071", "127.0.0.1:7072", "127.0.0.1:7073")
 """The endpoints of a primary that is a pool."""
 _POOLS: Final = 0.4
 """Of the plans about models, the share with a pool."""
+_SECOND: Final = 0.3
+"""Of the plans about batches and the audit, the share with a second model."""
 _TIMEOUTS: Final = (1e-9, 0.002, 0.006, 0.01, 0.02, 0.025, 0.03, 0.05, 0.1, 0.3, None)
 
 
@@ -142,6 +146,15 @@ PROFILES: Final[Mapping[str, _Profile]] = {
         asked={"unary": 8, "small_batch": 1, "key": 1},
         faults=_ENDPOINTS | {"stall": 0.2},
     ),
+    "two_models": _Profile(
+        0.0,  # a part of what would be `batches` or `audit`, see `plan`
+        servers=(1, 1),
+        calls=(8, 20),
+        asked={"small_batch": 6, "batch": 1, "stream": 1, "unary": 2, "key": 1, "map": 1, "flag": 0.5},
+        faults=_MODELS
+        | {"guest_stops": 0.4, "market_stops": 0.2, "stall": 0.3, "disk_slow": 0.3, "disk_stuck": 0.3}
+        | {"sync_fails": 0.2, "kill": 0.15},
+    ),
     "fresh": _Profile(
         0.5,
         servers=(1, 2),
@@ -180,6 +193,8 @@ def plan(seed: int, profile: str | None = None) -> Plan:
     drawn = chance.choices(list(PROFILES), [one.weight for one in PROFILES.values()])[0]
     if drawn == "models" and Random(f"pool/{seed}").random() < _POOLS:
         drawn = "pool"
+    if drawn in {"batches", "audit"} and Random(f"second/{seed}").random() < _SECOND:
+        drawn = "two_models"
     name = profile or drawn
     chosen = PROFILES[name]
     servers = tuple((letter, chance.choice(("grpcio", "envoy"))) for letter in "abc"[: chance.randint(*chosen.servers)])
@@ -202,11 +217,15 @@ def plan(seed: int, profile: str | None = None) -> Plan:
             if kind not in _OF_NO_SERVER:
                 what = {"server": chance.choice(hosts)} | what
             steps.append(Step(at, kind, what))
+    if name == "two_models":
+        steps.append(Step(0.01, "map", {"server": hosts[0], "strategies": chance.sample(CALLERS, 1)}))
     settings: dict[str, dict[str, Any]] = {}
     if chance.random() < 0.2:
         settings["journal"] = {"max_mebibytes": 1}
     if name == "pool":
         settings["replicas"] = {"primary": ",".join(POOL)}
+    if name == "two_models":
+        settings["models"] = {MODEL: {}}
     steps.sort(key=lambda step: step.at)
     return Plan(name, servers, seconds, tuple(steps), settings)
 
@@ -299,6 +318,7 @@ _ASKED: Final[Mapping[str, Callable[[Random], dict[str, Any]]]] = {
     "key_stream": lambda chance: _stream(chance, str(chance.randint(1, 3))),
     "state": _state,
     "flag": _flag,
+    "map": lambda chance: {"strategies": chance.sample(CALLERS, chance.randint(0, len(CALLERS)))},
     "deaf_watcher": lambda chance: {"service": chance.choice(("", "", "journal", "primary"))},
 }
 
@@ -370,7 +390,7 @@ _FAULTS: Final[Mapping[str, Callable[[Random, float], dict[str, Any]]]] = {
     **dict.fromkeys(("redis_stall", "link_down", "replies_stuck", "stall", "stop"), _lasting),
     **dict.fromkeys(("disk_stuck", "write_fails", "disk_full"), _lasting),
     **dict.fromkeys(("database_down", "market_stops"), _lasting),
-    **dict.fromkeys(("book_dies", "book_age_nan"), _nothing),
+    **dict.fromkeys(("book_dies", "book_age_nan", "guest_stops"), _nothing),
     **dict.fromkeys(_MODELS, _model),
     "endpoint_slow": _endpoint,
     **dict.fromkeys(("endpoints_down", "endpoints_hang"), _endpoints),
@@ -380,5 +400,15 @@ _FAULTS: Final[Mapping[str, Callable[[Random, float], dict[str, Any]]]] = {
     "sync_fails": _unsteady,
 }
 _OF_NO_SERVER: Final = frozenset(
-    ("fail_over", "redis_restart", "redis_wipe", "redis_stall", *_DATABASE, *_MARKET, *_MODELS, *_ENDPOINTS)
+    (
+        "fail_over",
+        "redis_restart",
+        "redis_wipe",
+        "redis_stall",
+        "guest_stops",
+        *_DATABASE,
+        *_MARKET,
+        *_MODELS,
+        *_ENDPOINTS,
+    )
 )

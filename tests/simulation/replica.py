@@ -11,8 +11,9 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from feature_cache import features
+from feature_cache.features import MF1
 from pretrade.wire.torchserve import inference_pb2
+from simulation import guest
 
 if TYPE_CHECKING:
     from random import Random
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _HEADER: Final = struct.Struct("<4sI8sfIQ")
 CHAMPION: Final = "aa" * 8
 CHALLENGER: Final = "cc" * 8
+SECOND: Final = "bb" * 8
+"""The version of the second model, wherever it is served."""
 THRESHOLD: Final = 0.5
 
 
@@ -71,13 +74,19 @@ class ModelServer:
             raise _error(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         if health.fails is not None:
             raise _error(health.fails, "the model is unwell")
-        rows = np.frombuffer(request.input["input"], dtype="<f4").reshape(-1, features.N_FEATURES)
+        is_second = request.model_name == guest.MODEL
+        feature_set = guest.GUEST if is_second else MF1
+        wanted = b"%08x" % feature_set.fingerprint
+        if (given := request.input["feature_set"]) != wanted:
+            details = f"Prediction failed: `feature_set` is {given!r}, this model's is {wanted.decode()}"
+            raise _error(grpc.StatusCode.UNAVAILABLE, details)
+        rows = np.frombuffer(request.input["input"], dtype="<f4").reshape(-1, len(feature_set))
         scores = np.array([score_of(row) for row in rows], dtype="<f4")
         if health.scores:
             first = self.calls  # with every call another one: many have one row
             scores = np.resize(np.roll(np.array(health.scores, dtype="<f4"), -first), len(rows))
-        version = bytes.fromhex(health.version or self.version)
-        header = _HEADER.pack(b"PTS1", len(rows), version, THRESHOLD, features.MF1.fingerprint, 0)
+        version = bytes.fromhex(SECOND if is_second else health.version or self.version)
+        header = _HEADER.pack(b"PTS1", len(rows), version, THRESHOLD, feature_set.fingerprint, 0)
         return inference_pb2.PredictionResponse(prediction=header + scores.tobytes())
 
 

@@ -21,7 +21,7 @@ from simulation.audit import read_audit
 from simulation.desk import caller_row
 from simulation.disk import Weather
 from simulation.history import Spell
-from simulation.plan import POOL, Plan, Step, plan
+from simulation.plan import CALLERS, POOL, Plan, Step, plan
 from simulation.replica import Health
 from simulation.scene import PRIMARY, SECONDARY, Scene, scene
 from simulation.server import Server
@@ -132,6 +132,7 @@ class _Runner:
         violations += checks.check_keys(self.scene)
         violations += checks.check_breakers(self.scene)
         violations += checks.check_pool(self.scene, audit)
+        violations += checks.check_models(audit)
         violations += checks.check_health(self.scene)
         violations += checks.check_tasks(self.scene)
         violations += checks.check_bugs(self.scene)
@@ -313,10 +314,17 @@ class _Runner:
     def _ask_small_batch(
         self, chance: Random, server: str, caller: str, timeout: float | None, leaves: float | None, orders: int
     ) -> None:
-        many = [self.scene.desk.new_order(chance, caller) for _ in range(orders)]
+        many = [self._of_any(chance, caller) for _ in range(orders)]
         self.scene.desk.decide_batch(server, caller, many, timeout, leaves)
 
     _ask_batch = _ask_small_batch
+
+    def _of_any(self, chance: Random, caller: str) -> pb.Order:
+        """An order of a caller; where there are several models, of any strategy, so that a call has orders of each."""
+        order = self.scene.desk.new_order(chance, caller)
+        if "models" in self.plan.settings:
+            order.strategy = chance.choice(CALLERS)
+        return order
 
     def _ask_stream(
         self,
@@ -330,7 +338,7 @@ class _Runner:
         reads: float | None,
         key: str | None,
     ) -> None:
-        many = [self.scene.desk.new_order(chance, caller) for _ in range(orders)]
+        many = [self._of_any(chance, caller) for _ in range(orders)]
         if key is not None:
             many[0] = self._keyed(chance, caller, key)
         if window != float("inf") and reads is None and closes is None:
@@ -347,6 +355,9 @@ class _Runner:
 
     def _ask_flag(self, chance: Random, server: str, name: str, on: bool) -> None:
         self.scene.desk.set_flag(server, name, on)
+
+    def _ask_map(self, chance: Random, server: str, strategies: list[str]) -> None:
+        self.scene.desk.set_model_map(server, strategies)
 
     # Faults of Redis.
 
@@ -510,6 +521,9 @@ class _Runner:
 
     def _do_market_stops(self, lasts: float) -> None:
         self.scene.market.stop()
+
+    def _do_guest_stops(self) -> None:
+        self.scene.market.guest_stops()
 
     def _do_book_dies(self) -> None:
         self.scene.market.book_dies()

@@ -8,11 +8,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import greenlet
 import structlog
 
+from feature_cache import feature_sets
+from server.inference import model_sets
+from simulation import guest
 from simulation.calls import Listeners
 from simulation.children import starts_children
 from simulation.database import Database
@@ -42,6 +46,8 @@ class Scene:
 
     def __init__(self, seed: int, *, keep_trace: bool = False) -> None:
         number_from_zero()
+        feature_sets.load(Path(guest.__file__))
+        model_sets._known.clear()  # what another simulation of this process has learnt
         self.world = World(seed, keep_trace=keep_trace)
         self.history = History()
         self.sqlite = simulated_sqlite()

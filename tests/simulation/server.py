@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 from server.composition.app import start
 from server.errors import AuditError
+from server.inference.endpoints import NamedModel
 from server.settings import Settings
 from simulation.calls import Envoy
 from simulation.database import URL
@@ -67,7 +68,8 @@ class Server:
         self.edge: Final = edge
         self.host = Host(scene.world, name, scene.sqlite)
         journal = {"path": Path(f"/{name}/journal.db")} | (changes or {}).pop("journal", {})
-        sections: dict[str, Any] = {"journal": _BASE.journal.model_copy(update=journal)}
+        models = {one: NamedModel(**given) for one, given in (changes or {}).pop("models", {}).items()}
+        sections: dict[str, Any] = {"journal": _BASE.journal.model_copy(update=journal), "models": models}
         for section, update in (changes or {}).items():
             sections[section] = getattr(_BASE, section).model_copy(update=update)
         self.settings: Final = _BASE.model_copy(update=sections)

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
+from feature_cache.bars import metrics as bars_metrics
 from feature_cache.metrics import Histogram
 from feature_cache.sources import metrics as ingest_metrics
 from feature_cache.worker import metrics as worker_metrics
@@ -51,7 +52,7 @@ def queries() -> Iterator[Query]:
 def series_that_exist() -> set[str]:
     """What a scrape shows, and what the rules record."""
     there = {rule["record"] for rule in rules() if "record" in rule}
-    for metric in (*metrics_port.METRICS, *worker_metrics.METRICS, *ingest_metrics.METRICS):
+    for metric in (*metrics_port.METRICS, *worker_metrics.METRICS, *ingest_metrics.METRICS, *bars_metrics.METRICS):
         suffixes = ("_bucket", "_sum", "_count") if isinstance(metric, Histogram) else ("",)
         there |= {f"{metric.scraped_name}{suffix}" for suffix in suffixes}
     return there

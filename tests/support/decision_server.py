@@ -33,7 +33,7 @@ from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.reading import verify as reader
 from server.audit.store.schema import DECISIONS, JOURNAL_ENTRIES
 from server.journal.entries import entry_of, singly
-from support.harness import EDGE, INSTRUMENTS, Asking, deciding, eventually
+from support.harness import EDGE, INSTRUMENTS, START_SECONDS, Asking, deciding, eventually
 from support.leash import LeashedPopen
 
 NOWHERE: Final = "127.0.0.1:9"
@@ -127,7 +127,7 @@ class DecisionServer(Asking):
         with self.log_path.open("ab") as log:
             self._process = LeashedPopen([sys.executable, "-m", "server"], env=self._env, stderr=log)
         try:
-            eventually(self._serves, bool)
+            eventually(self._serves, bool, START_SECONDS)
         except BaseException:
             self.kill()
             raise

@@ -41,7 +41,9 @@ CAP_SECONDS: Final = 2.0
 DEADLINE_SECONDS: Final = 2.5
 EDGE: Final = os.environ.get("TEST_EDGE", "grpcio")
 """Who speaks HTTP/2 with the callers in tests that do not say: `make faults EDGE=envoy`."""
-PATIENCE_SECONDS: Final = 30.0
+PATIENCE_SECONDS: Final = 60.0
+START_SECONDS: Final = 120.0
+"""What a server may take to start, on a machine that has other work."""
 _OBSERVE_EVERY_SECONDS: Final = 0.02
 _TICK_SECONDS: Final = 0.05
 

@@ -4,6 +4,7 @@
   whose caller heard nothing has at most one, which says that its reply is unconfirmed. Only where the caller gave up by
   itself may the reply have crossed that: then the row may say replied when it was decided shortly before or after. A
   server that is killed cannot say what became of its last replies: their rows say so, also of those that were heard.
+  Nor can one on grpc.aio of a reply that was written as its deadline passed; these are few.
 * I2 Reply and audit row are the same but for the budget, to which the reply adds the audit's stage; the hash chain has
   no gap.
 * I3 No reply took longer than it was allowed by its own budget. And none comes later than the deadline, 5 ms, and what
@@ -49,6 +50,9 @@ that time it is made durable, handed to the transport, and not yet read by a cal
 caller that left is not yet known to have left."""
 _UNCONFIRMED: Final = unconfirmed_status("")
 _KILLED: Final = unconfirmed_status("killed")
+_UNSENT: Final = unconfirmed_status("unsent")
+_IN_DOUBT_SHARE: Final = 0.05
+"""Of the answers: so many may be of a server that stood still until their deadline when it had written them."""
 _SCORED_SOURCES: Final = (*MODEL_SOURCES, pb.SOURCE_CACHED_SCORE)
 _UNUSABLE: Final = {pb.DEGRADATION_FEATURES_MISSING, pb.DEGRADATION_FEATURES_STALE, pb.DEGRADATION_BOOK_UNKNOWN}
 _UNAUDITED: Final = {pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_AUDIT_UNAVAILABLE}
@@ -126,7 +130,16 @@ class Evidence:
             found += _of_call(call, by_order.get(call.order_ref, []))
         for packet, status in self.rows:
             found += _of_packet(packet, status, self.max_feature_age_seconds)
+        found += self._in_doubt(by_order)
         return found + _of_breakers(self.log) + self._of_trading_states(by_order)
+
+    def _in_doubt(self, by_order: dict[str, list[Row]]) -> list[str]:
+        """I1, of answers that the audit does not claim."""
+        answered = [call.order_ref for call in self.calls if call.decision is not None]
+        doubted = [ref for ref in answered if any(status == _UNSENT for _, status in by_order.get(ref, []))]
+        if len(doubted) <= _IN_DOUBT_SHARE * len(answered):
+            return []
+        return [f"I1: {len(doubted)} of {len(answered)} were answered and their rows say {_UNSENT}: {doubted[:5]}"]
 
     def late(self) -> list[str]:
         """The answers that came later than I3 allows."""
@@ -213,6 +226,8 @@ def check(
     assert not violations, f"{dict(counts)}: {'; '.join(violations[:5])}"
     checked = f"I1-I{6 if before is None else 7}{' and I8' if steered else ''}"
     told = f"; {len(late)} answers later than I3 allows" if late else ""
+    in_doubt = sum(status == _UNSENT for _, status in rows)
+    told += f"; of {in_doubt} it is not known whether they were sent" if in_doubt else ""
     return f"{checked} hold for {len(calls)} orders and {len(rows)} audit rows{told}"
 
 
@@ -247,7 +262,7 @@ def _of_call(call: Call, rows: Sequence[Row]) -> list[str]:
     if not rows:
         return [*found, f"I1: {ref} was answered and has no row"]
     packet, status = rows[0]
-    if status not in (REPLIED, _KILLED):
+    if status not in (REPLIED, _KILLED, _UNSENT):
         found.append(f"I1: {ref} was answered and its row says {status}")
     return found + _differences(reply, packet.decision)
 

@@ -13,13 +13,14 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from fallback.order import Order
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.convert import OrderReader
 from server.decision.metrics import DecisionMetrics
+from server.decision.pending_slice import PendingSlice
 from server.envoy.gate import CallLimits, UnderWay
 from server.errors import DeadlineError, PretradeError
 from server.rpc.call import Call
@@ -156,8 +157,12 @@ class ModelledServer:
     def refused(self, orders: int) -> PretradeError:
         return self.admission.refused(orders)
 
-    def begin_together(self, orders: Sequence[Order], arrived: float, _: float | None) -> list[asyncio.Future[Any]]:
-        return [self._enter(arrived) for _ in orders] if self.admission.admit_together(len(orders)) else []
+    def begin_together(self, orders: Sequence[Order], arrived: float, _: float | None) -> PendingSlice | None:
+        if not self.admission.admit_together(len(orders)):
+            return None
+        begun = PendingSlice(len(orders))
+        begun.alone.update((place, cast(Any, self._enter(arrived))) for place in range(len(orders)))
+        return begun
 
     def begin(self, order: Order, arrived: float, _: float | None, *, in_company: bool) -> asyncio.Future[Any]:
         assert in_company

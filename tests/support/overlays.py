@@ -32,7 +32,13 @@ def assert_valid(objects: list[Object], directory: Path) -> None:
     """Every object is one that Kubernetes takes; `directory` is for a file with them."""
     path = directory / "all.yaml"
     path.write_text(yaml.safe_dump_all(objects))
-    validate = [str(Path(sys.executable).with_name("kubernetes-validate")), "--strict", "--quiet", "--no-warn", path]
+    validate = [
+        str(Path(sys.executable).with_name("kubernetes-validate")),
+        "--strict",
+        "--quiet",
+        "--no-warn",
+        str(path),
+    ]
     done = subprocess.run(validate, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

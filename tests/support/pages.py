@@ -9,8 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import typer.main
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+from pretrade.client.cli.main import app
+
 DOCS: Final = Path(__file__).parents[2] / "docs"
 _BLOCK: Final = re.compile(r"```(python|console)\n(.*?)```", re.DOTALL)
+_PROGRAM: Final = re.compile(r"```python\n(.*?)```\n(?:(?!```).)*?```text\n(.*?)```", re.DOTALL)
 _MARK: Final = "-- ended with"
 _VARIES: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|\b[0-9a-f]{16}\b|[+-]?\d[\d.,]*")
 """Ids, versions and figures."""
@@ -32,6 +39,11 @@ def python_of(page: str) -> list[str]:
     return [text for kind, text in _BLOCK.findall((DOCS / page).read_text()) if kind == "python"]
 
 
+def programs_of(page: str) -> list[tuple[str, str]]:
+    """The Python programs of a page, each with what the page shows of its output."""
+    return _PROGRAM.findall((DOCS / page).read_text())
+
+
 def commands_of(page: str) -> list[Command]:
     """All commands of a page, in their order."""
     blocks = [text for kind, text in _BLOCK.findall((DOCS / page).read_text()) if kind == "console"]
@@ -45,6 +57,21 @@ def commands_of(page: str) -> list[Command]:
 def alike(text: str) -> str:
     """A text without what differs from run to run: ids, figures, sources, and how wide a table is."""
     return _SOURCES.sub("(#)", " ".join(_VARIES.sub("#", text).split()))
+
+
+def complaint_about(arguments: list[str]) -> str | None:
+    """What the tool would say against these arguments, without running the command."""
+    command, parent = typer.main.get_command(app), None
+    try:
+        while isinstance(command, TyperGroup):
+            parent = command.make_context(command.name, arguments, parent=parent)
+            _, found, arguments = command.resolve_command(parent, [*parent._protected_args, *parent.args])
+            assert found is not None
+            command = found
+        command.make_context(command.name, arguments, parent=parent)
+    except TyperException as error:
+        return str(error)
+    return None
 
 
 class Terminal:

@@ -10,12 +10,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fallback.budget import BudgetSettings
 from fallback.cached_score import CachedScores, CachedScoreSettings
-from fallback.chain import Chain
+from fallback.chain import Chain, StageName
 from fallback.embedded import Embedded, Scorer
 from fallback.guards import Guards, GuardSettings
 from fallback.model_limits import LimitGuards, ModelLimits
@@ -23,18 +24,21 @@ from fallback.order import Order
 from fallback.rules import RulesBaseline, RulesSettings
 from feature_cache import features
 from feature_cache.engine.engine import FeatureEngine
+from feature_cache.feature_set import FeatureSet
+from feature_cache.features import MF1
 from feature_cache.store.codec import FeatureSnapshot
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.market.v1 import market_pb2
-from server.canary.burn import Objective, SloSettings
+from server.canary.burn import Objective, RoutedObjective, SloSettings
 from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.markets import Markets
 from server.decision.metrics import DecisionMetrics
+from server.decision.other_sets import OtherSets
 from server.decision.packets import PacketWriter
 from server.decision.plane import DataPlane, Observers
 from server.decision.recorder import Recording
@@ -44,7 +48,10 @@ from server.decision.shared_keys import SharedKeys, make_memory
 from server.inference.batcher import BatcherSettings
 from server.inference.champion import Champion
 from server.inference.embedded_check import EmbeddedCheck, EmbeddedSettings
+from server.inference.model_map import MapRule, ModelMap
+from server.inference.model_names import DEFAULT
 from server.inference.retry_budget import RetryBudget, RetrySettings
+from server.inference.routed import RoutedCheck, RoutedScores, RoutedShadow, RoutedStage
 from server.inference.shadow import Shadow
 from server.journal.entries import entry_of, singly
 from server.journal.journal import Durability, Journal, JournalSettings
@@ -54,6 +61,7 @@ from support import control_files
 from support.scripted_replica import Script, ScriptedReplica
 
 INSTRUMENT = "BTCUSDT.BINANCE"
+INSTRUMENTS = (INSTRUMENT, "ETHUSDT.BINANCE", "XRPUSDT.BINANCE")
 IDS = itertools.count()
 """Of all planes, as ids are unique."""
 NO_LIMITS = GuardSettings(price_collar_bps=None, max_notional=None)
@@ -69,6 +77,18 @@ class Held:
     lack: pb.Degradation.ValueType = pb.DEGRADATION_EMBEDDED_NO_MODEL
 
 
+@dataclasses.dataclass
+class Second:
+    """A second model, which decides the orders of one strategy."""
+
+    feature_set: FeatureSet
+    primary: Script
+    secondary: Script
+    strategy: str = "vwap"
+    name: str = "second"
+    version: str = "bb" * 8
+
+
 class Plane:
     """A data plane whose parts a test can look into."""
 
@@ -80,6 +100,9 @@ class Plane:
         secondary: Script,
         budget: BudgetSettings,
         max_in_flight: int,
+        second: Second | None = None,
+        first_stage: StageName = "model",
+        max_age_seconds: float = 1.0,
     ) -> None:
         clock = asyncio.get_running_loop().time
         ids = (f"decision-{number}" for number in IDS)
@@ -96,16 +119,14 @@ class Plane:
         patient = BatcherSettings(min_patience_seconds=10, max_patience_seconds=10)
         self.primary = ScriptedReplica("primary", primary, patient)
         self.secondary = ScriptedReplica("secondary", secondary, patient)
-        cached_scores = CachedScores(CachedScoreSettings(), clock)
-        champion = Champion(
-            self.primary,
-            self.secondary,
-            RetryBudget(RetrySettings(), clock),
-            False,
-            budget,
-            clock,
-            lambda: 0.5,
-        )
+        self.replicas = [self.primary, self.secondary]
+
+        def champion_of(primary: ScriptedReplica, secondary: ScriptedReplica) -> Champion:
+            retries = RetryBudget(RetrySettings(), clock)
+            return Champion(primary, secondary, retries, False, budget, clock, lambda: 0.5)
+
+        cached_scores: Any = CachedScores(CachedScoreSettings(), clock)
+        champion = champion_of(self.primary, self.secondary)
         admission = AdmissionSettings(max_in_flight=max_in_flight, min_in_flight=1, reserved_share=0.5)
         self.champion = champion
         self.control = control
@@ -117,24 +138,66 @@ class Plane:
         self.idempotency = IdempotencyWindow(clock, keys)
         self.state = admin_pb2.TRADING_STATE_ACTIVE
         self.limits = ModelLimits()
-        """Of every model."""
-        limits = LimitGuards(lambda _: self.limits, lambda: True, lambda: True)
+        """Of every model that has none of its own."""
+        self.limits_of: dict[str, ModelLimits] = {}
+        """By version."""
+        limits = LimitGuards(lambda version: self.limits_of.get(version, self.limits), lambda: True, lambda: True)
         self.guards = Guards(NO_LIMITS, lambda: self.state, clock, lambda: 1_700_000_000.0, limits)
         self.objective = Objective(SloSettings(), budget.cap_seconds)
+        self.shadow = Shadow([self.secondary])
         self.journal = journal
         self.clock = clock
         self.loop_lag = LoopLag(clock)
-        self.feature_cache = FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,))
-        check = EmbeddedCheck(self.secondary, EmbeddedSettings(), lambda: 0.5, clock)
+        self.feature_cache = FeatureCache("redis://unused", FeatureCacheSettings(), INSTRUMENTS)
+        sampled = EmbeddedSettings(check_share=1.0 if first_stage == "embedded" else 0.01)
+        self.check = EmbeddedCheck(self.secondary, sampled, lambda: 0.5, clock)
         self.embedded = Held()
-        self.chain = Chain(
-            {
-                "model": champion,
-                "embedded": Embedded(self.embedded, clock),
+        stages: Any = {"model": champion, "embedded": Embedded(self.embedded, clock), "cached_score": cached_scores}
+        shadow: Any = self.shadow
+        objective: Any = self.objective
+        check: Any = self.check
+        self.model_map: ModelMap | None = None
+        others = None
+        if second is not None:
+            name, of = second.name, second.feature_set
+            its = [
+                ScriptedReplica(f"{name}/primary", second.primary, patient, feature_set=of),
+                ScriptedReplica(f"{name}/secondary", second.secondary, patient, feature_set=of),
+            ]
+            self.replicas += its
+            self.second_champion = champion_of(*its)
+            self.second_embedded = Held()
+            self.second_shadow = Shadow([its[1]])
+            self.second_objective = Objective(SloSettings(), budget.cap_seconds)
+            self.second_check = EmbeddedCheck(its[1], sampled, lambda: 0.5, clock)
+            self.second_features = FeatureCache("redis://unused", FeatureCacheSettings(), INSTRUMENTS, of)
+            model_map = self.model_map = ModelMap()
+            model_map.set((MapRule(strategy=second.strategy, model=name), MapRule(strategy="gone", model="elsewhere")))
+            second_stage = Embedded(self.second_embedded, clock)
+            cached_scores = RoutedScores(
+                {DEFAULT: cached_scores, name: CachedScores(CachedScoreSettings(), clock)}, model_map
+            )
+            stages = {
+                "model": RoutedStage({DEFAULT: champion, name: self.second_champion}, model_map, pb.STAGE_PRIMARY),
+                "embedded": RoutedStage(
+                    {DEFAULT: stages["embedded"], name: second_stage}, model_map, pb.STAGE_EMBEDDED
+                ),
                 "cached_score": cached_scores,
-                "rules": RulesBaseline(RulesSettings(), clock),
-            },
-            ("model", "cached_score", "rules"),
+            }
+            shadow = RoutedShadow({DEFAULT: self.shadow, name: self.second_shadow}, model_map)
+            objective = RoutedObjective({DEFAULT: self.objective, name: self.second_objective}, model_map.of)
+            check = RoutedCheck({DEFAULT: self.check, name: self.second_check}, model_map)
+            others = OtherSets(
+                lambda: {DEFAULT: (MF1,), name: (of,)},
+                lambda _: self.second_features,
+                max_age_seconds,
+                clock,
+                model_map.of,
+            )
+            others.look()
+        self.chain = Chain(
+            stages | {"rules": RulesBaseline(RulesSettings(), clock)},
+            (first_stage, *(one for one in ("model", "cached_score", "rules") if one != first_stage)),
             clock,
         )
         self.replies = Replies(journal, clock)
@@ -142,16 +205,17 @@ class Plane:
         self.dataplane = DataPlane(
             admission=self.admission,
             idempotency=self.idempotency,
-            markets=Markets(self.feature_cache, 1.0, clock),
+            markets=Markets(self.feature_cache, max_age_seconds, clock, others),
             chain=self.chain,
             cached_scores=cached_scores,
             guards=self.guards,
-            shadow=Shadow([self.secondary]),
+            shadow=shadow,
             recording=Recording(journal, self.replies, self.packets, lambda: next(ids)),
             control=control,
-            observers=Observers(self.metrics, self.objective, DecisionReports(()), self.loop_lag, check),
+            observers=Observers(self.metrics, objective, DecisionReports(()), self.loop_lag, check),
             budget_settings=budget,
             clock=clock,
+            models=self.model_map,
         )
 
     async def decide(
@@ -188,18 +252,23 @@ async def plane(
     journal_mebibytes: int = 100,
     keys: int | None = None,
     max_in_flight: int = 2,
+    second: Second | None = None,
+    first_stage: StageName = "model",
+    max_age_seconds: float = 1.0,
 ) -> AsyncIterator[Plane]:
     """One with a journal in `path`; `keys` is the memory that it shares with others."""
     settings = JournalSettings(path=path / "journal.db", durability=Durability.OS, max_mebibytes=journal_mebibytes)
     memory = keys or make_memory(1)
     try:
         async with Journal(settings) as journal:
-            made = Plane(journal, memory, primary, secondary, budget, max_in_flight)
+            made = Plane(
+                journal, memory, primary, secondary, budget, max_in_flight, second, first_stage, max_age_seconds
+            )
             try:
                 yield made
             finally:
-                await made.primary.batcher.close()
-                await made.secondary.batcher.close()
+                for replica in made.replicas:
+                    await replica.batcher.close()
     finally:
         if keys is None:
             os.close(memory)

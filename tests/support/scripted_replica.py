@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import numpy as np
 
+from feature_cache.feature_set import FeatureSet
+from feature_cache.features import MF1
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.outcome import BatchFailedError, Outcome
@@ -27,7 +29,9 @@ class ScriptedReplica(Replica):
         breaker_settings: BreakerSettings | None = None,
         stalled_seconds: Callable[[float], float] = lambda since: 0.0,
         warm_up_seconds: float = 0.0,
+        feature_set: FeatureSet | None = None,
     ) -> None:
+        self._set = feature_set
         super().__init__(
             name,
             "nowhere",
@@ -45,6 +49,11 @@ class ScriptedReplica(Replica):
         self.script = script
         self.calls = 0
 
+    @property
+    def feature_set(self) -> FeatureSet:
+        """That of its model, where the test says which."""
+        return self._set or super().feature_set
+
     async def _score(self, rows: list[bytes], traceparent: str = "") -> ScoreBatch:
         self.calls += 1
         return await self.script(rows)
@@ -54,12 +63,18 @@ class ScriptedReplica(Replica):
         return asyncio.create_task(self._probe_forever())
 
 
-def answers(score: float, after_seconds: float = 0.001, threshold: float = 0.5, version: str = "aa" * 8) -> Script:
+def answers(
+    score: float,
+    after_seconds: float = 0.001,
+    threshold: float = 0.5,
+    version: str = "aa" * 8,
+    feature_set: FeatureSet = MF1,
+) -> Script:
     """Gives every row this score."""
 
     async def script(rows: list[bytes]) -> ScoreBatch:
         await asyncio.sleep(after_seconds)
-        model = ModelIdentity("champion", version, threshold, 0)
+        model = ModelIdentity("champion", version, threshold, 0, feature_set)
         return ScoreBatch(model, np.full(len(rows), score, dtype=np.float32))
 
     return script

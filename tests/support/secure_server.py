@@ -27,7 +27,7 @@ from server.security.private import write_private
 from server.security.trial import ISSUER, KeyPair, TrialIssuer, jwks
 from support.authority import RevokingAuthority
 from support.bare_server import environment
-from support.harness import INSTRUMENTS, eventually
+from support.harness import INSTRUMENTS, START_SECONDS, eventually
 from support.leash import LeashedPopen
 
 SECONDS: Final = 5.0
@@ -106,7 +106,7 @@ class SecureServer:
         with self.path("server.log").open("ab") as log:
             self.process = LeashedPopen([sys.executable, "-m", "server"], env=self.env, stderr=log)
         try:
-            eventually(self._serves, bool)
+            eventually(self._serves, bool, START_SECONDS)
             yield self
         finally:
             family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]

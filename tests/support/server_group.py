@@ -9,14 +9,13 @@ import sqlite3
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.request import urlopen
 
-import grpc
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,13 +23,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from feature_cache.compiled import SWITCH
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
-from pretrade.client import retries
+from pretrade.client import CallError, Client, Shared, retries
 from pretrade.decision.v1 import decision_pb2 as pb
-from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.reading.verify import Verified, verify
 from server.journal.entries import entry_of, packets
 from support.bare_server import admin_channel, environment, is_ready
-from support.harness import INSTRUMENTS, MID, PATIENCE_SECONDS, CallingThreads, Product, eventually
+from support.harness import INSTRUMENTS, MID, CallingThreads, Product, eventually
 from support.leash import LeashedPopen
 
 EDGES: Final = ("grpcio", "envoy")
@@ -39,7 +37,9 @@ WAYS_IN: Final = (*EDGES, "envoy by ASGI alone")
 """The same, and Envoy without the lane that plain calls take there."""
 RARELY_ON_ENVOY: Final = ("grpcio", pytest.param("envoy", marks=pytest.mark.long))
 """The same, where that takes more time than it tells."""
-_CALL_SECONDS = 2.0
+_CALL_SECONDS = 10.0
+"""Room for an order whose process was killed: its key is claimed for as long as the cap below, and then asked for again
+for as long."""
 _START_SECONDS = 120.0
 """Process after process loads, on a machine that has other work."""
 _SETTINGS = {
@@ -211,18 +211,34 @@ def order(ref: str = "one", **changes: Any) -> pb.Order:
 
 @dataclass
 class Callers(CallingThreads):
-    """Callers who ask one decision after another, each over a connection of its own, until stopped.
+    """Callers who ask one decision after another by the client library, each with a client of its own, until stopped.
 
-    Every call has an order with a reference of its own.
-
-    With the client library's retry policy, unless told otherwise: then a caller whose call failed connects anew before
-    the next.
+    Every order has a reference of its own.
     """
 
     target: str
-    retrying: bool = True
+    others: Sequence[str] = ()
+    """Servers that are asked while that one is away."""
     decisions: list[pb.Decision] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    sharing: bool = False
+    """Whether they share the calls of one client."""
+    name: str = "caller"
+    """What the references begin with."""
+    _one: Client = field(init=False)
+    _shared: Shared = field(init=False)
+
+    def __enter__(self) -> Self:
+        self._one = self._connect()
+        self._shared = self._one.shared()
+        return super().__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self._one.close()
+
+    def _connect(self) -> Client:
+        return Client.connect(self.target, *self.others, deadline_seconds=_CALL_SECONDS)
 
     def wait_for_more(self, calls: int) -> None:
         wanted = len(self.decisions) + len(self.errors) + calls
@@ -234,24 +250,18 @@ class Callers(CallingThreads):
             side=pb.SIDE_BUY,
             quantity=0.01,
             limit_price=MID,
-            strategy=f"test-{number}",
+            strategy=f"{self.name}-{number}",
         )
-        # Of one process, yet each with its own connection, as callers of several machines would have.
-        options: list[tuple[str, object]] = [("grpc.use_local_subchannel_pool", 1)]
-        if self.retrying:
-            options += retries.OPTIONS
-        with grpc.insecure_channel(self.target, options=options) as channel:
-            stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        with self._connect() as own:
+            asked = self._shared if self.sharing else own
             for call in itertools.count():
                 if self._stopped.is_set():
                     break
-                order.order_ref = f"caller-{number}-{call}"
+                order.order_ref = f"{self.name}-{number}-{call}"
                 try:
-                    self.decisions.append(stub.Decide(pb.DecideRequest(order=order), timeout=_CALL_SECONDS).decision)
-                except grpc.RpcError as error:
-                    self.errors.append(f"{error.code().name}: {error.details()}")
-                    if not self.retrying:
-                        grpc.channel_ready_future(channel).result(timeout=PATIENCE_SECONDS)
+                    self.decisions.append(asked.decide(order).message)
+                except CallError as error:
+                    self.errors.append(str(error))
 
 
 def reply_statuses(group: Group) -> dict[str, str]:

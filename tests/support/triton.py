@@ -5,9 +5,11 @@ Its models are real ones: XGBoost's JSON in `REPOSITORY/NAME/NUMBER/xgboost.json
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,7 +129,11 @@ class Triton:
         if tensor.name != "input__0" or any(one.name != "output__0" for one in request.outputs):
             raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"unexpected inference input for model '{name}'")
         rows = np.frombuffer(request.raw_input_contents[0], "<f4").reshape(tuple(tensor.shape))
-        scores = (self.factor * served[version].inplace_predict(rows, missing=np.nan)).astype("<f4")
+        booster = served[version]
+        if rows.shape[1] != booster.num_features():
+            said = f"unexpected shape for input 'input__0' for model '{name}'. Expected [-1,{booster.num_features()}]"
+            raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"{said}, got [{len(rows)},{rows.shape[1]}]")
+        scores = (self.factor * booster.inplace_predict(rows, missing=np.nan)).astype("<f4")
         answer = ModelInferResponse(model_name=name, model_version=str(version))
         answer.outputs.add(name="output__0", datatype="FP32", shape=(len(rows), 1))
         answer.raw_output_contents.append(scores.tobytes())
@@ -182,6 +188,31 @@ async def triton(
         yield made
     finally:
         await server.stop(0)
+
+
+@contextmanager
+def tritons(repository: Path, roles: Iterable[str], *names: str) -> Iterator[dict[str, Triton]]:
+    """One server for each role, over one repository, in a thread with an event loop of its own."""
+    made: dict[str, Triton] = {}
+    ready, over = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        async with AsyncExitStack() as stack:
+            for role in roles:
+                made[role] = await stack.enter_async_context(triton(repository, *names))
+            ready.set()
+            await over.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield made
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join()
+        loop.close()
 
 
 def _method(answer: Callable[[Any], Any], request: Any) -> grpc.RpcMethodHandler[Any, Any]:

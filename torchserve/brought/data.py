@@ -20,9 +20,9 @@ from pydantic import ValidationError
 
 from feature_cache.feature_set import FeatureSet
 from torchserve.brought.errors import BroughtError
-from torchserve.dataset import Samples
+from torchserve.dataset import Samples, SamplesError
 from torchserve.label import Label
-from torchserve.point_in_time import SIDES
+from torchserve.point_in_time import SIDES, check_unit
 from torchserve.sources import sha256_of
 
 LABELS: Final = ("eligible", "label")
@@ -124,9 +124,15 @@ def _times(path: Path, table: Any) -> NDArray[np.int64]:
     column = table.column("time")
     if column.null_count or not (pa.types.is_timestamp(column.type) or pa.types.is_integer(column.type)):
         raise BroughtError(f"{path}: column time must be timestamps or nanoseconds since 1970, without a hole")
-    if pa.types.is_timestamp(column.type):
+    is_timestamp = pa.types.is_timestamp(column.type)
+    if is_timestamp:
         column = column.cast(pa.timestamp("ns", tz=column.type.tz))
     found: NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
+    try:
+        if not is_timestamp:
+            check_unit(found)
+    except SamplesError as error:
+        raise BroughtError(f"{path}: {error}") from error
     return found
 
 
@@ -173,10 +179,7 @@ def _label_of(path: Path, described: dict[str, Any]) -> Label:
 
 
 def _step_seconds(samples: Samples) -> float:
-    steps = []
-    for number in range(len(samples.instruments)):
-        times = samples.time_ns[(samples.instrument == number) & ~samples.sell]
-        steps.append(np.diff(times))
+    steps = [np.diff(samples.time_ns[samples.one_side(number)]) for number in range(len(samples.instruments))]
     gaps = np.concatenate(steps)
     gaps = gaps[gaps > 0]
     return float(np.median(gaps)) / 1e9 if len(gaps) else 0.0

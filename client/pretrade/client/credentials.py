@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +14,7 @@ import grpc.aio
 from pretrade.client import operator_token, retries
 from pretrade.client.addresses import is_local
 from pretrade.client.credential_variables import CA, CERTIFICATE, KEY, TLS_NAME, TOKEN, TOKEN_FILE
-
-
-class CredentialsError(Exception):
-    """The credentials cannot be used; says why."""
+from pretrade.client.errors import CredentialsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +53,10 @@ class ClientCredentials:
             os.environ.get(TOKEN) or None,
         )
 
+    def with_changes(self, changes: Mapping[str, Any]) -> ClientCredentials:
+        """These, but for what is named here."""
+        return replace(self, **changes)
+
     def or_operator_token(self, address: str, token_file: Path | None = None) -> ClientCredentials:
         """These, and for an admin port of this machine its operator token, where nothing else is shown to it.
 
@@ -74,16 +75,40 @@ class ClientCredentials:
         Raises:
             CredentialsError: A file cannot be read, or a token would travel in the open.
         """
-        if self.token or self.token_file:
-            self._check_open(address)
-        options = [*retries.OPTIONS, *options]
-        if self.ca is None:
-            channel = grpc.insecure_channel(address, options)
-        else:
-            channel = grpc.secure_channel(address, self._tls(self.ca), [*self._name_option, *options])
+        channel = self.plain_channel(address, [*retries.OPTIONS, *options])
         if self.token or self.token_file:
             return grpc.intercept_channel(channel, _Bearer(self._bearer))
         return channel
+
+    def plain_channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
+        """A channel that neither asks again nor shows the token, which goes with `metadata`.
+
+        Raises:
+            CredentialsError: As `channel`.
+        """
+        self._check_open(address)
+        if self.ca is None:
+            return grpc.insecure_channel(address, options)
+        return grpc.secure_channel(address, self._tls(self.ca), [*self._name_option, *options])
+
+    def plain_aio_channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
+        """The same for asyncio.
+
+        Raises:
+            CredentialsError: As `channel`.
+        """
+        self._check_open(address)
+        if self.ca is None:
+            return grpc.aio.insecure_channel(address, options)
+        return grpc.aio.secure_channel(address, self._tls(self.ca), [*self._name_option, *options])
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What shows the token in a call; nothing where there is none. A token's file is read anew every time.
+
+        Raises:
+            CredentialsError: The file cannot be read.
+        """
+        return (("authorization", f"Bearer {self._bearer()}"),) if self.token or self.token_file else ()
 
     def aio_channel(self, address: str) -> grpc.aio.Channel:
         """The same for asyncio; its calls have one request each.
@@ -92,8 +117,8 @@ class ClientCredentials:
             CredentialsError: As `channel`.
         """
         shown: list[grpc.aio.ClientInterceptor] = []
+        self._check_open(address)
         if self.token or self.token_file:
-            self._check_open(address)
             shown = [_AioBearer(self._bearer), _AioStreamBearer(self._bearer)]
         if self.ca is None:
             return grpc.aio.insecure_channel(address, interceptors=shown)
@@ -105,7 +130,7 @@ class ClientCredentials:
 
     def _check_open(self, address: str) -> None:
         """Refuses to send a token over a network in the open."""
-        if self.ca is None and not is_local(address):
+        if (self.token or self.token_file) and self.ca is None and not is_local(address):
             raise CredentialsError(f"a token is not sent to {address} without TLS: name the authority (--tls-ca)")
 
     def _tls(self, ca: Path) -> grpc.ChannelCredentials:

@@ -1,4 +1,8 @@
-"""How a caller tries again: gRPC's retry policy for `DecisionService`, and the delay that a refusal asks for."""
+"""How a caller tries again: when, how often, and how long after; and the delay that a refusal asks for.
+
+`policy` keeps to it in `Client` and `AsyncClient`. `POLICY` says the same to gRPC's own retries, for callers in other
+languages and for programs that use the stubs: gRPC knows one server, no health, and no share of a deadline.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,21 @@ from typing import Any, Final
 
 import grpc
 
-_PUSHBACK: Final = "grpc-retry-pushback-ms"
+PUSHBACK: Final = "grpc-retry-pushback-ms"
+REPEATED: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""The order may not have been decided; under its idempotency key it is decided once, however often it is asked."""
+FIRST_PAUSE_SECONDS: Final = 0.005
+LONGEST_PAUSE_SECONDS: Final = 0.1
+PAUSE_FACTOR: Final = 4
+SPARE_FAILURES: Final = 25
+"""Failures that nobody has made up for, from which on nobody tries again. A success makes up for half of one."""
+CHANNEL_OPTIONS: Final = (
+    # A server that is back is found in 0.1 s, not after gRPC's default of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+"""How a channel looks for a server that it has lost."""
 
 POLICY: Final[dict[str, Any]] = {
     "methodConfig": [
@@ -16,14 +34,14 @@ POLICY: Final[dict[str, Any]] = {
             "name": [{"service": "pretrade.decision.v1.DecisionService"}],
             "retryPolicy": {
                 "maxAttempts": 4,
-                "initialBackoff": "0.005s",
-                "maxBackoff": "0.1s",
-                "backoffMultiplier": 4,
-                "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE", "CANCELLED"],
+                "initialBackoff": f"{FIRST_PAUSE_SECONDS}s",
+                "maxBackoff": f"{LONGEST_PAUSE_SECONDS}s",
+                "backoffMultiplier": PAUSE_FACTOR,
+                "retryableStatusCodes": ["RESOURCE_EXHAUSTED", *(code.name for code in REPEATED)],
             },
         }
     ],
-    "retryThrottling": {"maxTokens": 50, "tokenRatio": 0.5},
+    "retryThrottling": {"maxTokens": 2 * SPARE_FAILURES, "tokenRatio": 0.5},
 }
 """A gRPC service config, with which a call is made again within its deadline.
 
@@ -45,7 +63,7 @@ def retry_delay(error: grpc.RpcError) -> float | None:
     """
     metadata = getattr(error, "trailing_metadata", lambda: None)()
     for key, value in metadata or ():
-        if key == _PUSHBACK:
+        if key == PUSHBACK:
             try:
                 milliseconds = int(value)
             except ValueError:

@@ -16,7 +16,7 @@ _WHY: Final[dict[Cause, str]] = {
     "cancelled": "the caller had gone",
     "deadline": "the reply could not be sent before the deadline, and the call ended DEADLINE_EXCEEDED",
     "failed": "the server failed after it had decided, and the call ended INTERNAL",
-    "unsent": "the caller did not read its reply for seconds; it may have read it later",
+    "unsent": "the caller did not read for seconds, or its deadline passed as the reply was sent; it may have heard it",
     "not_durable": "the commit failed, so that the caller was told ABSTAIN; the row turned up on disk after all",
     "killed": "the server was killed before it could say; the caller may have heard the decision",
     "repeated": "the first call did not hear it; it is not confirmed whether a repeat of the call did",

@@ -270,7 +270,7 @@ def test_a_comparison_is_told_in_the_words_of_the_contract() -> None:
 async def test_comparisons_that_are_switched_off_do_not_end_the_component_and_the_server_with_it() -> None:
     task = Task(journal=Path("nowhere"), database_url="sqlite://", model_store=None)
     nobody = Reading("drift", ReadingProcess("reads", task))
-    watching = asyncio.create_task(DriftWatch(nobody, DriftSettings(interval_seconds=0)).run())
+    watching = asyncio.create_task(DriftWatch(nobody, DriftSettings(interval_seconds=0), dict).run())
     done, _ = await asyncio.wait((watching,), timeout=0.05)
     assert not done
     watching.cancel()

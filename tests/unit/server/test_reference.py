@@ -63,3 +63,10 @@ def test_an_answer_that_takes_its_budget_exactly_is_within_it(budget: str) -> No
     family.add_metric((), *histogram.buckets())
     within = {sample.labels.get("le"): sample.value for sample in family.samples}
     assert within[budget] == 1
+
+
+def test_a_reason_has_its_whole_comment_also_where_that_has_several_lines() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", reasons_page(), re.MULTILINE))
+    assert rows["OUT_OF_DOMAIN"].startswith("Guard, while the flag")
+    assert rows["OUT_OF_DOMAIN"].endswith("its sign turned (FEATURE_IMPLAUSIBLE).")
+    assert all(text[0].isupper() or text[0] == "`" for text in rows.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,6 +186,27 @@ def test_a_file_of_feature_sets_that_is_wrong_refuses_to_start(monkeypatch: pyte
         load()
 
 
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {"champion_version": "ab" * 8},
+            "models.scalper: champion_version: abababababababab, but oip.champion is 0123",
+        ),
+        ({}, "models.scalper.oip.champion: .*feature set 00000001 is not known here"),
+    ],
+)
+def test_a_named_model_that_is_described_wrongly_refuses_to_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fields: dict[str, str], sentence: str
+) -> None:
+    described = {"version": "0123456789abcdef", "threshold": 0.5, "feature_set_fingerprint": 1}
+    (tmp_path / "scalper.json").write_text(json.dumps(described))
+    model = {"primary": "far:8001", "primary_protocol": "oip", "oip": {"champion": str(tmp_path / "scalper.json")}}
+    monkeypatch.setenv("PRETRADE_MODELS", json.dumps({"scalper": model | fields}))
+    with pytest.raises(ValueError, match=f"(?s){sentence}"):
+        load()
+
+
 def test_a_model_besides_the_default_one_has_settings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRETRADE_MODELS", '{"scalper": {"primary": "far:7070"}}')
     settings = load()
@@ -201,6 +223,8 @@ def test_a_model_besides_the_default_one_has_settings_of_its_own(monkeypatch: py
         ('{"Scalper": {}}', "String should match pattern"),
         ('{"scalper": {"management": {"primary": "a:1,b:2"}}}', "models.scalper: .*primary has 1 endpoints"),
         ('{"scalper": {"endpoint": "a:1"}}', "Extra inputs are not permitted"),
+        ('{"scalper": {"primary_protocol": "oip"}}', "models.scalper: primary_protocol: oip, but its primary is that"),
+        ('{"scalper": {"oip": {"champion": "nosuch.json"}}}', "models.scalper.oip.champion.* does not point to a file"),
     ],
 )
 def test_a_model_that_makes_no_sense_refuses_to_start(

@@ -20,6 +20,7 @@ DEADLINE = 0.1
 DECIDED = SENT + 0.01
 """Of the order `one`."""
 CANCELLED = unconfirmed_status("cancelled")
+UNSENT = unconfirmed_status("unsent")
 
 
 def decision(**changes: Any) -> pb.Decision:
@@ -94,6 +95,20 @@ def test_a_refused_order_with_a_row_is_found() -> None:
 
 def test_an_answer_whose_row_says_unconfirmed_is_found() -> None:
     assert found(heard(), rows=[(packet(), CANCELLED)]) == [f"I1: one was answered and its row says {CANCELLED}"]
+
+
+def test_of_few_answers_alone_the_audit_need_not_know_whether_they_were_sent() -> None:
+    (one,) = found(heard(), rows=[(packet(), UNSENT)])
+    assert one == f"I1: 1 of 1 were answered and their rows say {UNSENT}: ['one']"
+    refs = [f"{number}" for number in range(40)]
+    calls = [heard(decision(order_ref=ref), order_ref=ref) for ref in refs]
+    rows = [(packet(call.decision), REPLIED) for call in calls]
+    for packed, _ in rows:
+        packed.order.order_ref = packed.decision.order_ref
+    assert not found(
+        *calls, rows=[(packed, UNSENT if place < 2 else REPLIED) for place, (packed, _) in enumerate(rows)]
+    )
+    assert found(*calls, rows=[(packed, UNSENT if place < 3 else REPLIED) for place, (packed, _) in enumerate(rows)])
 
 
 def test_an_order_that_its_batch_or_stream_left_out_is_found() -> None:

@@ -10,19 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from pretrade.client.cli.change_options import EXIT_CODES, How
 from pretrade.client.cli.model_versions import LOAD_SECONDS, Version, dry
+from pretrade.client.cli.option_groups import spreads_options
 from pretrade.client.cli.options import (
     DEFAULT_MODEL,
-    USER,
     AdminTarget,
     AsJson,
-    Author,
     Directory,
-    DryRun,
-    Expect,
     Model,
-    Reason,
-    Yes,
     every_order_of,
 )
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
@@ -33,13 +29,11 @@ if TYPE_CHECKING:
     from pretrade.admin.v1 import admin_pb2
 
 _REFRESH_SECONDS: Final = 0.5
-_EXIT_CODES: Final = (
-    "Exit codes: 0 done; 1 refused by the server, or not confirmed; 2 wrong usage; 3 no server could be reached; "
-    "4 another change came first: look again; 7 not known whether it was done: look at `pretrade changes`; "
-    "`canary status`: 0 running or promoted, 5 rolled back or aborted, 6 there never was one."
+_STATUS_EXIT_CODES: Final = (
+    "Exit codes: 0 running or promoted; 2 wrong usage; 3 no server could be reached; 5 rolled back or aborted; "
+    "6 there never was a canary."
 )
 ROLLED_BACK, NO_CANARY = 5, 6
-_REASON: Final = "from the command line"
 
 canary_app = typer.Typer(
     name="canary",
@@ -50,7 +44,8 @@ app = typer.Typer()
 app.add_typer(canary_app)
 
 
-@canary_app.command(epilog=_EXIT_CODES)
+@canary_app.command(epilog=EXIT_CODES)
+@spreads_options
 def start(
     version: Version = "candidate",
     steps: Annotated[
@@ -63,14 +58,8 @@ def start(
         str, typer.Option(metavar="PATTERN", help="Only orders of strategies that fit, like 'sweep-?'. [all]")
     ] = "",
     model: Model = DEFAULT_MODEL,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    expect: Expect = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: How,
 ) -> None:
     """Load and check a version, and give it the first share of the order flows; more as its evidence allows.
 
@@ -78,7 +67,7 @@ def start(
     the champion only by `pretrade canary promote`.
     """
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.changing import How, changed
+    from pretrade.client.cli.changing import changed
     from pretrade.client.cli.connection import connected
     from pretrade.client.cli.views import covered
 
@@ -97,17 +86,14 @@ def start(
         instrument=instrument,
         strategy=strategy,
         model=model,
-        author=author,
-        reason=reason,
     )
-    with connected(target, directory, "admin") as channel:
+    with connected(how.target, how.directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
-        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=LOAD_SECONDS)
-        response = changed(stub.StartCanary, request, how, risk)
-    _show(response, response.canary, response.change, as_json)
+        response = changed(stub.StartCanary, request, how, risk, rpc_seconds=LOAD_SECONDS)
+    _show(response, response.canary, response.change, how.as_json)
 
 
-@canary_app.command(epilog=_EXIT_CODES)
+@canary_app.command(epilog=_STATUS_EXIT_CODES)
 def status(
     affected: Annotated[
         int, typer.Option(min=0, max=1_000, help="Also list so many of the decisions that it made.")
@@ -156,116 +142,93 @@ def status(
     raise typer.Exit(_code(found))
 
 
-@canary_app.command(epilog=_EXIT_CODES)
+@canary_app.command(epilog=EXIT_CODES)
+@spreads_options
 def weight(
     percent: Annotated[float, typer.Argument(min=0, max=100, help="Percent of the order flows.")],
     hold: Annotated[bool, typer.Option("--hold/--go-on", help="Hold it there, or let it take its steps.")] = True,
     model: Model = DEFAULT_MODEL,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    expect: Expect = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: How,
 ) -> None:
     """Set the canary's share of the order flows by hand."""
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.changing import How, changed
+    from pretrade.client.cli.changing import changed
     from pretrade.client.cli.connection import connected
 
     def risk(would: admin_pb2.SetCanaryWeightResponse) -> str:
         return f"The canary {would.canary.model_version} then decides {percent:g} % of the order flows."
 
-    request = admin_pb2.SetCanaryWeightRequest(
-        weight=percent / 100, hold=hold, model=model, author=author, reason=reason
-    )
-    with connected(target, directory, "admin") as channel:
+    request = admin_pb2.SetCanaryWeightRequest(weight=percent / 100, hold=hold, model=model)
+    with connected(how.target, how.directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
-        response = changed(stub.SetCanaryWeight, request, How(expect=expect, dry_run=dry_run, yes=yes), risk)
-    _show(response, response.canary, response.change, as_json)
+        response = changed(stub.SetCanaryWeight, request, how, risk)
+    _show(response, response.canary, response.change, how.as_json)
 
 
-@canary_app.command(epilog=_EXIT_CODES)
+@canary_app.command(epilog=EXIT_CODES)
+@spreads_options
 def promote(
     model: Model = DEFAULT_MODEL,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    expect: Expect = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: How,
 ) -> None:
     """Make the canary the champion now, whatever its evidence."""
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.changing import How, changed
+    from pretrade.client.cli.changing import changed
     from pretrade.client.cli.connection import connected
 
     def risk(would: admin_pb2.PromoteCanaryResponse) -> str:
         return f"The canary {would.canary.model_version} then decides {every_order_of(model)}, whatever its evidence."
 
-    request = admin_pb2.PromoteCanaryRequest(model=model, author=author, reason=reason)
-    with connected(target, directory, "admin") as channel:
+    request = admin_pb2.PromoteCanaryRequest(model=model)
+    with connected(how.target, how.directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
-        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=LOAD_SECONDS)
-        response = changed(stub.PromoteCanary, request, how, risk)
-    _show(response, response.canary, response.change, as_json)
+        response = changed(stub.PromoteCanary, request, how, risk, rpc_seconds=LOAD_SECONDS)
+    _show(response, response.canary, response.change, how.as_json)
 
 
-@canary_app.command(epilog=_EXIT_CODES)
+@canary_app.command(epilog=EXIT_CODES)
+@spreads_options
 def abort(
     model: Model = DEFAULT_MODEL,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    expect: Expect = None,
-    dry_run: DryRun = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: How,
 ) -> None:
     """End the canary: all orders go to the champion. Never asks: it only makes things safer."""
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.changing import How, changed
+    from pretrade.client.cli.changing import changed
     from pretrade.client.cli.connection import connected
 
-    request = admin_pb2.AbortCanaryRequest(model=model, author=author, reason=reason)
-    with connected(target, directory, "admin") as channel:
+    request = admin_pb2.AbortCanaryRequest(model=model)
+    with connected(how.target, how.directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
-        response = changed(stub.AbortCanary, request, How(expect=expect, dry_run=dry_run))
-    _show(response, response.canary, response.change, as_json)
+        response = changed(stub.AbortCanary, request, how)
+    _show(response, response.canary, response.change, how.as_json)
 
 
-@canary_app.command(epilog=_EXIT_CODES)
+@canary_app.command(epilog=EXIT_CODES)
+@spreads_options
 def rollback(
     model: Model = DEFAULT_MODEL,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    expect: Expect = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: How,
 ) -> None:
     """Make the champion's predecessor the champion again."""
     from google.protobuf.json_format import MessageToJson
 
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.changing import How, changed
+    from pretrade.client.cli.changing import changed
     from pretrade.client.cli.connection import connected
 
     def risk(would: admin_pb2.RollBackResponse) -> str:
         return f"{would.model_version} then decides {every_order_of(model)}, and no longer {would.previous_version}."
 
-    request = admin_pb2.RollBackRequest(model=model, author=author, reason=reason)
-    with connected(target, directory, "admin") as channel:
+    request = admin_pb2.RollBackRequest(model=model)
+    with connected(how.target, how.directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
-        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=LOAD_SECONDS)
-        response = changed(stub.RollBack, request, how, risk)
-    if as_json:
+        response = changed(stub.RollBack, request, how, risk, rpc_seconds=LOAD_SECONDS)
+    if how.as_json:
         print(MessageToJson(response))
     else:
         print(f"champion: {response.previous_version} → {response.model_version}{dry(response.change)}")

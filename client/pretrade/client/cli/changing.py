@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import grpc
@@ -14,6 +13,7 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.client.cli.change_options import How
 from pretrade.client.cli.connection import RPC_SECONDS
 from pretrade.client.enum_names import enum_name
 
@@ -25,19 +25,14 @@ _STATUS_DETAILS: Final = "grpc-status-details-bin"
 """Trailing metadata with which a server itself says why it refuses."""
 
 
-@dataclass(frozen=True, slots=True)
-class How:
-    """How a change is to be made: the options that every command has that makes one."""
-
-    expires_in_seconds: float | None = None
-    expect: int | None = None
-    dry_run: bool = False
-    yes: bool = False
-    rpc_seconds: float = RPC_SECONDS
-    """How long the server may take."""
-
-
-def changed(call: Callable[..., Any], request: Any, how: How, risk: str | Callable[[Any], str] = "") -> Any:
+def changed(
+    call: Callable[..., Any],
+    request: Any,
+    how: How,
+    risk: str | Callable[[Any], str] = "",
+    expires_in_seconds: float | None = None,
+    rpc_seconds: float = RPC_SECONDS,
+) -> Any:
     """Makes a change, once it is confirmed where it is a risk.
 
     Args:
@@ -45,6 +40,8 @@ def changed(call: Callable[..., Any], request: Any, how: How, risk: str | Callab
         request: What it is given; `how` is added to it.
         how: The command's options.
         risk: What it may do to trading, where that must be confirmed; or what says so, given the response of a dry run.
+        expires_in_seconds: After which the change reverts by itself; None for never.
+        rpc_seconds: How long the server may take.
 
     Returns:
         The response.
@@ -52,20 +49,21 @@ def changed(call: Callable[..., Any], request: Any, how: How, risk: str | Callab
     Raises:
         typer.Exit: It was not confirmed, or it is not known whether it was made.
     """
-    if how.expires_in_seconds is not None:
+    request.author, request.reason = how.author, how.reason
+    if expires_in_seconds is not None:
         duration = Duration()
-        duration.FromNanoseconds(int(how.expires_in_seconds * 1e9))
+        duration.FromNanoseconds(int(expires_in_seconds * 1e9))
         request.expires_in.CopyFrom(duration)
     if how.expect is not None:
         request.expected_control_version = how.expect
     if risk and not how.yes and not how.dry_run:
         request.dry_run = True
-        would = call(request, timeout=how.rpc_seconds)
+        would = call(request, timeout=rpc_seconds)
         request.expected_control_version = would.change.version
         confirm(would.change, risk if isinstance(risk, str) else risk(would))
     request.dry_run = how.dry_run
     try:
-        return call(request, timeout=how.rpc_seconds)
+        return call(request, timeout=rpc_seconds)
     except grpc.RpcError as error:
         if how.dry_run or not _may_have_arrived(error):
             raise

@@ -11,7 +11,8 @@ import grpc
 import typer
 
 from pretrade.client.cli.options import ADMIN_TARGET, DECISION_TARGET, UNREACHABLE
-from pretrade.client.credentials import ClientCredentials, CredentialsError
+from pretrade.client.credentials import ClientCredentials
+from pretrade.client.errors import CredentialsError
 from pretrade.client.stack_file import NoStackError, operator_token_file, stack_endpoint
 
 RPC_SECONDS: Final = 3.0

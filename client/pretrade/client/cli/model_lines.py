@@ -32,16 +32,16 @@ def drift_line(drift: admin_pb2.DriftStatus) -> str:
 def champion_line(champion: admin_pb2.ChampionStatus) -> str:
     """Which version decides, and how good it is known to be; markup of rich."""
     line = standing_line(champion.model_version, champion.standing, champion.card)
-    return line + (_expiry(champion.expires_in.ToTimedelta()) if champion.HasField("expires_in") else "")
+    return line + (f"; {expiry_text(champion.expires_in.ToTimedelta())}" if champion.HasField("expires_in") else "")
 
 
-def _expiry(left: dt.timedelta) -> str:
+def expiry_text(left: dt.timedelta) -> str:
     """How long it may still decide; markup of rich."""
     days = left / dt.timedelta(days=1)
     if days <= 0:
-        return f"; [red]expired {-days:.1f} days ago: its answers are ABSTAIN[/]"
+        return f"[red]expired {-days:.1f} days ago: its answers are ABSTAIN[/]"
     said = f"expires in {days:.1f} days"
-    return f"; [yellow]{said}[/]" if days < _SOON_DAYS else f"; {said}"
+    return f"[yellow]{said}[/]" if days < _SOON_DAYS else said
 
 
 def standing_line(version: str, standing: str, card: str) -> str:

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from pretrade.client.cli.options import USER, AdminTarget, AsJson, Author, Directory, DryRun, Expect, For, Reason, Yes
-from pretrade.client.stack_file import DEFAULT_DIRECTORY
+from pretrade.client.cli.change_options import EXIT_CODES, How
+from pretrade.client.cli.option_groups import spreads_options
+from pretrade.client.cli.options import For
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pretrade.admin.v1 import admin_pb2
 
-_EXIT_CODES: Final = (
-    "Exit codes: 0 done; 1 refused by the server, or not confirmed; 2 wrong usage; 3 no server could be reached; "
-    "4 another change came first: look again; 7 not known whether it was done: look at `pretrade changes`."
-)
-_REASON: Final = "from the command line"
 _FORM: Final = "[INSTRUMENT][:STRATEGY]=MODEL"
 
 app = typer.Typer()
 
 
-@app.command("map", epilog=_EXIT_CODES)
+@app.command("map", epilog=EXIT_CODES)
+@spreads_options
 def map_models(
     rules: Annotated[
         list[str] | None,
@@ -43,14 +41,8 @@ def map_models(
     ] = None,
     default: Annotated[bool, typer.Option("--default", help="Take all rules out.")] = False,
     expires_in_seconds: For = None,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    expect: Expect = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: How,
 ) -> None:
     """Show which model decides which orders, or set it. The first rule that fits an order holds. Asks first.
 
@@ -60,25 +52,26 @@ def map_models(
     from google.protobuf.json_format import MessageToJson
 
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.changing import How, changed, show
+    from pretrade.client.cli.changing import changed, show
     from pretrade.client.cli.connection import RPC_SECONDS, connected
 
     if sum(map(bool, (rules, add or remove, default))) > 1:
         raise typer.BadParameter("either the whole map, or --add and --remove, or --default")
     given, more, less = (_rules(texts or ()) for texts in (rules, add, remove))
-    with connected(target, directory, "admin") as channel:
+    with connected(how.target, how.directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         found = stub.GetModelMap(admin_pb2.GetModelMapRequest(), timeout=RPC_SECONDS)
         if not (rules or add or remove or default):
-            print(MessageToJson(found, always_print_fields_with_no_presence=True) if as_json else _shown(found))
+            print(MessageToJson(found, always_print_fields_with_no_presence=True) if how.as_json else _shown(found))
             return
         if add or remove:
             given = _changed_rules(found.rules, more, less)
-            expect = found.control_version if expect is None else expect  # what was read is what is changed
-        request = admin_pb2.SetModelMapRequest(rules=given, author=author, reason=reason)
+            if how.expect is None:
+                how = replace(how, expect=found.control_version)  # what was read is what is changed
+        request = admin_pb2.SetModelMapRequest(rules=given)
         risk = "Orders under way keep their model; all others are decided by the model that the map then names."
-        response = changed(stub.SetModelMap, request, How(expires_in_seconds, expect, dry_run, yes), risk)
-    show(response, response.change, as_json=as_json)
+        response = changed(stub.SetModelMap, request, how, risk, expires_in_seconds)
+    show(response, response.change, as_json=how.as_json)
 
 
 def _rules(texts: Iterable[str]) -> list[admin_pb2.ModelMapRule]:

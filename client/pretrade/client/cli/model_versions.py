@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from pretrade.client.cli.change_options import EXIT_CODES, REASON, How
+from pretrade.client.cli.option_groups import spreads_options
 from pretrade.client.cli.options import (
     DEFAULT_MODEL,
     USER,
@@ -15,10 +17,8 @@ from pretrade.client.cli.options import (
     Author,
     Directory,
     DryRun,
-    Expect,
     Model,
     Reason,
-    Yes,
     every_order_of,
 )
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 
 LOAD_SECONDS: Final = 180.0
 """A version may have to be loaded, warmed up and checked on two replicas."""
-_EXIT_CODES: Final = (
-    "Exit codes: 0 done; 1 refused by the server, or not confirmed; 2 wrong usage; 3 no server could be reached; "
-    "4 another change came first: look again; 7 not known whether it was done: look at `pretrade changes`."
-)
-_REASON: Final = "from the command line"
 
 app = typer.Typer()
 
@@ -44,7 +39,7 @@ def dry(change: admin_pb2.Change) -> str:
     return "  (dry run: nothing was changed)" if change.dry_run else ""
 
 
-@app.command("list", epilog=_EXIT_CODES)
+@app.command("list", epilog=EXIT_CODES)
 def list_models(target: AdminTarget = None, directory: Directory = DEFAULT_DIRECTORY, as_json: AsJson = False) -> None:
     """List every version in the registry, the newest first, with its aliases and where it is loaded."""
     from google.protobuf.json_format import MessageToJson
@@ -60,7 +55,7 @@ def list_models(target: AdminTarget = None, directory: Directory = DEFAULT_DIREC
     _print_models(found.models)
 
 
-@app.command(epilog=_EXIT_CODES)
+@app.command(epilog=EXIT_CODES)
 def load(
     version: Version,
     replica: Annotated[
@@ -68,7 +63,7 @@ def load(
     ] = None,
     model: Model = DEFAULT_MODEL,
     author: Author = USER,
-    reason: Reason = _REASON,
+    reason: Reason = REASON,
     dry_run: DryRun = False,
     target: AdminTarget = None,
     directory: Directory = DEFAULT_DIRECTORY,
@@ -92,39 +87,33 @@ def load(
         _print_models([response.model])
 
 
-@app.command(epilog=_EXIT_CODES)
+@app.command(epilog=EXIT_CODES)
+@spreads_options
 def alias(
     name: Annotated[str, typer.Argument(help="champion, challenger, previous or candidate.")],
     version: Version,
     model: Model = DEFAULT_MODEL,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    expect: Expect = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: How,
 ) -> None:
     """Point an alias at a version. That of the champion makes the version decide every order, without a canary."""
     from google.protobuf.json_format import MessageToJson
 
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.changing import How, changed
+    from pretrade.client.cli.changing import changed
     from pretrade.client.cli.connection import connected
 
     def risk(would: admin_pb2.SetModelAliasResponse) -> str:
         request.model_version = would.model.model_version  # as in `start`
         return f"{would.model.model_version} then decides {every_order_of(model)}, without having been a canary."
 
-    request = admin_pb2.SetModelAliasRequest(
-        alias=name, model_version=version, model=model, author=author, reason=reason
-    )
-    with connected(target, directory, "admin") as channel:
+    request = admin_pb2.SetModelAliasRequest(alias=name, model_version=version, model=model)
+    with connected(how.target, how.directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
-        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=LOAD_SECONDS)
-        response = changed(stub.SetModelAlias, request, how, risk if name == "champion" else "")
-    if as_json:
+        response = changed(
+            stub.SetModelAlias, request, how, risk if name == "champion" else "", rpc_seconds=LOAD_SECONDS
+        )
+    if how.as_json:
         print(MessageToJson(response))
     else:
         print("\n".join(response.change.diff) + dry(response.change))

@@ -6,8 +6,8 @@ from typing import Annotated, Final
 
 import typer
 
+from pretrade.client.cli.change_options import EXIT_CODES
 from pretrade.client.cli.options import AdminTarget, AsJson, Directory
-from pretrade.client.cli.steering import EXIT_CODES
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
 _REFRESH_SECONDS: Final = 0.5

@@ -14,6 +14,8 @@ from typing import Annotated, Final
 
 import typer
 
+from pretrade.client.cli.change_options import EXIT_CODES, REASON, How
+from pretrade.client.cli.option_groups import spreads_options
 from pretrade.client.cli.options import (
     USER,
     AdminTarget,
@@ -21,7 +23,6 @@ from pretrade.client.cli.options import (
     Author,
     Directory,
     DryRun,
-    Expect,
     For,
     Reason,
     Yes,
@@ -29,10 +30,6 @@ from pretrade.client.cli.options import (
 )
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
-EXIT_CODES: Final = (
-    "Exit codes: 0 done; 1 refused by the server, or not confirmed; 2 wrong usage; 3 no server could be reached; "
-    "4 another change came first: look again; 7 not known whether it was done: look at `pretrade changes`."
-)
 _STRICTNESS: Final = ("active", "reducing", "halted")
 _SUBJECTS: Final = (
     "trading_state",
@@ -52,7 +49,6 @@ app = typer.Typer()
 _REPLICAS: Final = ["primary", "secondary", "challenger"]
 _REPLICA_HELP: Final = "primary, secondary or challenger; one of several endpoints is primary-2, all of them primary."
 ReplicaName = Annotated[str, typer.Argument(help=_REPLICA_HELP, autocompletion=lambda: _REPLICAS)]
-_REASON: Final = "set from the command line"
 
 
 class BreakerName(enum.StrEnum):
@@ -92,6 +88,7 @@ _FLAGS = ["shadow", "cached_score", "embedded", "out_of_domain", "uncertain"]
 
 
 @app.command(epilog=EXIT_CODES)
+@spreads_options
 def breaker(
     replica: Annotated[
         str | None,
@@ -102,21 +99,15 @@ def breaker(
         typer.Argument(help="auto: by the outcomes of calls; open or closed: forced; metrics-only: calls pass."),
     ] = None,
     expires_in_seconds: For = None,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    expect: Expect = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: How,
 ) -> None:
     """Show the breakers, or force one open or closed, or make it automatic again. Asks if that is risky."""
     if replica is None or mode is None:
-        _show_replicas(target, directory, as_json, replica)
+        _show_replicas(how.target, how.directory, how.as_json, replica)
         return
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.changing import How, changed, show, without
+    from pretrade.client.cli.changing import changed, show, without
     from pretrade.client.cli.connection import connected
     from pretrade.client.enum_names import enum_name
 
@@ -126,17 +117,17 @@ def breaker(
         BreakerName.CLOSED: admin_pb2.BREAKER_MODE_FORCED_CLOSED,
         BreakerName.METRICS_ONLY: admin_pb2.BREAKER_MODE_METRICS_ONLY,
     }
-    request = admin_pb2.SetBreakerRequest(replica=replica, mode=modes[mode], author=author, reason=reason)
-    with connected(target, directory, "admin") as channel:
+    request = admin_pb2.SetBreakerRequest(replica=replica, mode=modes[mode])
+    with connected(how.target, how.directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         risk = ""
         if mode is BreakerName.CLOSED:
             risk = f"{replica} then gets every order, whatever it answers."
         elif mode is BreakerName.OPEN:
             risk = without(stub, replica)
-        response = changed(stub.SetBreaker, request, How(expires_in_seconds, expect, dry_run, yes), risk)
-    show(response, response.change, as_json=as_json)
-    if not as_json and not dry_run and mode is not BreakerName.AUTO:
+        response = changed(stub.SetBreaker, request, how, risk, expires_in_seconds)
+    show(response, response.change, as_json=how.as_json)
+    if not how.as_json and not how.dry_run and mode is not BreakerName.AUTO:
         left_alone = enum_name(admin_pb2.BreakerState, response.replica.breaker_state)
         print(f"left to itself, the breaker of {response.replica.name} would be {left_alone}")
 
@@ -170,6 +161,7 @@ def _show_replicas(target: str | None, directory: Path, as_json: bool, name: str
 
 
 @app.command(epilog=EXIT_CODES)
+@spreads_options
 def flag(
     name: Annotated[
         str | None,
@@ -177,32 +169,27 @@ def flag(
     ] = None,
     value: Annotated[OnOff | None, typer.Argument(help="The value to set.")] = None,
     expires_in_seconds: For = None,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    expect: Expect = None,
-    dry_run: DryRun = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: How,
 ) -> None:
     """List the flags, or set one."""
     from google.protobuf.json_format import MessageToJson
 
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.changing import How, changed, show
+    from pretrade.client.cli.changing import changed, show
     from pretrade.client.cli.connection import RPC_SECONDS, connected
 
-    with connected(target, directory, "admin") as channel:
+    with connected(how.target, how.directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         if name is not None and value is not None:
-            request = admin_pb2.SetFlagRequest(name=name, enabled=value is OnOff.ON, author=author, reason=reason)
-            response = changed(stub.SetFlag, request, How(expires_in_seconds, expect, dry_run))
-            show(response, response.change, as_json=as_json)
+            request = admin_pb2.SetFlagRequest(name=name, enabled=value is OnOff.ON)
+            response = changed(stub.SetFlag, request, how, expires_in_seconds=expires_in_seconds)
+            show(response, response.change, as_json=how.as_json)
             return
         found = stub.ListFlags(admin_pb2.ListFlagsRequest(), timeout=RPC_SECONDS)
     if name is not None and name not in [entry.name for entry in found.flags]:
         raise typer.BadParameter(f"no flag {name!r}; there are {', '.join(entry.name for entry in found.flags)}")
-    if as_json:
+    if how.as_json:
         print(MessageToJson(found, always_print_fields_with_no_presence=True))
         return
     for entry in found.flags:
@@ -212,6 +199,7 @@ def flag(
 
 
 @app.command(epilog=EXIT_CODES)
+@spreads_options
 def state(
     value: Annotated[StateName | None, typer.Argument(help="The state to set. Without one: show it.")] = None,
     lift: Annotated[
@@ -219,14 +207,8 @@ def state(
         typer.Option(metavar="ID", help="Lift this restriction only, by its change id; can be repeated."),
     ] = None,
     expires_in_seconds: For = None,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    expect: Expect = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: How,
 ) -> None:
     """Show the trading state, or set it: active, reducing or halted. Asks before it becomes less strict.
 
@@ -237,28 +219,28 @@ def state(
     from rich.console import Console
 
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.changing import How, changed, show
+    from pretrade.client.cli.changing import changed, show
     from pretrade.client.cli.connection import RPC_SECONDS, connected
     from pretrade.client.cli.views import restriction_table
     from pretrade.client.enum_names import enum_name
 
     if lift and value is None:
         raise typer.BadParameter("--lift needs the state that is to be set")
-    with connected(target, directory, "admin") as channel:
+    with connected(how.target, how.directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         found = stub.GetControl(admin_pb2.GetControlRequest(), timeout=RPC_SECONDS)
         now = enum_name(admin_pb2.TradingState, found.trading_state)
         if value is None:
-            print(MessageToJson(found, always_print_fields_with_no_presence=True) if as_json else now)
-            if found.restrictions and not as_json:
+            print(MessageToJson(found, always_print_fields_with_no_presence=True) if how.as_json else now)
+            if found.restrictions and not how.as_json:
                 Console().print(restriction_table(found.restrictions))
             return
         wanted = admin_pb2.TradingState.Value(f"TRADING_STATE_{value.upper()}")
-        request = admin_pb2.SetTradingStateRequest(state=wanted, author=author, reason=reason, lifts=lift or ())
+        request = admin_pb2.SetTradingStateRequest(state=wanted, lifts=lift or ())
         looser = lift or _STRICTNESS.index(value.value) < _STRICTNESS.index(now.lower())
         risk = "Orders may trade again." if looser else ""
-        response = changed(stub.SetTradingState, request, How(expires_in_seconds, expect, dry_run, yes), risk)
-    show(response, response.change, as_json=as_json)
+        response = changed(stub.SetTradingState, request, how, risk, expires_in_seconds)
+    show(response, response.change, as_json=how.as_json)
     if expires_in_seconds is not None and value is not StateName.ACTIVE:
         typer.echo(
             f"Orders may trade again BY THEMSELVES after {expires_in_seconds:g} s, without another question. "
@@ -268,6 +250,7 @@ def state(
 
 
 @app.command(epilog=EXIT_CODES)
+@spreads_options
 def chain(
     stages: Annotated[
         list[StageArgument] | None,
@@ -275,32 +258,26 @@ def chain(
     ] = None,
     default: Annotated[bool, typer.Option("--default", help="Go back to the stages of the server's settings.")] = False,
     expires_in_seconds: For = None,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    expect: Expect = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: How,
 ) -> None:
     """Show which stages of the fallback chain may answer, or set them and their order. Asks first."""
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.changing import How, changed, show
+    from pretrade.client.cli.changing import changed, show
     from pretrade.client.cli.connection import RPC_SECONDS, connected
 
     if stages and default:
         raise typer.BadParameter("either stages or --default")
-    with connected(target, directory, "admin") as channel:
+    with connected(how.target, how.directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         if not stages and not default:
             found = stub.GetStatus(admin_pb2.GetStatusRequest(this_process_only=True), timeout=RPC_SECONDS)
             print(" → ".join((*found.chain_stages, "abstain")))
             return
-        request = admin_pb2.SetChainRequest(stages=[one.value for one in stages or ()], author=author, reason=reason)
+        request = admin_pb2.SetChainRequest(stages=[one.value for one in stages or ()])
         risk = "Every order is answered by other sources, or in another order."
-        response = changed(stub.SetChain, request, How(expires_in_seconds, expect, dry_run, yes), risk)
-    show(response, response.change, as_json=as_json)
+        response = changed(stub.SetChain, request, how, risk, expires_in_seconds)
+    show(response, response.change, as_json=how.as_json)
 
 
 replica_app = typer.Typer(name="replica", help="List replicas, drain one, or resume it.", epilog=EXIT_CODES)
@@ -316,52 +293,43 @@ def replica_list(target: AdminTarget = None, directory: Directory = DEFAULT_DIRE
 
 
 @replica_app.command("drain", epilog=EXIT_CODES)
+@spreads_options
 def replica_drain(
     replica: ReplicaName,
     expires_in_seconds: For = None,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    expect: Expect = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: How,
 ) -> None:
     """Send a replica no more orders. Calls in flight on it finish. Asks if no champion is left."""
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.changing import How, changed, show, without
+    from pretrade.client.cli.changing import changed, show, without
     from pretrade.client.cli.connection import connected
 
-    request = admin_pb2.DrainReplicaRequest(replica=replica, author=author, reason=reason)
-    with connected(target, directory, "admin") as channel:
+    request = admin_pb2.DrainReplicaRequest(replica=replica)
+    with connected(how.target, how.directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         risk = without(stub, replica)
-        response = changed(stub.DrainReplica, request, How(expires_in_seconds, expect, dry_run, yes), risk)
-    show(response, response.change, as_json=as_json)
+        response = changed(stub.DrainReplica, request, how, risk, expires_in_seconds)
+    show(response, response.change, as_json=how.as_json)
 
 
 @replica_app.command("resume", epilog=EXIT_CODES)
+@spreads_options
 def replica_resume(
     replica: ReplicaName,
-    author: Author = USER,
-    reason: Reason = _REASON,
-    expect: Expect = None,
-    dry_run: DryRun = False,
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
+    *,
+    how: How,
 ) -> None:
     """Send a drained replica orders again."""
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-    from pretrade.client.cli.changing import How, changed, show
+    from pretrade.client.cli.changing import changed, show
     from pretrade.client.cli.connection import connected
 
-    request = admin_pb2.ResumeReplicaRequest(replica=replica, author=author, reason=reason)
-    with connected(target, directory, "admin") as channel:
+    request = admin_pb2.ResumeReplicaRequest(replica=replica)
+    with connected(how.target, how.directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
-        response = changed(stub.ResumeReplica, request, How(expect=expect, dry_run=dry_run))
-    show(response, response.change, as_json=as_json)
+        response = changed(stub.ResumeReplica, request, how)
+    show(response, response.change, as_json=how.as_json)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -407,7 +375,7 @@ def changes(
 @config_app.command("reload", epilog=EXIT_CODES)
 def config_reload(
     author: Author = USER,
-    reason: Reason = _REASON,
+    reason: Reason = REASON,
     dry_run: DryRun = False,
     yes: Yes = False,
     target: AdminTarget = None,

@@ -16,7 +16,7 @@ from rich.text import Text
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.client.cli.connection import RPC_SECONDS
 from pretrade.client.cli.fitting import Items, Rows
-from pretrade.client.cli.model_lines import champion_line, drift_line
+from pretrade.client.cli.model_lines import champion_line, drift_line, expiry_text
 from pretrade.client.cli.worst import faults
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2
@@ -100,8 +100,15 @@ def _model_lines(status: admin_pb2.GetStatusResponse) -> Iterator[RenderableType
         said = [model.champion_version or Text("no champion", "yellow"), model.feature_set]
         if not model.available:
             said.append(Text("NOT AVAILABLE", "red"))
+        is_default = model.name == "default"  # of which more is said above
+        if model.HasField("expires_in") and not is_default:
+            said.append(Text.from_markup(expiry_text(model.expires_in.ToTimedelta())))
         yield Items(f"model {model.name}", [one for one in said if one])
-        if model.name != "default" and model.HasField("canary"):
+        if is_default:
+            continue
+        if model.champion_version:
+            yield Text.from_markup(drift_line(model.drift))
+        if model.HasField("canary"):
             yield canary_view(model.canary)
 
 

@@ -174,6 +174,10 @@ def _expired(status: pb.GetStatusResponse) -> Iterator[Fault]:
     champion = status.champion
     if champion.HasField("expires_in") and champion.expires_in.ToTimedelta() <= dt.timedelta():
         yield Fault(f"model {champion.model_version[:8]} has expired, so that orders get ABSTAIN", "ModelExpired")
+    for one in status.models:
+        if one.name != "default" and one.HasField("expires_in") and one.expires_in.ToTimedelta() <= dt.timedelta():
+            what = f"model {one.champion_version[:8]} of {one.name} has expired, so that its orders get ABSTAIN"
+            yield Fault(what, "ModelExpired")
 
 
 def _processes(status: pb.GetStatusResponse) -> Iterator[Fault]:

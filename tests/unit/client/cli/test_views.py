@@ -195,3 +195,20 @@ def test_the_status_says_how_good_the_champion_is_known_to_be() -> None:
     status.champion.model_version, status.champion.standing = "aa" * 8, "does not beat the rules"
     status.champion.card = "models/cards/card.md"
     assert "champion aaaaaaaa: does not beat the rules; card: models/cards/card.md" in shown(status_view(status))
+
+
+def test_the_status_says_of_each_model_when_it_expires_and_whether_its_inputs_have_drifted() -> None:
+    status = admin_pb2.GetStatusResponse()
+    status.models.add(name="default", champion_version="aa" * 8, expires_in={"seconds": 86_400})
+    named = status.models.add(
+        name="scalper", champion_version="bb" * 8, available=True, expires_in={"seconds": -86_400}
+    )
+    named.drift.model_version, named.drift.rows = "bb" * 8, 900
+    named.drift.features.add(name="ofi_1s", psi=0.9, limit=0.1, drifted=True)
+    status.models.add(name="new", drift={"problem": "it has no champion yet"})
+    text = shown(status_view(status))
+    (line,) = (one for one in text.splitlines() if one.startswith("model scalper"))
+    assert "bb" * 8 in line
+    assert "expired 1.0 days ago: its answers are ABSTAIN" in line
+    assert "drift in 900 inputs of model bbbbbbbb: ofi_1s 0.90 (limit 0.10)" in text
+    assert "no champion yet" not in text, "it says so by its name already"

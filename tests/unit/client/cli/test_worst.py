@@ -235,3 +235,15 @@ def test_a_model_without_a_champion_is_a_fault_once_it_is_given_orders() -> None
     assert [one.what for one in faults(status)] == [
         "model scalper has no champion, and the model map gives it orders: rules or no source answer"
     ]
+
+
+def test_a_named_model_that_has_expired_is_a_fault_of_its_own() -> None:
+    def expired(status: pb.GetStatusResponse) -> None:
+        status.models.add(name="default", champion_version="aa" * 8, expires_in={"seconds": -1})
+        status.models.add(name="scalper", champion_version="bb" * 8, expires_in={"seconds": -1})
+
+    found = worst(expired)
+    assert (found.what, found.section) == (
+        "model bbbbbbbb of scalper has expired, so that its orders get ABSTAIN",
+        "ModelExpired",
+    )

@@ -86,12 +86,12 @@ def test_the_tail_prints_each_bar_once_as_it_comes(database: str) -> None:
         try:
             seen = [json.loads(tail.stdout.readline())["start"] for _ in range(2)]
             store = BarStore(database)
-            store.write([bar(3), bar(4), bar(5)])
+            store.write([bar(3), bar(4), bar(5), bar(6)])  # more at once than the command began with
             store.close()
-            seen += [json.loads(tail.stdout.readline())["start"] for _ in range(2)]
+            seen += [json.loads(tail.stdout.readline())["start"] for _ in range(3)]
         finally:
             tail.kill()
-    assert [start[17:19] for start in seen] == ["02", "03", "04", "05"]
+    assert [start[17:19] for start in seen] == ["02", "03", "04", "05", "06"]
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])

@@ -188,3 +188,9 @@ def test_the_raw_lines_of_a_recorded_session_give_the_events_of_the_recording(tm
     wanted = list(read_session(session_files([recorded])))
     assert list(read_session(files)) == wanted
     assert set(instruments(files)) == {event.instrument for event in wanted}
+
+
+def test_a_book_of_coinbase_that_says_no_product_is_refused_where_the_files_name_says_another(tmp_path: Path) -> None:
+    path = raw(tmp_path / "monday.gz", FULL)
+    with pytest.raises(SessionError, match=r"monday\.gz, line 1: .*must begin with it, as BTC-USD_… does"):
+        list(read_session([path]))

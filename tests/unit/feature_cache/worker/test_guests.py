@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
@@ -266,3 +267,14 @@ async def test_vectors_are_written_for_the_instruments_that_the_worker_holds() -
     assert bench.guests.written == len(store.written)
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
+
+
+def test_while_guests_run_the_event_loop_gets_the_interpreter_back_within_half_a_millisecond() -> None:
+    before = sys.getswitchinterval()
+    bench = Bench()
+    bench.guests.start()
+    try:
+        assert sys.getswitchinterval() == pytest.approx(0.0005)
+    finally:
+        bench.guests.close()
+    assert sys.getswitchinterval() == before

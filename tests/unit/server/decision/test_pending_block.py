@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
 import pytest
-from google.protobuf.json_format import MessageToDict
-from support.planes import INSTRUMENT, Plane, market, notes_in, packets_in, plane
-from support.scripted_replica import Script, answers, fails, hangs
+from support.plain_orders import busy_plane, meaning, orders_of, scores
+from support.planes import Plane, notes_in, packets_in
+from support.scripted_replica import answers, fails, hangs
 
 from fallback.budget import BudgetSettings
 from fallback.guards import GuardSettings
 from fallback.model_limits import ModelLimits
 from fallback.order import Order
 from feature_cache.compiled import compiled
-from feature_cache.store.codec import encode
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -30,84 +27,19 @@ from server.decision.pending_block import PendingBlock
 from server.decision.record import Decided
 from server.errors import DeadlineError
 from server.inference.outcome import Outcome
-from server.inference.wire import ModelIdentity, ScoreBatch
 
 _IN_COLUMNS = {0, 1, 2, 5, 8, 9}
 """Runs in which some orders stay in columns until the end; in the others all meet something."""
-_OF_THE_RUN = {
-    "age_seconds",
-    "age_us",
-    "allowed_us",
-    "arrived_monotonic_ns",
-    "book_age_ms",
-    "decided_at",
-    "decided_monotonic_ns",
-    "decision_id",
-    "event_time_ns",
-    "feature_age",
-    "model_input",
-    "sequence",
-    "used_us",
-}
-"""What two runs do not have in common."""
-
-
-def orders_of(random: Random, count: int) -> list[Order]:
-    """Plain orders, some of which a guard objects to."""
-    made = []
-    for number in range(count):
-        side = random.choice((pb.SIDE_BUY, pb.SIDE_SELL))
-        price = random.choice((None, 100.0, 100.4, 99.6, 250.0))
-        quantity = random.choice((0.5, 1.0, 5_000.0))
-        message = pb.Order(
-            order_ref=f"o-{number}",
-            instrument=INSTRUMENT,
-            side=side,
-            quantity=quantity,
-            limit_price=price,
-            strategy=random.choice(("twap", "vwap")),
-        )
-        made.append(
-            Order(
-                message.SerializeToString(),
-                INSTRUMENT,
-                side,
-                quantity,
-                float("nan") if price is None else price,
-                message.strategy,
-                False,
-                None,
-                message.order_ref,
-            )
-        )
-    return made
-
-
-def scores(random: Random) -> Script:
-    """Gives each row of a batch a score; some are none."""
-
-    async def script(rows: list[bytes]) -> ScoreBatch:
-        await asyncio.sleep(0.001)
-        found = [random.choice((0.1, 0.45, 0.55, 0.9, 0.9, 0.9, float("nan"))) for _ in rows]
-        return ScoreBatch(ModelIdentity("champion", "aa" * 8, 0.5, 0), np.array(found, dtype=np.float32))
-
-    return script
-
-
-@asynccontextmanager
-async def busy_plane(path: Path, primary: Script, secondary: Script, **changes: Any) -> AsyncIterator[Plane]:
-    path.mkdir(exist_ok=True)  # noqa: ASYNC240 - nothing else runs yet
-    async with plane(path, primary, secondary, max_in_flight=1_000, **changes) as made:
-        made.feature_cache.accept(encode(market(0.1)))
-        yield made
 
 
 async def in_columns(p: Plane, orders: Sequence[Order], seconds: float = 9.0) -> PendingBlock:
     arrived = p.clock()
     begun = p.dataplane.begin_together(orders, arrived, arrived + seconds)
-    assert isinstance(begun, PendingBlock), "they are decided in columns"
-    await begun.future
-    return begun
+    assert begun is not None
+    await begun.ended()
+    (block,) = begun.blocks
+    assert not begun.alone, "they are decided in columns"
+    return block
 
 
 async def results(block: PendingBlock) -> list[pb.Decision]:
@@ -117,17 +49,6 @@ async def results(block: PendingBlock) -> list[pb.Decision]:
         wire = outcome if isinstance(outcome, bytes) else outcome.result().wire
         found.append(pb.Decision.FromString(wire))
     return found
-
-
-def meaning(message: Any) -> Any:
-    """A message without what two runs do not have in common."""
-
-    def without(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: without(v) for k, v in value.items() if k not in _OF_THE_RUN}
-        return [without(one) for one in value] if isinstance(value, list) else value
-
-    return without(MessageToDict(message, preserving_proto_field_name=True))
 
 
 @pytest.mark.parametrize("number", range(12))
@@ -152,8 +73,9 @@ async def test_a_block_is_decided_and_recorded_as_its_orders_are_alone(
             else:
                 monkeypatch.setattr(p.chain, "for_blocks", lambda: (None, ()))
                 begun = p.dataplane.begin_together(orders, arrived, arrived + 9.0)
-                assert not isinstance(begun, PendingBlock)
-                decisions = [pb.Decision.FromString((await one).wire) for one in begun]
+                assert begun is not None
+                assert not begun.blocks
+                decisions = [pb.Decision.FromString((await one).wire) for one in begun.alone.values()]
             counted = (
                 dict(p.metrics.decisions),
                 dict(p.metrics.reasons),
@@ -204,10 +126,28 @@ async def test_a_caller_that_leaves_while_the_model_is_asked_takes_its_orders_al
         begun = p.dataplane.begin_together(orders_of(Random(1), 8), arrived, None)
         await asyncio.sleep(0)
         assert p.admission.in_flight == 8
-        assert isinstance(begun, PendingBlock)
-        p.dataplane.give_up_block(begun)
+        assert begun is not None
+        assert begun.blocks
+        p.dataplane.give_up_together(begun)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
+        assert (p.admission.in_flight, p.metrics.cancelled) == (0, 8)
+
+
+async def test_a_caller_that_leaves_when_its_orders_have_just_failed_gives_their_places_back_once(
+    tmp_path: Path,
+) -> None:
+    async with busy_plane(tmp_path, hangs, hangs) as p:
+        begun = p.dataplane.begin_together(orders_of(Random(1), 8), p.clock(), None)
+        assert begun is not None
+        (block,) = begun.blocks
+        await asyncio.sleep(0)
+        for place in range(6):
+            block.put_failure(place, Outcome.TIMEOUT)
+        assert block.in_block == 2
+        p.dataplane.give_up_together(begun)
+        for _ in range(5):
+            await asyncio.sleep(0)
         assert (p.admission.in_flight, p.metrics.cancelled) == (0, 8)
 
 
@@ -215,11 +155,12 @@ async def test_a_caller_that_leaves_before_the_audit_is_done_has_heard_none_of_i
     async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
         arrived = p.clock()
         begun = p.dataplane.begin_together(orders_of(Random(1), 8), arrived, None)
-        assert isinstance(begun, PendingBlock)
+        assert begun is not None
+        assert begun.blocks
         async with asyncio.timeout(10):
             while not p.replies.owed:  # noqa: ASYNC110 - a plain attribute
                 await asyncio.sleep(0)
-        p.dataplane.give_up_block(begun)
+        p.dataplane.give_up_together(begun)
         async with asyncio.timeout(10):
             while p.replies.owed or p.replies.waiting:  # noqa: ASYNC110 - plain attributes
                 await asyncio.sleep(0.001)
@@ -300,8 +241,9 @@ async def test_what_is_not_the_usual_case_is_not_begun_in_columns(
             p.feature_cache._entries.clear()
         arrived = p.clock()
         begun = p.dataplane.begin_together(orders_of(Random(1), 3), arrived, arrived + 9)
-        assert not isinstance(begun, PendingBlock)
-        assert len([await one for one in begun]) == 3
+        assert begun is not None
+        assert not begun.blocks
+        assert len([await one for one in begun.alone.values()]) == 3
         assert p.admission.in_flight == 0
 
 
@@ -317,7 +259,11 @@ async def test_a_bug_that_one_order_meets_after_its_decision_costs_the_others_no
                 raise RuntimeError("a bug")
             remember(case, answer, decision_id)
 
+        def all_broken(_block: Any, _ids: Any) -> None:
+            raise RuntimeError("a bug")
+
         monkeypatch.setattr(p.dataplane._cached_scores, "remember", broken)
+        monkeypatch.setattr(p.dataplane._cached_scores, "remember_block", all_broken)
         block = await in_columns(p, orders)
         ended = list(block.apart.values())
         assert [type(one.exception()) for one in ended] == [type(None)] * 5 + [RuntimeError]

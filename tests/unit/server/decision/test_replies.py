@@ -101,6 +101,27 @@ async def test_a_unary_reply_that_is_not_sent_is_noted(tmp_path: Path) -> None:
     assert p.replies.unconfirmed == {"cancelled": 1}
 
 
+async def test_of_a_reply_whose_deadline_passed_while_it_was_written_the_audit_claims_nothing(tmp_path: Path) -> None:
+    async with request_path(tmp_path) as p:
+        p.servicer.in_doubt(await unary(p, order("one")))
+        p.servicer.in_doubt(await batch_of(p, [order(f"b{number}") for number in range(3)]))
+        heard = await unary(p, order("heard"))
+        p.servicer.sent(heard)
+        p.servicer.in_doubt(heard)
+        await p.settled()
+    found = statuses(tmp_path)
+    assert found.pop("heard") == REPLIED
+    assert found == dict.fromkeys(("one", "b0", "b1", "b2"), UNSENT)
+
+
+async def test_a_reply_that_comes_too_late_to_be_sent_was_heard_by_nobody(tmp_path: Path) -> None:
+    async with request_path(tmp_path) as p:
+        error = p.servicer.too_late(await unary(p, order("one")))
+        assert error.reason == "DEADLINE_EXCEEDED"
+        await p.settled()
+    assert statuses(tmp_path) == {"one": DEADLINE}
+
+
 async def test_a_call_that_leaves_while_its_packet_is_written_is_noted(tmp_path: Path) -> None:
     async with request_path(tmp_path) as p:
         with locked(p.journal):

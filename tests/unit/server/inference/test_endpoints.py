@@ -9,6 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from server.inference.endpoints import NamedModel, OtherChallenger, ReplicaEndpoints, role_of
+from server.inference.oip import OpenInferenceSettings
+
+DESCRIPTION = '{"version": "0123456789abcdef", "threshold": 0.5, "feature_set_fingerprint": 1}'
 
 
 def test_one_endpoint_has_the_name_of_its_role() -> None:
@@ -89,11 +92,38 @@ def test_a_role_of_its_own_takes_nothing_of_the_shared_one() -> None:
         NamedModel(primary="four:4,five:5", management={"primary": "four:9"}).endpoints("scalper", shared)
 
 
-def test_a_named_model_needs_endpoints_of_its_own_where_the_shared_ones_speak_another_protocol() -> None:
+def test_a_shared_replica_speaks_what_it_speaks_and_one_of_its_own_what_the_model_says() -> None:
     shared = ReplicaEndpoints(primary_protocol="oip")
-    with pytest.raises(ValueError, match="primary: needs an endpoint of its own"):
-        NamedModel().endpoints("scalper", shared)
+    assert NamedModel().endpoints("scalper", shared).primary_protocol == "oip"
     assert NamedModel(primary="four:4").endpoints("scalper", shared).primary_protocol == "torchserve"
+    own = NamedModel(secondary="four:4", secondary_protocol="oip").endpoints("scalper", shared)
+    assert (own.primary_protocol, own.secondary_protocol, own.challenger_protocol) == ("oip", "oip", "torchserve")
+    with pytest.raises(ValueError, match="primary_protocol: torchserve, but its primary is that of replicas, which"):
+        NamedModel(primary_protocol="torchserve").endpoints("scalper", shared)
+
+
+def test_a_named_model_has_the_shared_names_of_tensors_and_descriptions_of_its_own(tmp_path: Path) -> None:
+    for name in ("champion", "scalper"):
+        (tmp_path / f"{name}.json").write_text(DESCRIPTION)
+        (tmp_path / f"{name}.config.json").write_text("{}")
+    configs = {name: tmp_path / f"{name}.config.json" for name in ("champion", "scalper")}
+    shared = OpenInferenceSettings.model_validate(
+        {
+            "input_name": "input__0",
+            "version_names": "number",
+            "champion": tmp_path / "champion.json",
+            "triton_configs": configs,
+        }
+    )
+    hosted = NamedModel().open_inference("scalper", shared)
+    assert (hosted.input_name, hosted.version_names, hosted.champion) == ("input__0", "number", None)
+    assert hosted.triton_configs == {"scalper": configs["scalper"]}
+    own = NamedModel.model_validate({"oip": {"champion": tmp_path / "scalper.json", "input_name": "rows"}})
+    described = own.open_inference("scalper", shared)
+    assert (described.input_name, described.champion) == ("rows", tmp_path / "scalper.json")
+    assert described.challenger == described.champion
+    elsewhere = NamedModel.model_validate({"served_as": "fast", "oip": {"version_names": "hash"}})
+    assert elsewhere.open_inference("scalper", shared).triton_configs == {}
 
 
 @pytest.mark.parametrize(

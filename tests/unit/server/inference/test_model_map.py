@@ -33,6 +33,12 @@ def test_an_order_keeps_its_model_whatever_becomes_of_the_map() -> None:
     assert model_map.of(new_case()) == DEFAULT
 
 
+def test_orders_that_come_together_are_shared_out_to_their_models_in_their_sequence() -> None:
+    model_map = mapped(("*", "s*", "scalper"))
+    orders = [new_case(strategy=one).order for one in ("a", "s1", "b", "s2", "s1")]
+    assert model_map.groups(orders) == {DEFAULT: [0, 2], "scalper": [1, 3, 4]}
+
+
 def test_a_pattern_stands_for_whole_texts_and_none_for_all() -> None:
     assert fits("BTC*", "BTCUSDT.SIM")
     assert not fits("BTC", "BTCUSDT.SIM")

@@ -252,3 +252,16 @@ def test_a_replica_that_speaks_it_needs_a_description() -> None:
         Settings(replicas=ReplicaEndpoints(secondary_protocol="oip"))
     with pytest.raises(ValidationError, match=r"oip\.challenger"):
         Settings(replicas=ReplicaEndpoints(challenger_protocol="oip"))
+
+
+def test_without_a_description_only_versions_count_that_were_learnt() -> None:
+    codec = OpenInference(OpenInferenceSettings(), None)
+    assert codec.feature_set_of(VERSION) is None
+    assert codec.request("m", [bytes(MF1.row_bytes)], "", MF1).model_version == ""
+    answer = ModelInferResponse(model_name="m", model_version=VERSION)
+    answer.outputs.add(name="predict", datatype="FP32", shape=[1]).contents.fp32_contents.append(0.5)
+    with pytest.raises(BatchFailedError, match="described are none"):
+        codec.parse("m", 1, answer)
+    codec.learn(ModelIdentity("", VERSION, 0.25, 0, MF1))
+    assert codec.parse("m", 1, answer).model == ModelIdentity("m", VERSION, 0.25, 0, MF1)
+    assert codec.feature_set_of(VERSION) is MF1

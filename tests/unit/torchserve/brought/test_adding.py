@@ -195,6 +195,7 @@ def test_scores_that_say_nothing_of_the_label_are_refused(made: dict[str, Path],
 def test_a_dataset_is_checked_column_by_column(tmp_path: Path) -> None:
     good = table(600)
     half = np.full(600, 0.5)
+    milliseconds = pa.array(np.arange(600) * 200 + 1_763_942_400_000)
     causes: list[tuple[dict[str, pa.Array | None], str]] = [
         ({"ofi_1s": None, "ofi_5s": None}, "has no column ofi_1s, ofi_5s, of mf1/.*: add them"),
         ({"label": None}, "has no column eligible or label: name the 0/1 label with --label-column"),
@@ -203,6 +204,8 @@ def test_a_dataset_is_checked_column_by_column(tmp_path: Path) -> None:
         ({"ofi_1s": pa.array(half * np.inf)}, "column ofi_1s holds an infinity: write what is undefined as NaN"),
         ({"ofi_1s": pa.array(["much"] * 600)}, "column ofi_1s holds something else than numbers"),
         ({"time": pa.array(half)}, "column time must be timestamps or nanoseconds"),
+        ({"time": milliseconds}, r"time must be nanoseconds since 1970, and looks like milliseconds \(1763942400000\)"),
+        ({"time": pa.array(np.arange(600) + 1_763_942_400)}, "looks like seconds .*: multiply it by 1,000,000,000"),
         ({"side": pa.array(["short"] * 600)}, "column side must hold buy or sell, not 'short'"),
     ]
     for change, message in causes:
@@ -228,3 +231,20 @@ def test_the_side_is_read_as_datasets_and_as_orders_say_it(tmp_path: Path) -> No
     np.testing.assert_array_equal(read_data(written(tmp_path, orders), MF1).samples.sell, sells)
     both = orders | {"sell": pa.array(~sells)}
     np.testing.assert_array_equal(read_data(written(tmp_path, both), MF1).samples.sell, ~sells)
+
+
+def test_sells_alone_are_watched_like_buys_alone(made: dict[str, Path], tmp_path: Path) -> None:
+    brought = read_model(made["trees.txt"], "lightgbm", MF1)
+    columns = table()
+    still = np.arange(3_000) // 7 * 1e-6  # one feature stays for seven rows while the others change
+    columns["ret_30s_bps"] = pa.array(still.astype(np.float32))
+    found = {}
+    for side in ("buy", "sell"):
+        data = read_data(written(tmp_path, columns | {"side": pa.array([side] * 3_000)}), MF1, label=LABEL)
+        assert data.step_seconds == 0.2
+        found[side] = add(brought, data, Adding(MF1)).metadata
+    same = {side: one["domain"]["most_same"][MF1.index["ret_30s_bps"]] for side, one in found.items()}
+    assert same["sell"] == same["buy"] > 10, "ten looks are the bound where nothing was seen"
+    parts = {side: one["reference"]["score"]["instruments"]["BTCUSDT.SIM"] for side, one in found.items()}
+    assert parts["sell"]["independent"] > 0
+    assert found["sell"]["reference"]["spread_bps"] == found["buy"]["reference"]["spread_bps"]

@@ -1907,6 +1907,8 @@ class NamedModel(_message.Message):
     AVAILABLE_FIELD_NUMBER: _builtins.int
     CANARY_FIELD_NUMBER: _builtins.int
     EMBEDDED_FIELD_NUMBER: _builtins.int
+    EXPIRES_IN_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`default`, or a name of the server's setting `models`."""
     champion_version: _builtins.str
@@ -1923,6 +1925,14 @@ class NamedModel(_message.Message):
     def embedded(self) -> Global___EmbeddedStatus:
         """Its embedded model."""
 
+    @_builtins.property
+    def expires_in(self) -> _duration_pb2.Duration:
+        """How long its champion may still decide, as in `ChampionStatus`."""
+
+    @_builtins.property
+    def drift(self) -> Global___DriftStatus:
+        """Recent inputs of its champion beside what that has learnt."""
+
     def __init__(
         self,
         *,
@@ -1932,10 +1942,12 @@ class NamedModel(_message.Message):
         available: _builtins.bool = ...,
         canary: Global___Canary | None = ...,
         embedded: Global___EmbeddedStatus | None = ...,
+        expires_in: _duration_pb2.Duration | None = ...,
+        drift: Global___DriftStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "embedded", b"embedded"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "drift", b"drift", "embedded", b"embedded", "expires_in", b"expires_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "canary", b"canary", "champion_version", b"champion_version", "embedded", b"embedded", "feature_set", b"feature_set", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "canary", b"canary", "champion_version", b"champion_version", "drift", b"drift", "embedded", b"embedded", "expires_in", b"expires_in", "feature_set", b"feature_set", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -582,7 +582,7 @@ class ReplyUnconfirmed(_message.Message):
     DEADLINE_EXCEEDED. `audit_late`: the packet was not durable in time, and the caller was told `heard_action` instead.
     `failed`: the server failed after it had decided, and the call ended INTERNAL. `unsent`: the reply waited for seconds
     for a caller that does not read; if it is read later, a `ReplyHeard` follows, and if it is not, an entry with another
-    cause. `not_durable`: the commit failed, so
+    cause. Or the deadline passed while grpc.aio sent the reply. `not_durable`: the commit failed, so
     that the caller was told ABSTAIN, and the row turned up on disk after all. `killed`: the server died before it could
     say what became of the reply, which the caller may have heard. `repeated`: a repeat of the call was about to hear it;
     a `ReplyHeard` follows if it did. It means nothing without another entry that says that the first call did not hear

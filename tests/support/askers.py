@@ -1,0 +1,46 @@
+"""The five ways in which callers in Python ask by the client library, as one function: an order in, a decision out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any, Final
+
+from pretrade.client import AsyncClient, Client, Decision, Order
+
+CALLS: Final = ("calls of threads", "calls of tasks")
+SHARED: Final = ("shared calls of threads", "shared calls of tasks")
+STREAM: Final = "a stream of tasks"
+WAYS: Final = (*CALLS, *SHARED, STREAM)
+ROOMY_SECONDS: Final = 20.0
+"""Deadline of calls that say no other: for what ends much sooner, on a machine that has other work."""
+ORDER: Final = Order("BTCUSDT.SIM", "buy", 0.05, "twap")
+
+Ask = Callable[..., Decision]
+
+
+@contextmanager
+def asking(way: str, *addresses: str, **options: Any) -> Iterator[Ask]:
+    """Connects in one of `WAYS`; options are those of `connect`. What is yielded takes what `decide` takes."""
+    options = {"deadline_seconds": ROOMY_SECONDS} | options
+    if way.endswith("threads"):
+        with Client.connect(*addresses, **options) as threads:
+            yield threads.decide if way in CALLS else threads.shared().decide
+        return
+    with asyncio.Runner() as runner:
+
+        async def connect() -> tuple[AsyncClient, Any]:
+            client = AsyncClient.connect(*addresses, **options)
+            if way in CALLS:
+                return client, client
+            return client, client.shared() if way in SHARED else client.stream()
+
+        client, asker = runner.run(connect())
+        try:
+            yield lambda *arguments, **named: runner.run(asker.decide(*arguments, **named), context=copy_context())
+        finally:
+            if way == STREAM:
+                runner.run(asker.close())
+            runner.run(client.close())
