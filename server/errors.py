@@ -16,6 +16,8 @@ No error knows a transport: the table in `rpc/status.py` maps each to its gRPC s
     ├── RateLimitedError           the caller may try again after `retry_after_seconds`
     ├── CredentialsUnknownError    the credentials cannot be verified at the moment
     ├── UnknownMethodError         the server has no such method
+    ├── HttpMethodError            the caller must use another method of HTTP here
+    ├── OriginError                a web page of another site may not call this server
     ├── UnknownServiceError        the server has no such service to ask the health of
     ├── ProtocolError              the caller does not speak gRPC as its specification says
     ├── UnsupportedEncodingError   the caller must compress its messages in another way, or not at all
@@ -50,7 +52,7 @@ Errors that a component raises for its own parts, or for the one that builds it,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -138,8 +140,25 @@ class CredentialsUnknownError(PretradeError):
 class UnknownMethodError(PretradeError):
     """The server has no such method."""
 
+    def __init__(self, message: str = "Method not found!") -> None:
+        super().__init__("UNKNOWN_METHOD", message)
+
+
+class HttpMethodError(PretradeError):
+    """What the path names is called by other methods of HTTP."""
+
+    def __init__(self, used: str, allowed: Sequence[str]) -> None:
+        super().__init__("METHOD_NOT_ALLOWED", f"this is called by {' or '.join(allowed)}, not by {used}")
+        self.allowed = allowed
+
+
+class OriginError(PretradeError):
+    """A web page asked, of a site that may not."""
+
     def __init__(self) -> None:
-        super().__init__("UNKNOWN_METHOD", "Method not found!")
+        super().__init__(
+            "ORIGIN_NOT_ALLOWED", "web pages of this origin may not call this server: add it to http.cors_origins"
+        )
 
 
 class UnknownServiceError(PretradeError):

@@ -141,7 +141,7 @@ def settings() -> Iterator[tuple[str, str, str]]:
 
 
 _HEADINGS: Final = {
-    "The ports and the processes": ("", "grpc", "admin", "metrics"),
+    "The ports and the processes": ("", "grpc", "admin", "http", "metrics"),
     "The models": ("replicas", "oip", "replica", "batcher", "breaker", "retry"),
     "The time of a decision": ("budget", "admission", "idempotency", "stream"),
     "Features": ("features", "feature_cache"),

@@ -47,6 +47,7 @@ from server.decision.idempotency import IdempotencySettings
 from server.decision.record import hash_of
 from server.drift.watch import DriftSettings
 from server.envoy import edges
+from server.http.settings import HttpSettings
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.embedded_check import EmbeddedSettings
@@ -121,6 +122,7 @@ class Settings(BaseSettings):
     your model servers start more slowly than that."""
     grpc: GrpcSettings = GrpcSettings()
     admin: AdminSettings = AdminSettings()
+    http: HttpSettings = HttpSettings()
     metrics: MetricsSettings = MetricsSettings()
     replicas: ReplicaEndpoints = ReplicaEndpoints()
     models: Mapping[ModelName, NamedModel] = {}
@@ -216,7 +218,8 @@ class Settings(BaseSettings):
                 _check_pinned(of_model.replicas, of_model.oip)
             except ValueError as error:
                 raise ValueError(f"models.{name}: {error}") from None
-        check(self.tls, self.tokens, self.access, {"decision": self.grpc.host, "admin": self.admin.host})
+        hosts = {"decision": self.grpc.host, "admin": self.admin.host}
+        check(self.tls, self.tokens, self.access, hosts, None if self.http.port is None else self.http.host)
         for limit in self.guards.limits:
             if limit.instrument not in (None, *self.instruments):
                 raise ValueError(f"guards.limits: {limit.instrument} is not one of the instruments")

@@ -77,7 +77,8 @@ def running(stack: Stack) -> Table:
         "secondary": endpoints.secondary,
         "challenger": endpoints.challenger,
         "worker": endpoints.worker_url,
-        "server": f"{endpoints.decision}, admin {endpoints.admin}, {endpoints.metrics_url}/metrics",
+        "server": f"{endpoints.decision}, admin {endpoints.admin}, {endpoints.http_url}, "
+        f"{endpoints.metrics_url}/metrics",
     }
     table = Table(box=None, header_style="dim")
     table.add_column("part")

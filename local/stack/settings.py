@@ -71,6 +71,8 @@ class LocalSettings(BaseSettings):
     """Port of the admin service on 127.0.0.1; 0 for its default if that is free, else any free one."""
     metrics_port: OptionalPort = 0
     """Port of the decision server's metrics on 127.0.0.1; 0 for its default if that is free, else any free one."""
+    http_port: OptionalPort = 0
+    """Port of JSON over HTTP on 127.0.0.1; 0 for 7004 if that is free, else any free one."""
 
     processes: Annotated[int, Field(ge=1, le=64)] | None = None
     """Decision server processes on the same ports; none for a single one, alone. Linux only."""

@@ -261,6 +261,7 @@ class Stack:
             decision=server.address(ports["decision"]) if serving else None,
             admin=server.address(ports["admin"]) if serving else None,
             metrics_url=f"http://{server.address(ports['metrics'])}" if serving else None,
+            http_url=f"http://{server.address(ports['http'])}" if serving else None,
             worker_url=worker.url(ports["worker"]) if "worker" in parts else None,
             journal=str(self._directory / "server" / "journal.sqlite") if serving else None,
             operator_token_file=str(token_path(self._directory / "server" / "journal.sqlite")) if serving else None,
@@ -498,7 +499,7 @@ def _choose_ports(settings: LocalSettings, replicas: Collection[str], claims: Ex
     Raises:
         StackError: Something else listens on a port of the user's.
     """
-    for setting in ("decision_port", "admin_port", "metrics_port"):
+    for setting in ("decision_port", "admin_port", "metrics_port", "http_port"):
         port = getattr(settings, setting)
         if port and not is_free(port):
             raise StackError(
@@ -509,6 +510,7 @@ def _choose_ports(settings: LocalSettings, replicas: Collection[str], claims: Ex
         "decision": settings.decision_port or default_port(7001, claims),
         "admin": settings.admin_port or default_port(7002, claims),
         "metrics": settings.metrics_port or default_port(7003, claims),
+        "http": settings.http_port or default_port(7004, claims),
     }
     management = (f"{name}_management" for name in replicas)
     ours = ("valkey", "broker", "postgres", *replicas, *management, "worker", "bars", *wanted)

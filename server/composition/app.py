@@ -16,11 +16,13 @@ from feature_cache.compiled import in_use
 from feature_cache.store.l1 import FeatureCache
 from server.audit.reading.explaining import Explaining
 from server.composition.audit import open_audit
+from server.composition.http_port import open_http_port
 from server.composition.metrics_port import serve_metrics
 from server.composition.models import components_of
 from server.composition.ports import open_admin_port, open_decision_port, open_health_port
 from server.composition.process import Process, seconds_to_end, this_process
 from server.composition.request_path import Foundation, RequestPath, open_foundation, open_request_path
+from server.composition.servicers import open_servicers
 from server.decision.admission import Admission
 from server.envoy.edge import EnvoyEdge
 from server.machine import REAL, Machine
@@ -170,11 +172,11 @@ async def start(
     health_state.update()  # nothing is unknown when the ports open
 
     metrics_port = serve_metrics(process, base, path, audit)
-    admin_port = await open_admin_port(process, base, path, audit, health_state, health_servicer)
+    servicers = open_servicers(process, base, path, audit, health_state, health_servicer)
+    admin_port = await open_admin_port(process, base.security, servicers)
     await open_health_port(process, health_servicer)
-    decision_port, refuse = await open_decision_port(
-        process, base.security, path, audit.explaining, health_servicer, envoy
-    )
+    http_port, refuse_http = await open_http_port(process, base.security, path, servicers)
+    decision_port, refuse = await open_decision_port(process, base.security, path, servicers, envoy)
     await process.background(health_state.run(), "health")
 
     settings = process.settings
@@ -185,11 +187,21 @@ async def start(
         edge=settings.grpc.edge,
         decision=f"{settings.grpc.host}:{decision_port}",
         admin=f"{settings.admin.host}:{admin_port}",
+        http=f"{settings.http.host}:{http_port}" if http_port else "",
         metrics=f"{settings.metrics.host}:{metrics_port}",
         durability=settings.journal.durability.value,
         compiled=len(in_use()),
     )
-    return Server(settings.grpc, health_state, path.admission, refuse, slot is not None)
+    return Server(settings.grpc, health_state, path.admission, _both(refuse, refuse_http), slot is not None)
+
+
+def _both(*refusing: Callable[[float], Awaitable[None]]) -> Callable[[float], Awaitable[None]]:
+    """Has the callers of all these ports go elsewhere, at once."""
+
+    async def refuse(grace_seconds: float) -> None:
+        await asyncio.gather(*(one(grace_seconds) for one in refusing))
+
+    return refuse
 
 
 def _health(

@@ -19,8 +19,8 @@ import structlog
 
 from feature_cache import logs
 from server.composition.app import Server, started
-from server.envoy.asgi import Receive, Scope, Send
 from server.envoy.edge import Embedding, EnvoyEdge
+from server.http.asgi import Receive, Scope, Send
 from server.process.slot import Slot
 from server.process.stopping import Leash
 from server.settings import load

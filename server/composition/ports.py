@@ -14,30 +14,22 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from feature_cache.store.report import ReportReader
-from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from server.decision.convert import OrderReader
+from server.composition.http_port import decision_application
 from server.envoy import lane
 from server.envoy.asgi import GrpcApplication
 from server.machine import REAL, Machine
-from server.rpc.admin import AdminServicer, MarketParts, RecordParts, ServingParts
+from server.rpc.admin import SERVICE as ADMIN_SERVICE
 from server.rpc.audit import SERVICE as AUDIT_SERVICE
-from server.rpc.call_context import CallContexts
-from server.rpc.canary import CanarySteering
 from server.rpc.decision import SERVICE as DECISION_SERVICE
-from server.rpc.decision import DecisionServicer
 from server.rpc.edge import Delivery, GrpcEdge
-from server.rpc.models import ModelSteering, SteeredModel
-from server.rpc.steering import Steering
 from server.timing.call_deadlines import CallDeadlines
 
 if TYPE_CHECKING:
-    from server.audit.reading.explaining import Explaining
-    from server.composition.audit import AuditParts
     from server.composition.process import Process
-    from server.composition.request_path import Foundation, RequestPath
+    from server.composition.request_path import RequestPath
+    from server.composition.servicers import Servicers
     from server.envoy.edge import EnvoyEdge
-    from server.process.health import Health
+    from server.rpc.decision import DecisionServicer
     from server.rpc.health import HealthServicer
     from server.security.access import AccessControl
     from server.security.security import Security
@@ -49,75 +41,25 @@ _LAST_CALLS_SECONDS = 0.5
 """What calls under way on the admin port get when everything else has ended."""
 
 
-async def open_admin_port(
-    process: Process,
-    base: Foundation,
-    path: RequestPath,
-    audit: AuditParts,
-    health_state: Health,
-    health_servicer: HealthServicer,
-) -> int:
+async def open_admin_port(process: Process, security: Security, servicers: Servicers) -> int:
     """Opens the port of administration and audit; returns it.
 
     Raises:
         OSError: The address cannot be bound.
     """
     settings, slot = process.settings, process.slot
-    control = path.control
-    server = grpc_server(settings, base.security.access("admin"), process.metrics.errors, process.machine)
-    add_admin: Any = admin_pb2_grpc.add_AdminServiceServicer_to_server  # its servicers are given a context of gRPC's
-    add_admin(
-        AdminServicer(
-            control=control,
-            configuration=path.configuration,
-            steering=Steering(control, path.replicas),
-            models=_steered(process, path),
-            serving=ServingParts(
-                process.instance_id, health_state, process.metrics, path.admission, slot, process.clock
-            ),
-            market=MarketParts(
-                base.feature_cache,
-                ReportReader(base.feature_store),
-                settings.instruments,
-                settings.features.max_age_seconds,
-            ),
-            records=RecordParts(audit.servicer.changes, base.journal, lambda: base.shipper.unshipped, audit.drift),
-        ),
-        server,
-    )
+    server = grpc_server(settings, security.access("admin"), process.metrics.errors, process.machine)
     if slot is not None:
         server.add_insecure_port(slot.admin_address(slot.index))
-    audit.servicer.add_to(server)
+    servicers.add_admin_to(server)
     return await _listen(
         process.stack,
         server,
-        health_servicer,
-        (admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name, AUDIT_SERVICE),
+        servicers.health,
+        (ADMIN_SERVICE, AUDIT_SERVICE),
         f"{settings.admin.host}:{settings.admin.port}",
-        base.security.credentials("admin"),
+        security.credentials("admin"),
     )
-
-
-def _steered(process: Process, path: RequestPath) -> ModelSteering:
-    """What steers the models and the map that chooses one."""
-    steered = {
-        model.name: SteeredModel(
-            CanarySteering(
-                model.canary.rollout,
-                model.canary.deployment,
-                path.control,
-                model.replicas,
-                process.settings.canary.steps,
-                process.new_id,
-                process.machine.wall_clock,
-                path.expiry,
-                model.name,
-            ),
-            model.embedded.model,
-        )
-        for model in path.models
-    }
-    return ModelSteering(path.control, path.model_map, steered, process.settings.instruments)
 
 
 async def open_health_port(process: Process, health_servicer: HealthServicer) -> None:
@@ -130,12 +72,7 @@ async def open_health_port(process: Process, health_servicer: HealthServicer) ->
 
 
 async def open_decision_port(
-    process: Process,
-    security: Security,
-    path: RequestPath,
-    explaining: Explaining,
-    health_servicer: HealthServicer,
-    envoy: EnvoyEdge | None,
+    process: Process, security: Security, path: RequestPath, servicers: Servicers, envoy: EnvoyEdge | None
 ) -> tuple[int, Callable[[float], Awaitable[None]]]:
     """Opens the decision port, on grpc.aio or in Envoy; returns it and what makes its callers go elsewhere.
 
@@ -143,23 +80,13 @@ async def open_decision_port(
         OSError: The address cannot be bound.
     """
     settings, clock, metrics = process.settings, process.clock, process.metrics
-    servicer = DecisionServicer(
-        path.dataplane,
-        OrderReader(settings.instruments),
-        metrics,
-        settings.stream,
-        CallContexts(tracing=path.tracing is not None),
-        path.reports,
-        explaining,
-        clock,
-        security.orders,
-    )
+    servicer = servicers.decision
     if envoy is None:
         server = grpc_server(settings, security.access("decision"), metrics.errors, process.machine, servicer)
         servicer.add_to(server)
         at = f"{settings.grpc.host}:{settings.grpc.port}"
         credentials = security.credentials("decision")
-        port = await _listen(process.stack, server, health_servicer, (DECISION_SERVICE,), at, credentials)
+        port = await _listen(process.stack, server, servicers.health, (DECISION_SERVICE,), at, credentials)
         return port, partial(_end, server)
     application = GrpcApplication(
         settings.grpc.max_message_bytes,
@@ -170,11 +97,12 @@ async def open_decision_port(
         process.machine.wall_clock,
         security.access("decision"),
         path.admission.dropped,
+        decision_application(process, security, path, servicers),
     )
     # As generated code sees it, the application is a server.
     as_server = cast("grpc.aio.Server", application)
     servicer.add_to_application(as_server)
-    _add_standard_services(as_server, health_servicer, (DECISION_SERVICE,))
+    _add_standard_services(as_server, servicers.health, (DECISION_SERVICE,))
     await process.background(application.run(), "calls")
     await process.background(envoy.watch_gate(path.admission, metrics), "gate")
     envoy.serve(application)

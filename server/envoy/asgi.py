@@ -1,11 +1,11 @@
 """gRPC over ASGI: serves the servicers of the grpc.aio edge behind Envoy.
 
 Envoy terminates HTTP/2 (flow control, limits, TLS, floods) and hands every call to this application in its own process,
-through `pyvoy`; see `server/envoy/edge.py`. gRPC's own framing is in `framing.py`. The steps of a call here::
+through `pyvoy`; see `server/envoy/edge.py`. gRPC's own framing is in `server/rpc/framing.py`. The steps of a call::
 
     read the request → the servicer's method → the answer, or a status
 
-A call whose content type is not gRPC's is JSON, by `transcoding.py`; it takes the same steps.
+A call whose content type is not gRPC's is for the application in `server/http/`.
 
 ASGI reports a disconnect only to a pending `receive()`, and never reports an expired deadline. One task therefore
 checks all calls that take longer than most, and cancels those whose caller has gone or whose deadline has passed, as
@@ -17,22 +17,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
-from urllib.parse import unquote_to_bytes
 
 import grpc
-import structlog
-from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from server.envoy import transcoding
-from server.envoy.framing import (
+from server.envoy.gate import UnderWay
+from server.errors import (
+    DeadlineError,
+    DrainingError,
+    InvalidOrderError,
+    MessageTooLargeError,
+    PretradeError,
+    UnknownMethodError,
+)
+from server.http import transcoding
+from server.http.asgi import (
+    AsgiCall,
+    CallerGoneError,
+    Delivery,
+    Lateness,
+    Receive,
+    Scope,
+    Send,
+    attempt_of,
+    deadline_passed,
+    failed,
+    header,
+)
+from server.rpc import status
+from server.rpc.framing import (
     CONTENT_TYPE,
     ENCODINGS,
-    PEER,
     PREFIX_BYTES,
     Header,
     call_headers,
@@ -41,89 +59,26 @@ from server.envoy.framing import (
     message_length,
     status_headers,
 )
-from server.envoy.gate import UnderWay
-from server.errors import (
-    DeadlineError,
-    DrainingError,
-    InternalError,
-    InvalidOrderError,
-    MessageTooLargeError,
-    PretradeError,
-    UnknownMethodError,
-)
-from server.rpc import status
-from server.rpc.call import Call
 from server.security.access import AccessControl
-from server.security.identity import Attempt, Caller
 
 if TYPE_CHECKING:
     from server.decision.metrics import DecisionMetrics
-
-_log = structlog.get_logger(__name__)
-
-Scope = Mapping[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Headers = Sequence[tuple[bytes, bytes]]
+    from server.http.application import HttpApplication
 
 _LOOK_SECONDS: Final = 0.025
 """How often calls that take longer than this are looked after; asking for one caller costs 0.1 ms."""
-_LONGEST_WAIT_SECONDS: Final = 10.0
-_LONGEST_ZOMBIE_SECONDS: Final = 0.2
 _START: Final = {
     "type": "http.response.start",
     "status": 200,
     "headers": [CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS)],
     "trailers": True,
 }
-_JSON_START: Final = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [(b"content-type", transcoding.CONTENT_TYPE)],
-}
-_CERTIFICATE: Final = re.compile(rb'(?:^|;)Cert="([^"]*)"')
 _OK_STATUS: Final = (b"grpc-status", b"0")
 _OK: Final = {"type": "http.response.trailers", "headers": [_OK_STATUS], "more_trailers": False}
 
 
-class CallerGoneError(Exception):
-    """The caller has gone: an answer cannot be sent."""
-
-
-class EnvoyCall(Call):
-    """A call in Envoy's process.
-
-    Args:
-        receive: Gives its requests.
-        headers: Its metadata, pseudo headers and all, as bytes.
-        arrived: When it was taken up, in monotonic seconds.
-    """
-
-    __slots__ = ("_task", "arrived", "ended", "is_patient", "is_unary", "is_watched", "receive")
-
-    def __init__(self, receive: Receive, headers: Headers, arrived: float) -> None:
-        super().__init__(None, headers)
-        self._task = asyncio.current_task()
-        self.receive = receive
-        self.arrived = arrived
-        self.is_unary = True
-        self.is_patient = True
-        """It came without a deadline. A call that came too late has none either, and is none of these."""
-        self.is_watched = False
-        """True while its requests are read and its answer is not: then anybody may ask `receive`."""
-        self.ended: PretradeError | CallerGoneError | None = None
-        """Why it was cancelled."""
-
-    def end(self, reason: PretradeError | CallerGoneError) -> None:
-        """Cancels it; the first reason counts."""
-        assert self._task is not None
-        if self.ended is None:
-            self.ended = reason
-            self._task.cancel()
-
-
 class UnderWayCall(Protocol):
-    """A call that has not ended, as whoever looks after slow calls sees it; see `EnvoyCall`."""
+    """A call that has not ended, as whoever looks after slow calls sees it; see `AsgiCall`."""
 
     arrived: float
     deadline: float | None
@@ -142,18 +97,6 @@ class UnderWayCall(Protocol):
         ...
 
 
-class Delivery(Protocol):
-    """Who wants to know what became of unary answers. A servicer knows that of a stream's: it is asked for the next."""
-
-    def sent(self, answer: object) -> None:
-        """Envoy has all of an answer."""
-        ...
-
-    def not_sent(self, answer: object) -> None:
-        """The caller did not wait for an answer."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class _Method:
     """A method and who answers it: one of the three.
@@ -161,7 +104,6 @@ class _Method:
     What serialises a stream's answers may make several messages of one. They are sent together.
     """
 
-    full_name: str
     parse: Any
     serialize: Any
     answer: Any
@@ -181,6 +123,7 @@ class GrpcApplication:
         wall_clock: Seconds of the clock by which Envoy says when a call arrived.
         access: Asked about every call; None for an open port.
         expired: Told of every call that was taken up too late, and how many seconds its caller had allowed.
+        http: Answers the calls that are not gRPC; None where there are none.
     """
 
     def __init__(
@@ -193,15 +136,16 @@ class GrpcApplication:
         wall_clock: Callable[[], float],
         access: AccessControl | None = None,
         expired: Callable[[float], None] = lambda _: None,
+        http: HttpApplication | None = None,
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._read_seconds = read_seconds
         self._delivery = delivery
         self._metrics = metrics
         self._clock = clock
-        self._wall_clock = wall_clock
         self._access = access
-        self._expired = expired
+        self._lateness = Lateness(metrics, clock, wall_clock, expired)
+        self._http = http
         self._methods: dict[str, _Method] = {}
         self._calls: dict[UnderWayCall, None] = {}
         """Those under way, in the order of their arrival."""
@@ -215,7 +159,6 @@ class GrpcApplication:
         """Serves the methods of a service."""
         for name, handler in handlers.items():
             self._methods[f"/{service}/{name}"] = _Method(
-                f"{service}.{name}",
                 handler.request_deserializer,
                 handler.response_serializer,
                 handler.unary_unary,
@@ -253,7 +196,7 @@ class GrpcApplication:
     async def _look_after(self, call: UnderWayCall) -> None:
         now = self._clock()
         if call.deadline is not None and now >= call.deadline:
-            call.end(DeadlineError("DEADLINE_EXCEEDED", "Deadline Exceeded"))
+            call.end(deadline_passed())
         elif call.is_watched:
             try:
                 message = await call.receive()
@@ -280,128 +223,67 @@ class GrpcApplication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one call."""
-        call = EnvoyCall(receive, scope["headers"], self._clock())
+        call = AsgiCall(receive, scope["headers"], self._clock())
         self.enter(call)
-        is_grpc = _header(scope["headers"], b"content-type").startswith(transcoding.GRPC)
-        refuse = self._refuse if is_grpc else self._refuse_json
         try:
-            await self._serve(call, scope, send, is_grpc)
+            if self._http is None or header(scope["headers"], b"content-type").startswith(transcoding.GRPC):
+                await self._call(call, scope, send)
+            else:
+                await self._http.serve(call, scope, send)
+        finally:
+            self.leave(call)
+
+    async def _call(self, call: AsgiCall, scope: Scope, send: Send) -> None:
+        """Serves one call of gRPC."""
+        try:
+            await self._serve(call, scope, send)
         except PretradeError as error:
-            await refuse(send, error)
+            await self._refuse(send, error)
         except CallerGoneError:
             pass
         except asyncio.CancelledError:
             if call.ended is None:
                 raise  # not by us
             if isinstance(call.ended, PretradeError):
-                await refuse(send, call.ended)
+                await self._refuse(send, call.ended)
         except Exception as error:
-            await refuse(send, _failed(scope, error))
-        finally:
-            self.leave(call)
+            await self._refuse(send, failed(scope["path"], error))
 
-    async def _serve(self, call: EnvoyCall, scope: Scope, send: Send, is_grpc: bool) -> None:
+    async def _serve(self, call: AsgiCall, scope: Scope, send: Send) -> None:
         """Answers a call; raises what it ends with instead."""
         method = self._methods.get(scope["path"])
         if method is None:
             raise UnknownMethodError
         timeout, encoding, arrived = call_headers(scope["headers"])
-        if timeout is not None:
-            call.is_patient = False
-            call.deadline = await self._deadline(call, timeout, arrived)
+        await self._lateness.set_deadline(call, timeout, arrived)
         if self._access is not None:
-            call.caller = await self._admit(self._access, scope)
-        if not is_grpc:
-            await self._answer_json(call, scope, send, method)
-        elif method.answer is not None:
+            call.caller = await self._access.admit(attempt_of(scope["path"], scope["headers"]))
+        if method.answer is not None:
             await self._answer(call, send, method, encoding)
         else:
             with self._watched(call):
                 await self._stream(call, scope, send, method, encoding)
 
-    async def _deadline(self, call: EnvoyCall, allowed: float, arrived: float | None) -> float:
-        """A call's deadline; raises where it has passed.
-
-        A call that waited that long stays counted in Envoy's gate for the same time again, at no cost. If it ended at
-        once, the gate would take it for a quick answer and let in thousands more calls that are too late already. Each
-        of those would take time from a call that is not.
-        """
-        waited = self._waited(arrived)
-        if waited < allowed:
-            return call.arrived - waited + allowed
-        self._expired(allowed)
-        await asyncio.sleep(min(waited, _LONGEST_ZOMBIE_SECONDS))
-        self._metrics.late += 1
-        raise DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival")
-
-    def _waited(self, arrived: float | None) -> float:
-        """How long a call waited to be taken up, in seconds.
-
-        Envoy tells by the wall clock, which may step meanwhile: longer than anybody waits is not true.
-        """
-        if arrived is None:
-            return 0.0
-        waited = self._wall_clock() - arrived
-        return waited if 0.0 < waited < _LONGEST_WAIT_SECONDS else 0.0
-
-    async def _admit(self, access: AccessControl, scope: Scope) -> Caller | None:
-        """Asks whether a call may pass, before anything of it but its headers is read."""
-        headers = scope["headers"]
-        attempt = Attempt(
-            method=scope["path"],
-            authorization=_header(headers, b"authorization").decode("latin-1"),
-            # The scope's client is the address in `x-forwarded-for`, and only the beginning of an IPv6 address.
-            peer=lambda: _header(headers, PEER).decode("latin-1") or "unknown",
-            certificate=lambda: _certificate(_header(headers, b"x-forwarded-client-cert")),
-        )
-        return await access.admit(attempt)
-
-    def _watched(self, call: EnvoyCall) -> contextlib.AbstractContextManager[None]:
+    def _watched(self, call: AsgiCall) -> contextlib.AbstractContextManager[None]:
         """Ends a stream whose caller would not be let in any more."""
         if self._access is None:
             return contextlib.nullcontext()
         return self._access.watched(call.caller, call.end)
 
-    async def _answer(self, call: EnvoyCall, send: Send, method: _Method, encoding: bytes) -> None:
+    async def _answer(self, call: AsgiCall, send: Send, method: _Method, encoding: bytes) -> None:
         """A call with one answer."""
         answer = await method.answer(await self._request(call, method, encoding), call)
         call.is_watched = False
         body = {"type": "http.response.body", "body": framed(method.serialize(answer))}
-        await self._deliver(send, answer, (_START, body, _OK))
-
-    async def _answer_json(self, call: EnvoyCall, scope: Scope, send: Send, method: _Method) -> None:
-        """A call with one answer, in JSON."""
-        if method.answer is None:
-            raise InvalidOrderError("STREAM_IN_JSON", f"{method.full_name} is a stream: call it by gRPC")
-        if scope["method"] != "POST":
-            raise InvalidOrderError("NOT_POST", f"a method is called by POST, not by {scope['method']}")
-        if scope["query_string"]:
-            raise InvalidOrderError("QUERY_STRING", "a request has no query: its fields belong into its body")
-        found = descriptor_pool.Default().FindMethodByName(method.full_name)
-        request_class = message_factory.GetMessageClass(found.input_type)
-        body = await self._json_body(call, _header(scope["headers"], b"content-encoding"))
-        call.is_watched = True
-        answer = await method.answer(await transcoding.request_of(body, request_class), call)
         try:
-            wire = method.serialize(answer)
-            text = await transcoding.answer_of(message_factory.GetMessageClass(found.output_type).FromString(wire))
-        except BaseException:
-            self._delivery.not_sent(answer)
-            raise
-        call.is_watched = False
-        await self._deliver(send, answer, (_JSON_START, {"type": "http.response.body", "body": text}))
-
-    async def _deliver(self, send: Send, answer: object, messages: Iterable[dict[str, Any]]) -> None:
-        """Sends all of an answer, and tells what became of it."""
-        try:
-            for message in messages:
+            for message in (_START, body, _OK):
                 await send(message)
         except (OSError, asyncio.CancelledError):
             self._delivery.not_sent(answer)
             raise CallerGoneError from None
         self._delivery.sent(answer)
 
-    async def _stream(self, call: EnvoyCall, scope: Scope, send: Send, method: _Method, encoding: bytes) -> None:
+    async def _stream(self, call: AsgiCall, scope: Scope, send: Send, method: _Method, encoding: bytes) -> None:
         """A call with a stream of answers."""
         call.is_unary = False
         problem: PretradeError | None = None
@@ -443,7 +325,7 @@ class GrpcApplication:
                 raise
             trailers = self._status(call.ended)
         except Exception as error:
-            trailers = self._status(_failed(scope, error))
+            trailers = self._status(failed(scope["path"], error))
         else:
             trailers = [_OK_STATUS]
         call.is_watched = False
@@ -451,7 +333,7 @@ class GrpcApplication:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             await send({"type": "http.response.trailers", "headers": trailers, "more_trailers": False})
 
-    async def _request(self, call: EnvoyCall, method: _Method, encoding: bytes) -> Any:
+    async def _request(self, call: AsgiCall, method: _Method, encoding: bytes) -> Any:
         """The only request of a call; what follows it is ignored."""
         message = await call.receive()
         body = message.get("body", b"")
@@ -466,7 +348,7 @@ class GrpcApplication:
         call.is_watched = True
         return self._parsed(method, body[0], body[PREFIX_BYTES : PREFIX_BYTES + length], encoding)
 
-    async def _rest(self, call: EnvoyCall, body: bytes) -> bytes:
+    async def _rest(self, call: AsgiCall, body: bytes) -> bytes:
         """A request's body to its end."""
         whole = bytearray(body)
         while True:
@@ -480,23 +362,7 @@ class GrpcApplication:
             if not message.get("more_body"):
                 return bytes(whole)
 
-    async def _json_body(self, call: EnvoyCall, encoding: bytes) -> bytes:
-        """A request's body to its end, decompressed."""
-        body, more = bytearray(), True
-        while more:
-            message = await call.receive()
-            if message["type"] == "http.disconnect":
-                raise CallerGoneError
-            body += message["body"]
-            more = message.get("more_body", False)
-            self._check_size(len(body))
-        if encoding in (b"", b"identity"):
-            return bytes(body)
-        plain = decompressed(bytes(body), encoding, self._max_message_bytes)
-        self._check_size(len(plain))
-        return plain
-
-    async def _requests(self, call: EnvoyCall, method: _Method, encoding: bytes) -> AsyncIterator[Any]:
+    async def _requests(self, call: AsgiCall, method: _Method, encoding: bytes) -> AsyncIterator[Any]:
         """The requests of a stream."""
         buffer = bytearray()
         more = True
@@ -545,35 +411,7 @@ class GrpcApplication:
             await send({"type": "http.response.start", "status": 200, "headers": self.refusal(error)})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _refuse_json(self, send: Send, error: PretradeError) -> None:
-        """Ends a call in JSON with an error."""
-        self._metrics.errors[error.reason] += 1
-        refusal = transcoding.refusal(error)
-        with contextlib.suppress(OSError):
-            await send({"type": "http.response.start", "status": refusal.http_status, "headers": refusal.headers})
-            await send({"type": "http.response.body", "body": refusal.body, "more_body": False})
-
     def _status(self, error: PretradeError) -> list[Header]:
         """The trailers of a call that fails. Each has its own from here, and is counted here alone."""
         self._metrics.errors[error.reason] += 1
         return status_headers(*status.of(error))
-
-
-def _failed(scope: Scope, error: Exception) -> InternalError:
-    """The error that the caller gets for an internal fault."""
-    _log.error("call failed", method=scope["path"][:200], exc_info=error)
-    return InternalError("the call failed; see the server's log")
-
-
-def _header(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> bytes:
-    """A header's value; empty without."""
-    for name, value in headers:
-        if name == wanted:
-            return value
-    return b""
-
-
-def _certificate(forwarded: bytes) -> bytes | None:
-    """The client's certificate in PEM, as Envoy forwards it. Envoy removes this header if a client sends it."""
-    found = _CERTIFICATE.search(forwarded)
-    return None if found is None else unquote_to_bytes(found[1])

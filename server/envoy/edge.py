@@ -22,7 +22,7 @@ import structlog
 
 from pretrade.decision.v1 import decision_pb2
 from server.envoy import gate, lane, tls
-from server.envoy.framing import ARRIVED, PEER
+from server.rpc.framing import ARRIVED, PEER
 from server.security.tls import Material, open_material
 
 if TYPE_CHECKING:

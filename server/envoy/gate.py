@@ -28,10 +28,11 @@ from typing import Any, Final, NamedTuple
 from google.protobuf.descriptor import ServiceDescriptor
 
 from server.decision.admission import WAITING_BATCHES, Admission, AdmissionSettings, overloaded
-from server.envoy import transcoding
-from server.envoy.framing import Header, status_headers
+from server.http import problems, transcoding
+from server.http.methods import PATHS
 from server.rpc import status
 from server.rpc.call_context import REDUCE_ONLY
+from server.rpc.framing import Header, status_headers
 
 _FILTER: Final = "gate"
 _TYPE: Final = "type.googleapis.com/envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency"
@@ -164,13 +165,14 @@ def routes(service: ServiceDescriptor, translators: Sequence[str]) -> list[dict[
         translators: Names of the filters that translate what is not in gRPC's own form.
     """
     paths = [f"/{service.full_name}/{method.name}" for method in service.methods if not method.server_streaming]
+    shorter = [PATHS[path].path for path in paths if path in PATHS]
     pure: dict[str, Any] = {"grpc": {}}
     reducing = {"headers": [{"name": REDUCE_ONLY, "present_match": True}]}
     return [
         *(_route(pure | reducing | {"path": path}, (*translators, _FILTER)) for path in paths),
         *(_route(pure | {"path": path}, translators) for path in paths),
         _route(pure | {"prefix": "/"}, (*translators, _FILTER)),
-        *(_route({"path": path}, ()) for path in paths),
+        *(_route({"path": path}, ()) for path in (*paths, *shorter)),
         _route({"prefix": "/"}, (_FILTER,)),
     ]
 
@@ -185,7 +187,7 @@ def reply() -> dict[str, Any]:
     """The answer to a refused call: the status that admission would give; in JSON and over gRPC-Web with HTTP 429."""
     error = overloaded()
     code, message, metadata = status.of(error)
-    in_json = transcoding.refusal(error)
+    in_json = problems.refusal(error)
     return {
         "mappers": [
             {
@@ -199,7 +201,7 @@ def reply() -> dict[str, Any]:
                 "body": {"inline_string": in_json.body.decode()},
                 "body_format_override": {
                     "text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"},
-                    "content_type": transcoding.CONTENT_TYPE.decode(),
+                    "content_type": problems.CONTENT_TYPE.decode(),
                 },
                 "headers_to_add": _added(status.http_headers(error)),
             },

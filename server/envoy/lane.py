@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from feature_cache.compiled import compiled
-from server.envoy.framing import CONTENT_TYPE, ENCODINGS, Header, framed
 from server.errors import InternalError, PretradeError
 from server.rpc.call import Call, CallMetadata
+from server.rpc.framing import CONTENT_TYPE, ENCODINGS, Header, framed
 
 if TYPE_CHECKING:
     from server.decision.metrics import DecisionMetrics
     from server.decision.plane import Deciding
-    from server.envoy.asgi import CallerGoneError, GrpcApplication
+    from server.envoy.asgi import GrpcApplication
+    from server.http.asgi import CallerGoneError
     from server.rpc.decision import DecisionServicer, Plain, Reply
 
 _log = structlog.get_logger(__name__)

@@ -31,6 +31,7 @@ from server.rpc.models import ModelSteering
 from server.rpc.steering import Steering, duration
 from server.security.identity import known_name, longest_name
 
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["AdminService"].full_name
 _OTHERS_SECONDS = 0.5
 """How long another process may take to say how it is."""
 _MAX_AUTHOR: Final = 64

@@ -71,6 +71,7 @@ class AuditServicer:
             "ExplainDecision": grpc.unary_unary_rpc_method_handler(self._asks(self._explanations, Question.EXPLAIN)),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        server.add_registered_method_handlers(SERVICE, methods)
 
     async def changes(self, request: bytes) -> bytes:
         """Answers `AdminService.ListChanges`. Raises `AuditError`."""

@@ -35,6 +35,10 @@ class HealthServicer:
         for changed in self._watchers.get(service, ()):
             changed.set()
 
+    def is_serving(self, service: str = "") -> bool:
+        """Whether a service is SERVING; by default the server as a whole."""
+        return self._serving.get(service, False)
+
     async def Check(self, request: health_pb2.HealthCheckRequest, call: Call) -> health_pb2.HealthCheckResponse:
         """The status of a service; NOT_FOUND for one that was never set."""
         if request.service not in self._serving:

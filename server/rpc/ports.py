@@ -22,9 +22,9 @@ class GrpcSettings(BaseModel):
 
     edge: Literal["auto", "grpcio", "envoy"] = "auto"
     """What speaks HTTP/2 with the callers. `grpcio` runs everywhere. `envoy` runs the server inside Envoy: it is
-    faster, and serves gRPC-Web and JSON as well. It needs Linux, the extra `envoy` and a Python with a shared library,
-    and sets `processes` to 1 if that is unset. `auto` is `envoy` where it can run, otherwise `grpcio`, and the start
-    log says why."""
+    faster, and serves gRPC-Web and JSON on the same port as well (`http.port` serves JSON on both edges). It needs
+    Linux, the extra `envoy` and a Python with a shared library, and sets `processes` to 1 if that is unset. `auto`
+    is `envoy` where it can run, otherwise `grpcio`, and the start log says why."""
     host: str = "127.0.0.1"
     """Address to listen on. It must be loopback, unless `access.decision` requires credentials or
     `access.decision_open_to_network` allows callers without."""

@@ -43,6 +43,8 @@ CODES: Final[dict[type[PretradeError], int]] = {
     errors.RateLimitedError: code_pb2.RESOURCE_EXHAUSTED,
     errors.CredentialsUnknownError: code_pb2.UNAVAILABLE,
     errors.UnknownMethodError: code_pb2.UNIMPLEMENTED,
+    errors.HttpMethodError: code_pb2.UNIMPLEMENTED,
+    errors.OriginError: code_pb2.PERMISSION_DENIED,
     errors.UnknownServiceError: code_pb2.NOT_FOUND,
     errors.ProtocolError: code_pb2.INTERNAL,
     errors.UnsupportedEncodingError: code_pb2.UNIMPLEMENTED,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
@@ -28,7 +29,7 @@ from server.security.settings import (
     TlsSettings,
     TokenSettings,
 )
-from server.security.tls import Material, grpc_credentials, open_material
+from server.security.tls import Material, grpc_credentials, open_material, ssl_context
 from server.security.tokens import TokenVerifier, revocations
 from server.security.watched import Watched
 
@@ -98,7 +99,7 @@ class Security:
             self._keys.on_change(self.verifier.forget)
         # What callers may take is in the policy.
         self.orders = OrderAccess(TokenBuckets(math.inf, _BURST_SECONDS, clock), self.refusals)
-        self._controls: list[AccessControl] = []
+        self._controls: dict[Plane, AccessControl] = {}
         self._of_clients: list[Watched[ClientMaterial]] = []
 
     async def run(self) -> None:
@@ -112,16 +113,21 @@ class Security:
                 group.create_task(self._keys.run())
             while True:
                 await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-                for control in self._controls:
+                for control in self._controls.values():
                     await control.look_again()
 
     def access(self, plane: Plane) -> AccessControl | None:
-        """What guards a port; None when it is open."""
+        """What guards the ports of a plane; None when they are open."""
         credential: DecisionCredential | AdminCredential = getattr(self._access, plane)
         if credential == "open":
             return None
+        if plane not in self._controls:
+            self._controls[plane] = self._control(plane, credential)
+        return self._controls[plane]
+
+    def _control(self, plane: Plane, credential: DecisionCredential | AdminCredential) -> AccessControl:
         material = self.material
-        control = AccessControl(
+        return AccessControl(
             plane=plane,
             credential=credential,
             siblings=plane == "admin",
@@ -135,8 +141,6 @@ class Security:
             refusals=self.refusals,
             wall_clock=self._wall_clock,
         )
-        self._controls.append(control)
-        return control
 
     def credentials(self, plane: Plane) -> grpc.ServerCredentials | None:
         """TLS of a port on grpc.aio; None without. What asks for the operator token is on loopback, and needs none."""
@@ -144,6 +148,12 @@ class Security:
         if self.material is None or credential == "operator_token":
             return None
         return grpc_credentials(self.material, credential == "certificate")
+
+    def http_context(self) -> ssl.SSLContext | None:
+        """TLS of the HTTP port; None without."""
+        if self.material is None:
+            return None
+        return ssl_context(self.material, "certificate" in (self._access.decision, self._access.admin))
 
     def tell_of(self, clients: Iterable[ClientTls | None]) -> None:
         """Shows the files of connections to others, too, which are watched by those who make them."""

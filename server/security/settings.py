@@ -179,7 +179,9 @@ class AccessSettings(BaseModel):
         return Policy(self.roles, self.strategies, self.rates, general)
 
 
-def check(tls: TlsSettings, tokens: TokenSettings, access: AccessSettings, hosts: dict[str, str]) -> None:
+def check(
+    tls: TlsSettings, tokens: TokenSettings, access: AccessSettings, hosts: dict[str, str], http: str | None = None
+) -> None:
     """Refuses what would leave a port open, or closed to everybody.
 
     Args:
@@ -187,10 +189,13 @@ def check(tls: TlsSettings, tokens: TokenSettings, access: AccessSettings, hosts
         tokens: Whose tokens are believed.
         access: What each port asks for.
         hosts: The address that each of `decision` and `admin` listens on.
+        http: The address that the HTTP port listens on, where both are served as well; None without one.
 
     Raises:
         ValueError: They do not fit together.
     """
+    if http is not None and not is_loopback(http):
+        _check_http(tls, access)
     for plane, host in hosts.items():
         credential: DecisionCredential | AdminCredential = getattr(access, plane)
         if credential == "token" and tokens.jwks is None:
@@ -215,3 +220,14 @@ def check(tls: TlsSettings, tokens: TokenSettings, access: AccessSettings, hosts
         of_callers = {"decisions_per_second": access.decisions_per_second, "strategies": access.strategies}
         for name in (name for name, value in of_callers.items() if value is not None):
             raise ValueError(f"access.{name}: callers are not identified on a decision port that is open")
+
+
+def _check_http(tls: TlsSettings, access: AccessSettings) -> None:
+    """Refuses an HTTP port beyond loopback where callers would need no credentials, or would show them to everybody."""
+    if access.decision == "open" or access.admin == "operator_token":
+        raise ValueError(
+            "http.host: beyond loopback the HTTP port needs access.decision and access.admin to be `token` or "
+            "`certificate`"
+        )
+    if tls.certificate is None:
+        raise ValueError("http.host: beyond loopback the HTTP port needs TLS: set tls.certificate and tls.key")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import ssl
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -167,6 +169,39 @@ def grpc_credentials(material: Watched[Material], client_certificates: bool) -> 
 
     # None is fine with it, though its stubs say otherwise.
     return grpc.dynamic_ssl_server_credentials(configuration(), changed, client_certificates)  # type: ignore[arg-type]
+
+
+def ssl_context(material: Watched[Material], client_certificates: bool) -> ssl.SSLContext:
+    """TLS of a port that is not gRPC's: each new connection gets the material in force.
+
+    Args:
+        material: Watched elsewhere.
+        client_certificates: True to take a caller's certificate, if it has one, and to verify it.
+    """
+    made = material.version, _context_of(material.value, client_certificates)
+
+    def renewed(connection: ssl.SSLObject, _name: str, _context: ssl.SSLContext) -> None:
+        nonlocal made
+        if material.version != made[0]:
+            made = material.version, _context_of(material.value, client_certificates)
+        connection.context = made[1]
+
+    context = _context_of(material.value, client_certificates)
+    context.sni_callback = renewed  # called for every handshake, with or without a name
+    return context
+
+
+def _context_of(material: Material, client_certificates: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    with tempfile.NamedTemporaryFile() as file:  # for our user alone; the library takes files only
+        file.write(material.chain + b"\n" + material.key)
+        file.flush()
+        context.load_cert_chain(file.name)
+    if client_certificates and material.client_ca is not None:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.load_verify_locations(cadata=material.client_ca.decode())
+    return context
 
 
 @dataclass(frozen=True, slots=True)

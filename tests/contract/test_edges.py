@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import itertools
 import json
 import os
@@ -27,7 +26,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from support.harness import INSTRUMENTS, eventually
-from support.server_group import WAYS_IN, Group, order, server_environment, server_group, way_in
+from support.server_group import WAYS_IN, Group, order, reply_statuses, server_environment, server_group, way_in
 from support.wire import DECIDE, STREAM, Caller, framed, leave_at_any_moment
 
 from feature_cache.compiled import SWITCH
@@ -387,15 +386,6 @@ def health_stub(channel: grpc.Channel) -> Any:
     return health_pb2_grpc.HealthStub(channel)  # its types know no methods
 
 
-def reply_statuses(group: Group) -> dict[str, str]:
-    """Reply status in SQL by order reference."""
-    try:
-        with closing(sqlite3.connect(group.directory / "audit.db")) as database:
-            return dict(database.execute("SELECT order_ref, reply_status FROM decisions"))
-    except sqlite3.OperationalError:  # no tables yet
-        return {}
-
-
 def test_health_can_be_checked_and_watched(channel: grpc.Channel) -> None:
     health = health_stub(channel)
     for service in ("", "pretrade.decision.v1.DecisionService"):
@@ -448,72 +438,6 @@ def test_grpc_js_calls_every_method(group: Group, grpc_js: Path) -> None:
     assert answer["streamed"]["code"] == 0
 
 
-def test_envoy_speaks_json(envoy: Group) -> None:
-    url = f"http://{envoy.decision}/pretrade.decision.v1.DecisionService/"
-    sound = {"order_ref": "j", "instrument": INSTRUMENTS[0], "side": "buy", "quantity": 1, "strategy": "t"}
-    decided = httpx.post(f"{url}Decide", json={"order": sound}, headers={"grpc-timeout": "2S"})
-    assert (decided.status_code, decided.headers["content-type"]) == (200, "application/json")
-    assert decided.json()["decision"]["order_ref"] == "j"
-    assert decided.json()["decision"]["action"] == "ACTION_ABSTAIN"
-    zipped = gzip.compress(json.dumps({"order": sound}).encode())
-    assert httpx.post(f"{url}Decide", content=zipped, headers={"content-encoding": "gzip"}).status_code == 200
-    batch = httpx.post(f"{url}DecideBatch", json={"orders": [sound, sound | {"quantity": -1}]}).json()["results"]
-    assert ["decision" in result for result in batch] == [True, False]
-    assert batch[1]["error"]["reason"] == "INVALID_QUANTITY"
-    health = httpx.post(f"http://{envoy.decision}/grpc.health.v1.Health/Check", json={})
-    assert health.json() == {"status": "SERVING"}
-    statuses = eventually(lambda: reply_statuses(envoy), lambda found: "j" in found)
-    assert statuses["j"] == REPLIED
-
-
-@pytest.mark.parametrize(
-    ("method", "call", "http_status", "reason"),
-    [
-        ("Decide", {"json": {"order": {"quantity": -1}}}, 400, "UNKNOWN_INSTRUMENT"),
-        ("Decide", {"json": {"order": {"limit_prize": 1}}}, 400, "UNKNOWN_FIELD"),
-        ("Decide", {"json": {"order": {"side": "by"}}}, 400, "UNKNOWN_ENUM_VALUE"),
-        ("Decide", {"content": "{"}, 400, "MALFORMED_REQUEST"),
-        ("Decide", {}, 400, "MISSING_REQUEST"),
-        ("Decide", {"json": {}, "headers": {"grpc-timeout": "soon"}}, 400, "PROTOCOL_ERROR"),
-        ("Decide", {"json": {}, "headers": {"grpc-timeout": "0S"}}, 504, "DEADLINE_EXPIRED"),
-        ("Decide", {"json": {}, "params": {"limit_price": 1}}, 400, "QUERY_STRING"),
-        ("Decide", {"content": "{}", "headers": {"content-encoding": "br"}}, 415, "UNSUPPORTED_ENCODING"),
-        ("Decide", {"content": b" " * (_MAX_BYTES + 1)}, 413, "MESSAGE_TOO_LARGE"),
-        ("DecideBatch", {"json": {"orders": []}}, 400, "BATCH_SIZE"),
-        ("DecideStream", {"json": {}}, 400, "STREAM_IN_JSON"),
-        ("Guess", {"json": {}}, 404, "UNKNOWN_METHOD"),
-    ],
-)
-def test_every_error_in_json_has_the_shape_of_a_status(
-    envoy: Group, method: str, call: dict[str, Any], http_status: int, reason: str
-) -> None:
-    before = envoy.metric("pretrade_errors_total", reason=reason)
-    answer = httpx.post(f"http://{envoy.decision}/pretrade.decision.v1.DecisionService/{method}", **call)
-    assert (answer.status_code, answer.headers["content-type"]) == (http_status, "application/json"), answer.text
-    status = answer.json()
-    assert status["code"] > 0
-    assert status["message"]
-    assert (status["details"][0]["reason"], status["details"][0]["domain"]) == (reason, "pretrade")
-    assert envoy.metric("pretrade_errors_total", reason=reason) == before + 1
-
-
-def test_a_get_is_told_to_post(envoy: Group) -> None:
-    answer = httpx.get(f"http://{envoy.decision}{DECIDE}")
-    assert (answer.status_code, answer.json()["details"][0]["reason"]) == (400, "NOT_POST")
-
-
-def test_a_misspelt_limit_price_decides_nothing(envoy: Group) -> None:
-    order = {"order_ref": "misspelt", "instrument": INSTRUMENTS[0], "side": "buy", "quantity": 1, "strategy": "t"}
-    refused = httpx.post(f"http://{envoy.decision}{DECIDE}", json={"order": order | {"limit_prize": 60_000}})
-    assert (refused.status_code, refused.json()["message"]) == (
-        400,
-        "order.limit_prize: there is no such field; did you mean limit_price?",
-    )
-    sound = httpx.post(f"http://{envoy.decision}{DECIDE}", json={"order": order | {"order_ref": "spelt"}})
-    assert sound.status_code == 200
-    assert "misspelt" not in eventually(lambda: reply_statuses(envoy), lambda found: "spelt" in found)
-
-
 @pytest.mark.fault(
     "E1",
     "Calls arrive at Envoy beyond the admission limit",
@@ -559,8 +483,10 @@ def test_envoy_refuses_calls_beyond_the_limit_before_anybody_takes_them_up(tmp_p
         assert retry_delay(refused) == 0.05
         over_http = httpx.post(f"http://{group.decision}{DECIDE}", json={})
         assert (over_http.status_code, over_http.headers["retry-after"]) == (429, "1")
-        assert over_http.headers["content-type"] == "application/json"
-        assert over_http.json()["details"][0]["reason"] == "TOO_MANY_IN_FLIGHT"
+        assert over_http.headers["content-type"] == "application/problem+json"
+        assert over_http.json()["reason"] == "TOO_MANY_IN_FLIGHT"
+        shorter = httpx.post(f"http://{group.decision}/v1/decide", json={})
+        assert shorter.json()["reason"] == "TOO_MANY_IN_FLIGHT", "the gate counts the shorter path, too"
         web = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"}
         assert httpx.post(f"http://{group.decision}{DECIDE}", content=wire(), headers=web).headers["grpc-status"] == "8"
         # What can only reduce an exposure passes the gate, and so does all that is no unary decision.

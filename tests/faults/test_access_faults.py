@@ -20,6 +20,7 @@ from support.harness import INSTRUMENTS, eventually
 from support.secure_server import SecureServer, bearer, decide, halt, refused, secret_in, status
 from support.server_group import EDGES
 
+from local.stack.ports import free_ports
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -32,7 +33,8 @@ _CODES = grpc.StatusCode
 @pytest.fixture(scope="module", params=EDGES)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureServer]:
     server = SecureServer(tmp_path_factory.mktemp(f"tokens-{request.param}"), "token")
-    with server.running(GRPC__EDGE=request.param):
+    (http,) = free_ports(1)
+    with server.running(GRPC__EDGE=request.param, HTTP__PORT=str(http)):
         yield server
 
 
@@ -203,19 +205,30 @@ def test_keys_and_revocations_are_taken_over(server: SecureServer, seen: Callabl
         eventually(lambda: code(old), lambda found: found is _CODES.OK)
 
 
-@pytest.mark.parametrize("server", ["envoy"], indirect=True)
 def test_json_callers_show_the_same_credentials(server: SecureServer) -> None:
-    """Of Envoy's edge alone: grpc.aio speaks no JSON."""
     trusting = ssl.create_default_context(cadata=server.authority.pem.decode())
+    on_envoy = server.env["PRETRADE_GRPC__EDGE"] == "envoy"
+    port = server.env["PRETRADE_GRPC__PORT" if on_envoy else "PRETRADE_HTTP__PORT"]
     order = {"order_ref": "j", "instrument": INSTRUMENTS[0], "side": "SIDE_BUY", "quantity": 1, "strategy": "t"}
-    with httpx.Client(
-        verify=trusting, base_url=f"https://{server.decision}/pretrade.decision.v1.DecisionService"
-    ) as web:
-        assert web.post("/Decide", json={"order": order}).status_code == 401
-        viewer = dict(bearer(server.token("viewer")))
-        assert web.post("/Decide", json={"order": order}, headers=viewer).status_code == 403
-        trader = dict(bearer(server.token("trader")))
-        assert web.post("/Decide", json={"order": order}, headers=trader).json()["decision"]["order_ref"] == "j"
+    viewer, trader = (dict(bearer(server.token(role))) for role in ("viewer", "trader"))
+    with httpx.Client(verify=trusting, base_url=f"https://127.0.0.1:{port}") as web:
+        assert web.post("/v1/decide", json={"order": order}).status_code == 401
+        assert web.post("/v1/decide", json={"order": order}, headers=viewer).status_code == 403
+        assert web.post("/v1/decide", json={"order": order}, headers=trader).json()["decision"]["order_ref"] == "j"
+
+
+def test_who_may_see_the_server_over_http_is_decided_by_the_same_roles(server: SecureServer) -> None:
+    trusting = ssl.create_default_context(cadata=server.authority.pem.decode())
+    viewer, trader = (dict(bearer(server.token(role))) for role in ("viewer", "trader"))
+    with httpx.Client(verify=trusting, base_url=f"https://127.0.0.1:{server.env['PRETRADE_HTTP__PORT']}") as web:
+        status = "/pretrade.admin.v1.AdminService/GetStatus"
+        assert web.post(status, json={}).status_code == 401
+        assert web.post(status, json={}, headers=trader).json()["reason"] == "ROLE_MISSING"
+        assert web.post(status, json={}, headers=viewer).json()["instance_id"]
+        halt = {"state": "halted", "reason": "test"}
+        refused = web.post("/pretrade.admin.v1.AdminService/SetTradingState", json=halt, headers=viewer)
+        assert refused.status_code == 403
+        assert web.get("/health").json() == {"status": "SERVING"}
 
 
 def test_nobody_tries_from_another_address_than_its_own(server: SecureServer) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
 import grpc
+import httpx
 import pytest
 from cryptography import x509
 from support.authority import RevokingAuthority
@@ -19,6 +20,7 @@ from support.harness import PATIENCE_SECONDS, eventually
 from support.secure_server import SecureServer, decide, halt, refused, status
 from support.server_group import RARELY_ON_ENVOY
 
+from local.stack.ports import free_ports
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.security.private import write_private
@@ -32,7 +34,8 @@ _SOON = dt.timedelta(days=3)
 @pytest.fixture(scope="module", params=RARELY_ON_ENVOY)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureServer]:
     server = SecureServer(tmp_path_factory.mktemp(f"certificates-{request.param}"), "certificate")
-    with server.running(GRPC__EDGE=request.param):
+    (http,) = free_ports(1)
+    with server.running(GRPC__EDGE=request.param, HTTP__PORT=str(http)):
         yield server
 
 
@@ -274,3 +277,35 @@ def test_tls_from_1_2_on(server: SecureServer, version: ssl.TLSVersion) -> None:
             context.wrap_socket(plain, server_hostname=host) as tls,
         ):
             assert tls.version() == {"TLSv1_2": "TLSv1.2", "TLSv1_3": "TLSv1.3"}[version.name]
+
+
+def test_a_certificate_is_a_callers_name_over_http_too(server: SecureServer) -> None:
+    url = f"https://127.0.0.1:{server.env['PRETRADE_HTTP__PORT']}"
+    path = "/pretrade.admin.v1.AdminService/GetStatus"
+
+    def status_of(name: str | None, **headers: str) -> int:
+        context = ssl.create_default_context(cadata=server.authority.pem.decode())
+        if name is not None:
+            own = server.authority.certify(name)
+            certificate, key = server.path("http.pem"), server.path("http.key")
+            certificate.write_bytes(own.certificate)
+            write_private(key, own.key.decode())
+            context.load_cert_chain(certificate, key)
+        with httpx.Client(base_url=url, verify=context) as web:
+            assert web.get("/health").status_code == 200, "health is for everybody"
+            return web.post(path, json={}, headers=headers).status_code
+
+    assert status_of("viewer") == 200
+    assert status_of("trader") == 403
+    assert status_of(None) == 401
+    said = quote(server.authority.certify("admin").certificate.decode(), safe="")
+    assert status_of(None, **{"x-forwarded-client-cert": f'Cert="{said}"'}) == 401, "the caller says so itself"
+
+
+def test_a_replaced_certificate_is_shown_to_new_callers_over_http(server: SecureServer) -> None:
+    address = f"127.0.0.1:{server.env['PRETRADE_HTTP__PORT']}"
+    new = pair(server)
+    serial = x509.load_pem_x509_certificate(new.certificate).serial_number
+    assert served_serial(server, address) != serial
+    server.install(new)
+    eventually(lambda: served_serial(server, address), lambda found: found == serial)

@@ -19,11 +19,11 @@ from fallback.order import Order
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader, order_timeout_seconds
 from server.decision.metrics import DecisionMetrics
-from server.envoy import transcoding
 from server.envoy.asgi import GrpcApplication
-from server.envoy.framing import call_headers, decompressed, framed, message_length, status_headers
 from server.errors import InvalidOrderError, PretradeError
+from server.http import problems, transcoding
 from server.rpc import status
+from server.rpc.framing import call_headers, decompressed, framed, message_length, status_headers
 
 _INSTRUMENT: Final = "BTCUSDT.SIM"
 _MAX_BYTES: Final = 4_096
@@ -216,9 +216,9 @@ def requests_in_json(data: bytes) -> None:
             request: Any = asyncio.run(transcoding.request_of(data, kind))
         except InvalidOrderError as error:
             _check_status(error, grpc.StatusCode.INVALID_ARGUMENT)
-            refusal = transcoding.refusal(error)
+            refusal = problems.refusal(error)
             assert refusal.http_status == 400
-            assert json.loads(refusal.body)["message"]
+            assert json.loads(refusal.body)["detail"]
             continue
         again = asyncio.run(transcoding.request_of(asyncio.run(transcoding.answer_of(request)), kind))
         assert again.SerializeToString(deterministic=True) == request.SerializeToString(deterministic=True)

@@ -150,15 +150,21 @@ def test_two_stacks_run_side_by_side_with_their_usual_ports_taken(tmp_path: Path
     parts = ("valkey", "server")
     for folder in folders:
         folder.mkdir()
-    with taken(7001, 7002, 7003), up(folders[0], *parts, **NOWHERE) as one, up(folders[1], *parts, **NOWHERE) as two:
+    usual = (7001, 7002, 7003, 7004)
+    with (
+        taken(*usual),
+        up(folders[0], *parts, **NOWHERE) as one,
+        up(folders[1], *parts, **NOWHERE) as two,
+    ):
         ports = set()
         for command, folder in ((one, folders[0]), (two, folders[1])):
             stack = command.wait_until_up()
             ports |= {stack.endpoints.decision, stack.endpoints.admin, stack.endpoints.metrics_url}
+            ports.add(stack.endpoints.http_url)
             asked = run(Machine(), folder, "decide", stack.endpoints.instruments[0], "buy", "0.05")
             assert asked.returncode == 0, asked.stderr
-        assert len(ports) == 6
-        assert not any(str(port).endswith((":7001", ":7002", ":7003")) for port in ports)
+        assert len(ports) == 8
+        assert not any(str(address).endswith(f":{port}") for address in ports for port in usual)
 
 
 def test_a_port_that_was_asked_for_and_is_taken_is_named(tmp_path: Path) -> None:

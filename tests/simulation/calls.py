@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
-from server.envoy.framing import ARRIVED, PEER, framed
+from server.rpc.framing import ARRIVED, PEER, framed
 from simulation.network import Network
 
 if TYPE_CHECKING:

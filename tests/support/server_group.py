@@ -263,3 +263,12 @@ class Callers(CallingThreads):
                     self.decisions.append(asked.decide(order).message)
                 except CallError as error:
                     self.errors.append(str(error))
+
+
+def reply_statuses(group: Group) -> dict[str, str]:
+    """Reply status in SQL by order reference."""
+    try:
+        with closing(sqlite3.connect(group.directory / "audit.db")) as database:
+            return dict(database.execute("SELECT order_ref, reply_status FROM decisions"))
+    except sqlite3.OperationalError:  # no tables yet
+        return {}

@@ -53,6 +53,8 @@ class Endpoints:
     admin: str | None
     metrics_url: str | None
     """Base URL of the decision server's metrics."""
+    http_url: str | None = None
+    """Base URL of JSON over HTTP."""
     worker_url: str | None
     """Base URL of the feature worker's metrics and health."""
     journal: str | None

@@ -38,7 +38,7 @@ def env(endpoints: Endpoints, ports: Mapping[str, int]) -> Mapping[str, str]:
 
     Args:
         endpoints: What it connects to; where there is none, its own default holds.
-        ports: Those it listens on: `decision`, `admin` and `metrics`.
+        ports: Those it listens on: `decision`, `admin`, `metrics` and `http`.
     """
     values = {
         # Everything shares this machine's cores, a replica that is starting most of all.
@@ -48,6 +48,7 @@ def env(endpoints: Endpoints, ports: Mapping[str, int]) -> Mapping[str, str]:
         "PRETRADE_GRPC__PORT": str(ports["decision"]),
         "PRETRADE_ADMIN__PORT": str(ports["admin"]),
         "PRETRADE_METRICS__PORT": str(ports["metrics"]),
+        "PRETRADE_HTTP__PORT": str(ports["http"]),
         "PRETRADE_REDIS_URL": endpoints.redis_url,
         "PRETRADE_DATABASE_URL": endpoints.database_url,
         "PRETRADE_REPLICAS__PRIMARY": endpoints.primary,

@@ -11,8 +11,8 @@ import pytest
 
 from server.decision.metrics import DecisionMetrics
 from server.envoy.asgi import GrpcApplication
-from server.envoy.framing import ARRIVED, PEER, framed
 from server.errors import UnauthenticatedError
+from server.rpc.framing import ARRIVED, PEER, framed
 from server.security.identity import Attempt
 
 NOW = 1_790_000_000.0

@@ -96,4 +96,4 @@ def test_a_refusal_says_when_to_ask_again_to_every_kind_of_caller() -> None:
     (retry_after,) = in_json["headers_to_add"]
     assert retry_after["header"] == {"key": "retry-after", "value": "1"}
     status = json.loads(in_json["body"]["inline_string"])
-    assert (status["code"], status["details"][0]["reason"]) == (8, "TOO_MANY_IN_FLIGHT")
+    assert (status["status"], status["reason"]) == (429, "TOO_MANY_IN_FLIGHT")

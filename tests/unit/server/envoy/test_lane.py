@@ -20,9 +20,9 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.metrics import DecisionMetrics
 from server.envoy import lane
 from server.envoy.asgi import GrpcApplication
-from server.envoy.framing import framed
 from server.errors import OverloadedError
 from server.rpc.decision import Plain
+from server.rpc.framing import framed
 
 MESSAGE = framed(b"an order")
 OK = [

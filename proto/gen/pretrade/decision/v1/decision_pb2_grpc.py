@@ -49,7 +49,7 @@ class DecisionServiceStub:
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
 
-    Behind Envoy the unary methods also take JSON: `docs/processes.md` says how. A name that is not in this file is refused
+    The unary methods also take JSON over HTTP: `docs/http.md` says how. A name that is not in this file is refused
     there. In gRPC's own form, fields that the server does not know are ignored, as always.
     """
 
@@ -100,7 +100,7 @@ class DecisionServiceServicer:
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
 
-    Behind Envoy the unary methods also take JSON: `docs/processes.md` says how. A name that is not in this file is refused
+    The unary methods also take JSON over HTTP: `docs/http.md` says how. A name that is not in this file is refused
     there. In gRPC's own form, fields that the server does not know are ignored, as always.
     """
 
@@ -186,7 +186,7 @@ class DecisionService:
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
 
-    Behind Envoy the unary methods also take JSON: `docs/processes.md` says how. A name that is not in this file is refused
+    The unary methods also take JSON over HTTP: `docs/http.md` says how. A name that is not in this file is refused
     there. In gRPC's own form, fields that the server does not know are ignored, as always.
     """
 

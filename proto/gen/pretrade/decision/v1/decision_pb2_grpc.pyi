@@ -52,7 +52,7 @@ class DecisionServiceStub:
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
 
-    Behind Envoy the unary methods also take JSON: `docs/processes.md` says how. A name that is not in this file is refused
+    The unary methods also take JSON over HTTP: `docs/http.md` says how. A name that is not in this file is refused
     there. In gRPC's own form, fields that the server does not know are ignored, as always.
     """
 
@@ -106,7 +106,7 @@ class DecisionServiceAsyncStub(DecisionServiceStub):
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
 
-    Behind Envoy the unary methods also take JSON: `docs/processes.md` says how. A name that is not in this file is refused
+    The unary methods also take JSON over HTTP: `docs/http.md` says how. A name that is not in this file is refused
     there. In gRPC's own form, fields that the server does not know are ignored, as always.
     """
 
@@ -156,7 +156,7 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
 
-    Behind Envoy the unary methods also take JSON: `docs/processes.md` says how. A name that is not in this file is refused
+    The unary methods also take JSON over HTTP: `docs/http.md` says how. A name that is not in this file is refused
     there. In gRPC's own form, fields that the server does not know are ignored, as always.
     """
 

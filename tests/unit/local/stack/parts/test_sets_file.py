@@ -25,7 +25,7 @@ ENDPOINTS = Endpoints(
     model_store=None,
     instruments=("BTCUSDT.SIM",),
 )
-PORTS = {"decision": 1, "admin": 2, "metrics": 3}
+PORTS = {"decision": 1, "admin": 2, "metrics": 3, "http": 4}
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""JSON for callers without gRPC: requests and answers as JSON, errors as HTTP statuses.
+"""Requests and answers as JSON, for callers without gRPC. Errors are in `problems.py`.
 
 The mapping is proto3's own, and stricter and kinder in two places. A name that the contract does not have is refused,
 with the nearest one it has: were it ignored, an order with a misspelt `limit_price` would be decided as a market order.
@@ -13,17 +13,13 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
-from google.rpc import code_pb2
 
-from server import errors
-from server.envoy.framing import Header
-from server.errors import InvalidOrderError, PretradeError
-from server.rpc import status
+from server.errors import InvalidOrderError
 
 _M = TypeVar("_M", bound=Message)
 
@@ -35,48 +31,6 @@ _AT_A_TIME: Final = 16
 _MOST_SHOWN: Final = 64
 """Characters of a caller's text in a message."""
 _WELL_KNOWN: Final = "google.protobuf"
-_HTTP: Final = {
-    code_pb2.CANCELLED: 499,
-    code_pb2.UNKNOWN: 500,
-    code_pb2.INVALID_ARGUMENT: 400,
-    code_pb2.DEADLINE_EXCEEDED: 504,
-    code_pb2.NOT_FOUND: 404,
-    code_pb2.ALREADY_EXISTS: 409,
-    code_pb2.PERMISSION_DENIED: 403,
-    code_pb2.RESOURCE_EXHAUSTED: 429,
-    code_pb2.FAILED_PRECONDITION: 400,
-    code_pb2.ABORTED: 409,
-    code_pb2.OUT_OF_RANGE: 400,
-    code_pb2.UNIMPLEMENTED: 501,
-    code_pb2.INTERNAL: 500,
-    code_pb2.UNAVAILABLE: 503,
-    code_pb2.DATA_LOSS: 500,
-    code_pb2.UNAUTHENTICATED: 401,
-}
-"""HTTP statuses by code. Source: https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto."""
-_HTTP_OF: Final[Mapping[type[PretradeError], int]] = {
-    errors.MessageTooLargeError: 413,
-    errors.UnknownMethodError: 404,
-    errors.UnsupportedEncodingError: 415,
-    errors.ProtocolError: 400,
-}
-"""HTTP has better ones for these."""
-
-
-class Refusal(NamedTuple):
-    """An error as an HTTP answer."""
-
-    http_status: int
-    headers: list[Header]
-    body: bytes
-    """A `google.rpc.Status` as JSON."""
-
-
-def refusal(error: PretradeError) -> Refusal:
-    """The answer to a call that ends with this error."""
-    document = _document(status.message_of(error))
-    http_status = _HTTP_OF.get(type(error)) or _HTTP[status.code(error)]
-    return Refusal(http_status, [(b"content-type", CONTENT_TYPE), *status.http_headers(error)], _dumped(document))
 
 
 async def request_of(body: bytes, kind: type[_M]) -> _M:

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrade.decision.v1 import decision_pb2 as pb
-from server import errors
-from server.envoy import transcoding
 from server.errors import InvalidOrderError
+from server.http import problems, transcoding
 
 ORDER = {"instrument": "BTCUSDT.SIM", "side": "buy", "quantity": 0.05, "limit_price": 60_000, "strategy": "twap"}
 
@@ -79,10 +78,6 @@ def test_what_is_no_request_is_refused_and_says_where(document: object, reason: 
     error = refused(document)
     assert (error.reason, error.field) == (reason, field)
     assert words in str(error)
-    answer = json.loads(transcoding.refusal(error).body)
-    assert answer["code"] == 3
-    assert answer["message"] == str(error)
-    assert answer["details"][0]["reason"] == reason
 
 
 def test_a_wrong_order_of_a_batch_says_which_it_is() -> None:
@@ -90,37 +85,6 @@ def test_a_wrong_order_of_a_batch_says_which_it_is() -> None:
     with pytest.raises(InvalidOrderError) as found:
         asyncio.run(transcoding.request_of(body, pb.DecideBatchRequest))
     assert found.value.field == "orders[1].limit_prize"
-
-
-@pytest.mark.parametrize(
-    ("error", "http_status"),
-    [
-        (errors.KeyReusedError("REUSED", "no"), 409),
-        (errors.OverloadedError("TOO_MANY", "later"), 429),
-        (errors.MessageTooLargeError(2, 1), 413),
-        (errors.UnknownMethodError(), 404),
-        (errors.DeadlineError("LATE", "late"), 504),
-        (errors.DrainingError("DRAINING", "draining"), 503),
-        (errors.InternalError("oh"), 500),
-        (errors.UnauthenticatedError("NO_TOKEN", "who?"), 401),
-        (errors.PermissionDeniedError("NO", "no"), 403),
-    ],
-)
-def test_an_error_has_the_status_that_http_has_for_it(error: errors.PretradeError, http_status: int) -> None:
-    refusal = transcoding.refusal(error)
-    assert refusal.http_status == http_status
-    assert dict(refusal.headers)[b"content-type"] == b"application/json"
-    assert (b"retry-after" in dict(refusal.headers)) == (http_status == 429)
-
-
-def test_every_error_has_a_status_of_http() -> None:
-    def kinds(kind: type[errors.PretradeError]) -> set[type[errors.PretradeError]]:
-        return {kind}.union(*map(kinds, kind.__subclasses__()))
-
-    for kind in kinds(errors.PretradeError) - {errors.PretradeError}:
-        error = kind.__new__(kind)
-        error.reason, error.field = "ANY", ""
-        assert transcoding.refusal(error).http_status >= 400
 
 
 async def test_a_large_batch_leaves_others_their_turn() -> None:
@@ -177,7 +141,7 @@ def test_whatever_is_sent_is_read_or_refused(document: dict[str, object]) -> Non
     except InvalidOrderError as error:
         refusal = error
     if refusal is not None:
-        assert json.loads(transcoding.refusal(refusal).body)["message"]
+        assert json.loads(problems.refusal(refusal).body)["detail"] == str(refusal)
         return
     again = read(asyncio.run(transcoding.answer_of(request)))
     assert again.SerializeToString(deterministic=True) == request.SerializeToString(deterministic=True)

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.envoy.framing import (
+from server.errors import PretradeError, ProtocolError
+from server.rpc import status
+from server.rpc.framing import (
     ARRIVED,
     call_headers,
     decompressed,
@@ -20,8 +22,6 @@ from server.envoy.framing import (
     message_length,
     status_headers,
 )
-from server.errors import PretradeError, ProtocolError
-from server.rpc import status
 
 
 @given(st.binary(max_size=70_000))

@@ -1,0 +1,1 @@
+"""JSON over HTTP: what answers it, on both edges alike."""

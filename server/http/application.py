@@ -1,0 +1,289 @@
+"""JSON over HTTP: the methods of the services, and a few pages. Plain ASGI, which both edges mount.
+
+On the Envoy edge the application answers what comes to the decision port and is not gRPC. On both edges it answers the
+HTTP port (`server/http/port.py`). The steps of a call are those of a call over gRPC::
+
+    path → origin → deadline → who calls → request → the servicer's method → the answer, or a problem
+
+A framework would bring nothing to this: the paths are a table, and each method needs the call as the servicers know it,
+with its deadline, its caller and what became of its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from server.errors import (
+    DeadlineError,
+    HttpMethodError,
+    InvalidOrderError,
+    MessageTooLargeError,
+    OriginError,
+    PretradeError,
+    UnknownMethodError,
+)
+from server.http import problems, transcoding
+from server.http.asgi import (
+    AsgiCall,
+    CallerGoneError,
+    Delivery,
+    Lateness,
+    Scope,
+    Send,
+    attempt_of,
+    deadline_passed,
+    failed,
+    header,
+)
+from server.http.methods import Method, Path
+from server.rpc.framing import Header, call_headers, decompressed
+
+if TYPE_CHECKING:
+    from server.decision.metrics import DecisionMetrics
+    from server.security.access import AccessControl
+
+JSON: Final = b"application/json"
+
+
+class Reply(NamedTuple):
+    """An answer that is no message of the contract."""
+
+    body: bytes
+    content_type: bytes = JSON
+    http_status: int = 200
+    headers: tuple[Header, ...] = ()
+
+
+class Question(NamedTuple):
+    """What a page is asked."""
+
+    scope: Scope
+    call: AsgiCall
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A path that is no method of the contract.
+
+    Attributes:
+        answer: Answers a GET.
+        as_method: The method whose role its callers need; empty for everybody's.
+    """
+
+    answer: Callable[[Question], Awaitable[Reply]]
+    as_method: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one call may take."""
+
+    max_message_bytes: int
+    """Largest request."""
+    read_seconds: float
+    """How long its body may take to come."""
+    cors_origins: frozenset[str] = frozenset()
+    """The origins whose web pages may call."""
+
+
+class HttpApplication:
+    """Answers the calls of one port that are not gRPC.
+
+    Args:
+        methods: By path.
+        pages: By path.
+        accesses: Asked about every call, by `/package.Service`, of which all are named: None where callers need no
+            credentials.
+        limits: Of a call.
+        lateness: Knows the callers' deadlines.
+        delivery: Told what became of every answer.
+        metrics: Counts the calls that end with an error, by reason.
+    """
+
+    def __init__(
+        self,
+        methods: Iterable[tuple[Path, Method]],
+        pages: Mapping[str, Page],
+        accesses: Mapping[str, AccessControl | None],
+        limits: Limits,
+        lateness: Lateness,
+        delivery: Delivery,
+        metrics: DecisionMetrics,
+    ) -> None:
+        self._routes: dict[str, tuple[str, Method | Page]] = {path: ("GET", page) for path, page in pages.items()}
+        for (verb, path), method in methods:
+            self._routes[path] = verb, method
+        self._accesses = accesses
+        self._limits = limits
+        self._lateness = lateness
+        self._delivery = delivery
+        self._metrics = metrics
+
+    async def serve(self, call: AsgiCall, scope: Scope, send: Send) -> None:
+        """Answers a call."""
+        allowed: list[Header] = []
+        timer: asyncio.TimerHandle | None = None
+        try:
+            allowed = self._origin(scope)
+            if scope["method"] == "OPTIONS":
+                await self._describe(scope, send, allowed)
+                return
+            route = self._route(scope)
+            timeout, _, arrived = call_headers(scope["headers"])
+            await self._lateness.set_deadline(call, timeout, arrived)
+            if call.deadline is not None:
+                timer = asyncio.get_running_loop().call_at(call.deadline, call.end, deadline_passed())
+            await self._admit(call, scope, route)
+            if isinstance(route, Page):
+                await self._show(call, scope, send, route, allowed)
+            else:
+                await self._answer(call, scope, send, route, allowed)
+        except PretradeError as error:
+            await self._refuse(send, error, allowed)
+        except CallerGoneError:
+            pass
+        except asyncio.CancelledError:
+            if call.ended is None:
+                raise  # not by us
+            if isinstance(call.ended, PretradeError):
+                await self._refuse(send, call.ended, allowed)
+        except Exception as error:
+            await self._refuse(send, failed(scope["path"], error), allowed)
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _route(self, scope: Scope) -> Method | Page:
+        """What a path leads to."""
+        verb, route = self._found(scope["path"])
+        if scope["method"] != verb and (scope["method"], verb) != ("HEAD", "GET"):
+            raise HttpMethodError(scope["method"], (verb,))
+        return route
+
+    def _found(self, path: str) -> tuple[str, Method | Page]:
+        found = self._routes.get(path)
+        if found is None:
+            raise UnknownMethodError("nothing is at this path of this port; docs/http.md says what is where")
+        return found
+
+    def _origin(self, scope: Scope) -> list[Header]:
+        """The headers that let a web page read the answer.
+
+        A browser sends the page's origin. Pages of other sites may not call: also on loopback, where everybody's
+        browser is, and also where they could not read the answer.
+
+        Raises:
+            OriginError: The page is of a site that was not allowed.
+        """
+        origin = header(scope["headers"], b"origin").decode("latin-1")
+        if not origin:
+            return []
+        if origin in self._limits.cors_origins:
+            return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
+        if origin.partition("://")[2] != header(scope["headers"], b"host").decode("latin-1"):
+            raise OriginError
+        return []
+
+    async def _describe(self, scope: Scope, send: Send, allowed: list[Header]) -> None:
+        """Says what a path allows: to a browser, before the call that a page of an allowed site wants to make."""
+        verb, _ = self._found(scope["path"])
+        headers = [(b"allow", f"{verb}, OPTIONS".encode()), *allowed]
+        if allowed:
+            headers += [
+                (b"access-control-allow-methods", verb.encode()),
+                (
+                    b"access-control-allow-headers",
+                    b"authorization, content-type, grpc-timeout, last-event-id, "
+                    b"pretrade-reduce-only, traceparent, x-correlation-id",
+                ),
+                (b"access-control-max-age", b"600"),
+            ]
+        await _send(send, 204, headers, b"")
+
+    async def _admit(self, call: AsgiCall, scope: Scope, route: Method | Page) -> None:
+        """Asks whether a call may pass, before anything of it but its headers is read."""
+        name = route.as_method if isinstance(route, Page) else route.name
+        access = self._accesses[name.rpartition("/")[0]] if name else None
+        if access is not None:
+            call.caller = await access.admit(attempt_of(name, scope["headers"]))
+
+    async def _show(self, call: AsgiCall, scope: Scope, send: Send, page: Page, allowed: list[Header]) -> None:
+        """Answers with a page."""
+        reply = await page.answer(Question(scope, call))
+        headers = [(b"content-type", reply.content_type), *reply.headers, *allowed]
+        body = b"" if scope["method"] == "HEAD" else reply.body
+        await _send(send, reply.http_status, headers, body)
+
+    async def _answer(self, call: AsgiCall, scope: Scope, send: Send, method: Method, allowed: list[Header]) -> None:
+        """Answers with what a method answers."""
+        if method.answer is None:
+            raise InvalidOrderError("STREAM_IN_JSON", f"{method.name[1:]} is a stream: call it by gRPC")
+        if scope["query_string"]:
+            raise InvalidOrderError("QUERY_STRING", "a request has no query: its fields belong into its body")
+        body = await self._body(call, header(scope["headers"], b"content-encoding"))
+        call.is_watched = True
+        if scope["method"] != "POST":
+            body = body or b"{}"
+        request: Any = await transcoding.request_of(body, method.request)
+        answer = await method.answer(request.SerializeToString() if method.takes_bytes else request, call)
+        try:
+            wire = answer if method.serialize is None else method.serialize(answer)
+            text = await transcoding.answer_of(method.response.FromString(wire))
+        except BaseException:
+            self._delivery.not_sent(answer)
+            raise
+        call.is_watched = False
+        try:
+            await _send(send, 200, [(b"content-type", JSON), *allowed], b"" if scope["method"] == "HEAD" else text)
+        except (OSError, asyncio.CancelledError):
+            self._delivery.not_sent(answer)
+            raise CallerGoneError from None
+        self._delivery.sent(answer)
+
+    async def _body(self, call: AsgiCall, encoding: bytes) -> bytes:
+        """A request's body to its end, decompressed."""
+        try:
+            async with asyncio.timeout(self._limits.read_seconds):
+                body = await self._whole(call)
+        except TimeoutError:
+            raise DeadlineError("REQUEST_TOO_SLOW", "the request's message did not arrive in time") from None
+        if encoding in (b"", b"identity"):
+            return body
+        plain = decompressed(body, encoding, self._limits.max_message_bytes)
+        self._check_size(len(plain))
+        return plain
+
+    async def _whole(self, call: AsgiCall) -> bytes:
+        body, more = bytearray(), True
+        while more:
+            message = await call.receive()
+            if message["type"] == "http.disconnect":
+                raise CallerGoneError
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            self._check_size(len(body))
+        return bytes(body)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.max_message_bytes:
+            raise MessageTooLargeError(size, self._limits.max_message_bytes)
+
+    async def _refuse(self, send: Send, error: PretradeError, allowed: list[Header]) -> None:
+        """Ends a call with an error."""
+        self._metrics.errors[error.reason] += 1
+        refusal = problems.refusal(error)
+        with contextlib.suppress(OSError):
+            await _send(send, refusal.http_status, [*refusal.headers, *allowed], refusal.body)
+
+
+async def _send(send: Send, http_status: int, headers: list[Header], body: bytes) -> None:
+    """Sends all of an answer."""
+    if http_status != HTTPStatus.NO_CONTENT:
+        headers = [*headers, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": http_status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

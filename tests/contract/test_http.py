@@ -1,0 +1,239 @@
+"""JSON over HTTP: one suite for the HTTP port, on the edge grpc.aio, and for Envoy's decision port."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+from support.harness import INSTRUMENTS, eventually
+from support.server_group import Group, reply_statuses, server_group
+
+from local.stack.ports import free_ports
+from pretrade.client import operator_token
+from server.journal.reply_status import REPLIED
+
+pytestmark = pytest.mark.stack
+DECIDE: Final = "/pretrade.decision.v1.DecisionService/Decide"
+_MAX_BYTES: Final = 1_048_576
+_PROBLEM: Final = "application/problem+json"
+_ORIGIN: Final = "https://desk.example.com"
+
+
+@dataclass
+class Served:
+    """A server, and the port on which it speaks JSON."""
+
+    group: Group
+    url: str
+    of_all_services: bool
+
+
+@pytest.fixture(scope="module", params=["http port", "envoy"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    (port,) = free_ports(1)
+    settings = {
+        "PRETRADE_GRPC__EDGE": "envoy" if request.param == "envoy" else "grpcio",
+        "PRETRADE_GRPC__READ_SECONDS": "0.5",
+        "PRETRADE_HTTP__CORS_ORIGINS": json.dumps([_ORIGIN]),
+    }
+    if request.param != "envoy":
+        settings["PRETRADE_HTTP__PORT"] = str(port)
+    with server_group(tmp_path_factory.mktemp("http"), 1, **settings) as group:
+        at = group.decision if request.param == "envoy" else f"127.0.0.1:{port}"
+        yield Served(group, f"http://{at}", request.param != "envoy")
+
+
+@pytest.fixture
+def web(served: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served.url) as web:
+        yield web
+
+
+def order(ref: str, **changes: Any) -> dict[str, Any]:
+    sound = {"order_ref": ref, "instrument": INSTRUMENTS[0], "side": "buy", "quantity": 1, "strategy": "t"}
+    return sound | changes
+
+
+@pytest.mark.parametrize("path", [DECIDE, "/v1/decide"])
+def test_an_order_is_decided_audited_and_heard(served: Served, web: httpx.Client, path: str) -> None:
+    decided = web.post(path, json={"order": order(path)}, headers={"grpc-timeout": "2S"})
+    assert (decided.status_code, decided.headers["content-type"]) == (200, "application/json")
+    decision = decided.json()["decision"]
+    assert (decision["order_ref"], decision["action"]) == (path, "ACTION_ABSTAIN")
+    statuses = eventually(lambda: reply_statuses(served.group), lambda found: path in found)
+    assert statuses[path] == REPLIED
+
+
+def test_a_batch_has_a_result_for_each_order(web: httpx.Client) -> None:
+    batch = web.post("/v1/decide:batch", json={"orders": [order("a"), order("b", quantity=-1)]}).json()["results"]
+    assert ["decision" in result for result in batch] == [True, False]
+    assert batch[1]["error"]["reason"] == "INVALID_QUANTITY"
+
+
+def test_the_same_key_gets_the_same_decision(web: httpx.Client) -> None:
+    asked = {"order": order("k", idempotency_key="one")}
+    first, second = (web.post("/v1/decide", json=asked).json()["decision"]["decision_id"] for _ in range(2))
+    assert first == second
+    other = web.post("/v1/decide", json={"order": order("k", idempotency_key="one", quantity=2)})
+    assert (other.status_code, other.json()["reason"]) == (409, "IDEMPOTENCY_KEY_REUSED")
+
+
+def test_the_header_grpc_timeout_is_the_deadline_and_the_cap_holds(web: httpx.Client) -> None:
+    def allowed(timeout: str) -> int:
+        answer = web.post("/v1/decide", json={"order": order("t")}, headers={"grpc-timeout": timeout})
+        return int(answer.json()["decision"]["budget"]["allowed_us"])
+
+    assert allowed("900m") <= 900_000
+    assert allowed("20S") == 1_500_000, "the server's cap"
+
+
+def test_a_compressed_request_is_read(web: httpx.Client) -> None:
+    zipped = gzip.compress(json.dumps({"order": order("z")}).encode())
+    answer = web.post("/v1/decide", content=zipped, headers={"content-encoding": "gzip"})
+    assert answer.json()["decision"]["order_ref"] == "z"
+
+
+def test_health_and_version_are_for_everybody(web: httpx.Client) -> None:
+    assert web.get("/health").json() == {"status": "SERVING"}
+    assert web.head("/health").status_code == 200
+    assert set(web.get("/version").json()) == {"version", "contract"}
+    assert web.post("/grpc.health.v1.Health/Check", json={}).json() == {"status": "SERVING"}
+
+
+@pytest.mark.parametrize(
+    ("call", "http_status", "reason"),
+    [
+        ({"json": {"order": {"quantity": -1}}}, 400, "UNKNOWN_INSTRUMENT"),
+        ({"json": {"order": {"limit_prize": 1}}}, 400, "UNKNOWN_FIELD"),
+        ({"json": {"order": {"side": "by"}}}, 400, "UNKNOWN_ENUM_VALUE"),
+        ({"content": "{"}, 400, "MALFORMED_REQUEST"),
+        ({}, 400, "MISSING_REQUEST"),
+        ({"json": {}, "headers": {"grpc-timeout": "soon"}}, 400, "PROTOCOL_ERROR"),
+        ({"json": {}, "headers": {"grpc-timeout": "0S"}}, 504, "DEADLINE_EXPIRED"),
+        ({"json": {}, "params": {"limit_price": 1}}, 400, "QUERY_STRING"),
+        ({"content": "{}", "headers": {"content-encoding": "br"}}, 415, "UNSUPPORTED_ENCODING"),
+        ({"content": b" " * (_MAX_BYTES + 1)}, 413, "MESSAGE_TOO_LARGE"),
+        ({"url": "/v1/decide:batch", "json": {"orders": []}}, 400, "BATCH_SIZE"),
+        ({"url": "/pretrade.decision.v1.DecisionService/DecideStream", "json": {}}, 400, "STREAM_IN_JSON"),
+        ({"url": "/pretrade.decision.v1.DecisionService/Guess", "json": {}}, 404, "UNKNOWN_METHOD"),
+        ({"url": "/", "method": "GET"}, 404, "UNKNOWN_METHOD"),
+        ({"method": "GET"}, 405, "METHOD_NOT_ALLOWED"),
+        ({"json": {}, "headers": {"origin": "https://elsewhere.example"}}, 403, "ORIGIN_NOT_ALLOWED"),
+    ],
+)
+def test_every_error_is_a_problem_and_counted_once(
+    served: Served, web: httpx.Client, call: dict[str, Any], http_status: int, reason: str
+) -> None:
+    before = served.group.metric("pretrade_errors_total", reason=reason)
+    answer = web.request(**{"method": "POST", "url": "/v1/decide", **call})
+    assert (answer.status_code, answer.headers["content-type"]) == (http_status, _PROBLEM), answer.text
+    problem = answer.json()
+    assert (problem["status"], problem["reason"]) == (http_status, reason)
+    assert problem["type"] == f"urn:pretrade:reason:{reason}"
+    assert problem["title"]
+    assert problem["detail"]
+    assert served.group.metric("pretrade_errors_total", reason=reason) == before + 1
+
+
+def test_a_misspelt_limit_price_decides_nothing(served: Served, web: httpx.Client) -> None:
+    refused = web.post("/v1/decide", json={"order": order("misspelt", limit_prize=60_000)})
+    assert (refused.status_code, refused.json()["detail"]) == (
+        400,
+        "order.limit_prize: there is no such field; did you mean limit_price?",
+    )
+    assert web.post("/v1/decide", json={"order": order("spelt")}).status_code == 200
+    assert "misspelt" not in eventually(lambda: reply_statuses(served.group), lambda found: "spelt" in found)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(served: Served) -> None:
+    host, _, port = served.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10.0) as caller:
+        caller.sendall(b"POST /v1/decide HTTP/1.1\r\nhost: here\r\ncontent-length: 100\r\n\r\n{")
+        answer = b""
+        while b"REQUEST_TOO_SLOW" not in answer:
+            piece = caller.recv(65_536)
+            assert piece, answer
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 504 "), answer
+
+
+def test_a_caller_who_leaves_leaves_nothing_under_way(served: Served, web: httpx.Client) -> None:
+    host, _, port = served.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10.0) as caller:
+        caller.sendall(b"POST /v1/decide HTTP/1.1\r\nhost: here\r\ncontent-length: 100\r\n\r\n{")
+    asked = json.dumps({"orders": [order(f"gone-{number}") for number in range(64)]}).encode()
+    for _ in range(20):
+        with socket.create_connection((host, int(port)), timeout=10.0) as caller:
+            head = f"POST /v1/decide:batch HTTP/1.1\r\nhost: here\r\ncontent-length: {len(asked)}\r\n\r\n"
+            caller.sendall(head.encode() + asked)
+    eventually(lambda: served.group.metric("pretrade_in_flight"), lambda count: count == 0)
+    eventually(lambda: served.group.metric("pretrade_replies_owed"), lambda count: count == 0)
+    assert web.get("/health").status_code == 200
+
+
+def test_a_page_of_an_allowed_origin_may_call_and_read(web: httpx.Client) -> None:
+    asked = web.options("/v1/decide", headers={"origin": _ORIGIN, "access-control-request-method": "POST"})
+    assert asked.status_code == 204
+    assert asked.headers["access-control-allow-origin"] == _ORIGIN
+    assert asked.headers["access-control-allow-methods"] == "POST"
+    assert "authorization" in asked.headers["access-control-allow-headers"]
+    for answer in (
+        web.post("/v1/decide", json={"order": order("o")}, headers={"origin": _ORIGIN}),
+        web.post("/v1/decide", json={}, headers={"origin": _ORIGIN}),
+    ):
+        assert answer.headers["access-control-allow-origin"] == _ORIGIN
+        assert answer.headers["vary"] == "origin"
+    same = web.post("/v1/decide", json={"order": order("o")}, headers={"origin": str(web.base_url).rstrip("/")})
+    assert same.status_code == 200
+    assert "access-control-allow-origin" not in same.headers
+    stranger = web.options("/v1/decide", headers={"origin": "https://elsewhere.example"})
+    assert (stranger.status_code, "access-control-allow-origin" in stranger.headers) == (403, False)
+
+
+def test_administration_and_audit_are_on_the_http_port_alone_and_ask_for_the_operator_token(
+    served: Served, web: httpx.Client
+) -> None:
+    path = "/pretrade.admin.v1.AdminService/GetStatus"
+    if not served.of_all_services:
+        assert web.post(path, json={}).status_code == 404
+        assert web.get("/models").status_code == 404
+        return
+    refused = web.post(path, json={})
+    assert (refused.status_code, refused.json()["reason"]) == (401, "NO_TOKEN")
+    assert web.get("/models").status_code == 401
+    token = operator_token.path_from(served.group.env).read_text().strip()
+    shown = {"authorization": f"Bearer {token}"}
+    assert web.post("/v1/decide", json={"order": order("audited")}).status_code == 200
+    assert web.post(path, json={}, headers=shown).json()["ready"] is True
+    listed = web.post("/pretrade.audit.v1.AuditService/ListDecisions", json={"page_size": 1}, headers=shown)
+    assert len(listed.json()["decisions"]) == 1
+    nothing = web.post("/pretrade.audit.v1.AuditService/GetDecision", json={"decision_id": "x"}, headers=shown)
+    assert (nothing.status_code, nothing.json()["reason"]) == (404, "UNKNOWN_DECISION")
+    flags = web.post("/pretrade.admin.v1.AdminService/SetFlag", json={"name": "x"}, headers=shown)
+    assert (flags.status_code, flags.json()["reason"]) == (400, "INVALID_CHANGE")
+
+
+def test_what_the_transport_says_of_a_caller_is_not_believed_if_the_caller_says_it(web: httpx.Client) -> None:
+    late = {"x-pretrade-arrived": f"{time.time() - 5:.6f}", "grpc-timeout": "2S", "x-pretrade-peer": "unix:sibling"}
+    assert web.post("/v1/decide", json={"order": order("p")}, headers=late).status_code == 200
+    assert web.post("/pretrade.admin.v1.AdminService/GetStatus", json={}, headers=late).status_code in (401, 404)
+
+
+def test_calls_under_way_are_answered_when_the_server_stops(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    settings = {"PRETRADE_GRPC__EDGE": "grpcio", "PRETRADE_HTTP__PORT": str(port)}
+    with server_group(tmp_path, 2, **settings) as group:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as web:
+            assert web.post("/v1/decide", json={"order": order("a")}).status_code == 200
+        assert group.stop() == 0
+        assert "the transport did not end" not in group.log()
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/health")
