@@ -58,7 +58,7 @@ pages: setup  ## write the generated pages of docs/ anew: failures, metrics, rea
 	$(BIN)/python -m server.reference
 	PYTHONPATH=tests $(BIN)/python -m support.failures
 
-protos: setup  ## generate the stubs in proto/gen anew
+protos: setup  ## generate the stubs in proto/gen and the OpenAPI document anew
 	.ci/protos
 
 lock: setup  ## write requirements/*.txt anew, after a change of a pin in a pyproject.toml

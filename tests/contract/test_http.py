@@ -18,6 +18,8 @@ from support.server_group import Group, reply_statuses, server_group
 
 from local.stack.ports import free_ports
 from pretrade.client import operator_token
+from server.http import openapi
+from server.http.document import FILE
 from server.journal.reply_status import REPLIED
 
 pytestmark = pytest.mark.stack
@@ -106,6 +108,39 @@ def test_health_and_version_are_for_everybody(web: httpx.Client) -> None:
     assert web.head("/health").status_code == 200
     assert set(web.get("/version").json()) == {"version", "contract"}
     assert web.post("/grpc.health.v1.Health/Check", json={}).json() == {"status": "SERVING"}
+
+
+def test_the_openapi_document_describes_what_is_on_this_port(served: Served, web: httpx.Client) -> None:
+    described = web.get("/openapi.json").json()
+    whole = json.loads(FILE.read_text())["paths"]
+    ours = {path for path in whole if served.of_all_services or not path.startswith(("/pretrade.a", "/models"))}
+    assert set(described["paths"]) == ours
+    for path in described["paths"]:
+        assert web.options(path).status_code == 204
+        assert web.options(path).headers["allow"].partition(",")[0].lower() in described["paths"][path]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [(path, name) for path, examples in openapi.EXAMPLES.items() for name in examples]
+)
+def test_an_example_of_the_openapi_document_is_answered(
+    served: Served, web: httpx.Client, path: str, name: str
+) -> None:
+    if not (served.of_all_services or path.startswith("/pretrade.decision.")):
+        pytest.skip("no path of this port")
+    _, request = openapi.EXAMPLES[path][name]
+    body = json.dumps(request).replace("BTCUSDT.BINANCE", INSTRUMENTS[0])
+    token = operator_token.path_from(served.group.env).read_text().strip()
+    answer = web.post(path, content=body, headers={"authorization": f"Bearer {token}"})
+    assert answer.status_code == 200, answer.text
+    assert all("decision" in result for result in answer.json().get("results", ()))
+
+
+@pytest.mark.parametrize("field", openapi.REQUIRED["pretrade.decision.v1.Order"])
+def test_a_field_that_the_openapi_document_requires_is_required(web: httpx.Client, field: str) -> None:
+    without = {name: value for name, value in order("without").items() if name != field}
+    assert web.post("/v1/decide", json={"order": order("with")}).status_code == 200
+    assert web.post("/v1/decide", json={"order": without}).json()["code"] == "INVALID_ARGUMENT"
 
 
 @pytest.mark.parametrize(
