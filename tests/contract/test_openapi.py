@@ -1,0 +1,85 @@
+"""schemathesis calls every path of the OpenAPI document with what it allows and what it does not.
+
+The server is a real one, alone on its loopback: calls that halt or change it are among them. Each call has a deadline
+of some seconds, as one that has passed on arrival is answered 504 by contract.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+import pytest
+from support.harness import INSTRUMENTS
+from support.server_group import server_group
+
+from local.stack.ports import free_ports
+from pretrade.client import operator_token
+
+pytestmark = pytest.mark.stack
+_SEED: Final = 20_260_105
+_CHECKS: Final = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+)
+
+
+@dataclass
+class Served:
+    """A server, and who may do everything to it."""
+
+    url: str
+    token: str
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    (port,) = free_ports(1)
+    # A machine with other work may stop for longer than a decision may take, which would be a 504.
+    settings = {
+        "PRETRADE_GRPC__EDGE": "grpcio",
+        "PRETRADE_HTTP__PORT": str(port),
+        "PRETRADE_BUDGET__CAP_SECONDS": "5",
+    }
+    with server_group(tmp_path, 1, **settings) as group:
+        yield Served(f"http://127.0.0.1:{port}", operator_token.path_from(group.env).read_text().strip())
+
+
+def called(served: Served, directory: Path, *arguments: str) -> tuple[int, str]:
+    """Calls every path; schemathesis' exit code and what it prints."""
+    described = httpx.get(f"{served.url}/openapi.json").text.replace("BTCUSDT.BINANCE", INSTRUMENTS[0])
+    document = directory / "openapi.json"
+    document.write_text(described)
+    command = [str(Path(sys.executable).with_name("schemathesis")), "--no-color", "run", str(document)]
+    command += ["--url", served.url, "--seed", str(_SEED), "--checks", ",".join(_CHECKS), "--continue-on-failure"]
+    command += ["--header", f"Authorization: Bearer {served.token}", "--header", "grpc-timeout: 5S"]
+    command += ["--generation-database", "none", "--no-shrink", "--request-timeout", "20", *arguments]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=600, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_no_call_that_the_document_allows_or_forbids_ends_with_a_fault_of_the_server(
+    served: Served, tmp_path: Path
+) -> None:
+    code, printed = called(served, tmp_path, "--phases", "fuzzing", "--max-examples", "5")
+    assert code == 0, printed
+    assert f"Tested: {number_of_paths(served)}" in printed, printed
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_nor_does_any_of_thousands(served: Served, tmp_path: Path) -> None:
+    code, printed = called(served, tmp_path, "--phases", "examples,coverage,fuzzing", "--max-examples", "60")
+    assert code == 0, printed
+    assert f"Tested: {number_of_paths(served)}" in printed, printed
+
+
+def number_of_paths(served: Served) -> int:
+    return sum(len(item) for item in httpx.get(f"{served.url}/openapi.json").json()["paths"].values())
