@@ -1,0 +1,81 @@
+/** An order as callers write it, and as the contract has it. */
+
+import { create } from "@bufbuild/protobuf";
+import { durationFromMs } from "@bufbuild/protobuf/wkt";
+
+import { invalid } from "./errors.js";
+import { FeatureVectorSchema, type Order, OrderSchema, Side } from "./gen/pretrade/decision/v1/decision_pb.js";
+
+/** An order that the caller is about to send. */
+export interface OrderFields {
+  /** `SYMBOL.VENUE`, for example `BTCUSDT.BINANCE`. */
+  readonly instrument: string;
+  /** Whether it buys or sells. */
+  readonly side: "buy" | "sell";
+  /** In the base asset: finite, > 0. */
+  readonly quantity: number;
+  /** The strategy that wants to trade: 1 to 64 characters. */
+  readonly strategy: string;
+  /** In the quote currency: finite, > 0. Absent: a market order. */
+  readonly limitPrice?: number | undefined;
+  /** Your own reference, which the answer has as well: at most 64 characters. */
+  readonly orderRef?: string | undefined;
+  /** What makes the order safe to ask for twice: at most 64 characters. Absent: the client makes one. */
+  readonly idempotencyKey?: string | undefined;
+  /** True if the order can only reduce an exposure. */
+  readonly reduceOnly?: boolean | undefined;
+  /** Your own features instead of the server's. */
+  readonly features?: { readonly featureSetId: string; readonly values: readonly number[] } | undefined;
+}
+
+const SIDES = { buy: Side.BUY, sell: Side.SELL } as const;
+const NAMES = new Set([
+  "instrument",
+  "side",
+  "quantity",
+  "strategy",
+  "limitPrice",
+  "orderRef",
+  "idempotencyKey",
+  "reduceOnly",
+  "features",
+] satisfies (keyof OrderFields)[]);
+
+/**
+ * The order of the contract.
+ *
+ * @param makeKey - Makes the idempotency key of an order that has none.
+ * @throws PretradeError - It has a name that orders do not have, or no such side. The server checks everything else. In
+ * JavaScript nothing else notices a misspelt `limitPrice`, and the order would be decided as a market order.
+ */
+export function orderOf(fields: OrderFields, makeKey: () => string): Order {
+  for (const name of Object.keys(fields)) {
+    if (!NAMES.has(name as keyof OrderFields)) {
+      throw invalid("UNKNOWN_FIELD", name, `an order has no field ${name}; there are ${[...NAMES].join(", ")}`);
+    }
+  }
+  const side = SIDES[fields.side];
+  if (side === undefined) {
+    throw invalid("INVALID_SIDE", "side", `side: it is ${JSON.stringify(fields.side)}, and must be "buy" or "sell"`);
+  }
+  return create(OrderSchema, {
+    instrument: fields.instrument,
+    side,
+    quantity: fields.quantity,
+    strategy: fields.strategy,
+    ...(fields.limitPrice === undefined ? {} : { limitPrice: fields.limitPrice }),
+    orderRef: fields.orderRef ?? "",
+    idempotencyKey: fields.idempotencyKey ?? makeKey(),
+    reduceOnly: fields.reduceOnly ?? false,
+    ...(fields.features === undefined ? {} : { features: create(FeatureVectorSchema, vector(fields.features)) }),
+  });
+}
+
+/** Tells the server of a stream how much time is left for an order, rounded up to a whole millisecond. */
+export function allow(order: Order, leftMs: number): void {
+  order.timeout = durationFromMs(Math.ceil(leftMs));
+}
+
+function vector(given: NonNullable<OrderFields["features"]>) {
+  return { featureSetId: given.featureSetId, values: [...given.values] };
+}

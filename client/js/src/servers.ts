@@ -1,0 +1,95 @@
+/** Which of several servers is asked. */
+
+import type { Connection } from "./connection.js";
+import type { PretradeError } from "./errors.js";
+import { delayMs, isLost, mayPass, Throttle } from "./retries.js";
+
+/** How often a server that was lost is asked whether it serves again, and how long it has for its answer. */
+const LOOK_MS = 250;
+const LOOK_WITHIN_MS = 1_000;
+
+/** One server, and how it did. */
+export class Server<C extends Connection = Connection> {
+  readonly throttle = new Throttle();
+  isUp = true;
+
+  constructor(readonly connection: C) {}
+}
+
+/**
+ * The servers in the order in which they are preferred.
+ *
+ * The first one that is up is asked. A server is down from the first call that it loses until its health service says
+ * SERVING: no call is spent on finding out. Where all are down they are asked in turn, since one may be back already.
+ */
+export class Servers<C extends Connection = Connection> {
+  readonly #servers: readonly Server<C>[];
+  readonly #looking = new Map<Server<C>, ReturnType<typeof setTimeout>>();
+  #isClosed = false;
+
+  constructor(connections: readonly C[]) {
+    this.#servers = connections.map((connection) => new Server(connection));
+  }
+
+  /** @param attempt - How often the call has failed. */
+  choose(attempt: number): Server<C> {
+    const chosen = this.#servers.find((server) => server.isUp) ?? this.#servers[attempt % this.#servers.length];
+    return chosen as Server<C>;
+  }
+
+  answered(server: Server<C>): void {
+    server.throttle.answered();
+  }
+
+  /**
+   * Takes note of a failure.
+   *
+   * @param attempt - How often the call has failed, this time included.
+   * @returns After how many milliseconds the call may be made again; undefined if that would not help.
+   */
+  failed(server: Server<C>, error: PretradeError, attempt: number): number | undefined {
+    if (!mayPass(error)) {
+      return undefined;
+    }
+    if (isLost(error)) {
+      return this.#lost(server) ? 0 : delayMs(error, attempt);
+    }
+    server.throttle.refused();
+    return server.throttle.isOpen ? delayMs(error, attempt) : undefined;
+  }
+
+  close(): void {
+    this.#isClosed = true;
+    for (const timer of this.#looking.values()) {
+      clearTimeout(timer);
+    }
+    for (const { connection } of this.#servers) {
+      connection.close();
+    }
+  }
+
+  /** @returns True where another one is up. */
+  #lost(server: Server<C>): boolean {
+    if (this.#servers.length === 1) {
+      return false;
+    }
+    server.isUp = false;
+    this.#lookAfter(server);
+    return this.#servers.some((each) => each.isUp);
+  }
+
+  #lookAfter(server: Server<C>): void {
+    if (this.#isClosed || this.#looking.has(server)) {
+      return;
+    }
+    const timer = setTimeout(async () => {
+      server.isUp = await server.connection.isServing(LOOK_WITHIN_MS);
+      this.#looking.delete(server);
+      if (!server.isUp) {
+        this.#lookAfter(server);
+      }
+    }, LOOK_MS);
+    this.#looking.set(server, timer);
+    timer.unref?.(); // a program may end meanwhile; browsers have no such thing
+  }
+}
