@@ -92,7 +92,7 @@ export class Caller<C extends Connection> {
     }
   }
 
-  /** Closes all connections. Calls under way fail with CANCELLED. */
+  /** Closes all connections. What was sent is still answered; every other call fails with CANCELLED. */
   close(): void {
     this.servers.close();
   }
@@ -154,7 +154,7 @@ export function newKey(): string {
   return crypto.randomUUID();
 }
 
-/** Waits; less long where the signal is aborted, of which whoever waits makes sure. */
+/** Waits, at most until the signal is aborted, which whoever waits looks at next. */
 export function pause(milliseconds: number, signal?: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     const timer = setTimeout(end, milliseconds);
@@ -164,6 +164,9 @@ export function pause(milliseconds: number, signal?: AbortSignal): Promise<void>
       resolve();
     }
     signal?.addEventListener("abort", end);
+    if (signal?.aborted) {
+      end();
+    }
   });
 }
 

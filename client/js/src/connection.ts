@@ -1,4 +1,4 @@
-/** What the client needs of a server, whatever carries the calls: gRPC in Node, JSON over HTTP elsewhere. */
+/** What the client needs of a server. */
 
 import type {
   DecideBatchRequest,
@@ -11,13 +11,13 @@ import type {
 export interface Attempt {
   /** What is left of the deadline. */
   readonly leftMs: number;
-  /** Metadata, or headers of HTTP. */
+  /** Metadata. */
   readonly headers: Readonly<Record<string, string>>;
   /** Ends the attempt. */
   readonly signal: AbortSignal | undefined;
 }
 
-/** A server that can be asked. Each method fails with a `PretradeError` alone. */
+/** A server that can be asked. */
 export interface Connection {
   /** Its address. */
   readonly server: string;

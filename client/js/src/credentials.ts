@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 
 import { credentials, type ChannelCredentials } from "@grpc/grpc-js";
 
-import { invalid } from "./errors.js";
+import { invalid, PretradeError } from "./errors.js";
 
 /** Files and words that stand for a caller. */
 export interface Credentials {
@@ -50,10 +50,23 @@ export function channelCredentials(given: Credentials, server: string): ChannelC
   return credentials.createSsl(read(given.ca), read(given.key), read(given.certificate));
 }
 
-/** The value of the header `authorization`; undefined without a token. */
+/**
+ * The value of the header `authorization`; undefined without a token.
+ *
+ * @throws PretradeError - The token's file cannot be read.
+ */
 export function authorization(given: Credentials): string | undefined {
-  const token = given.token ?? (given.tokenFile && readFileSync(given.tokenFile, "utf8").trim());
+  const token = given.token ?? (given.tokenFile === undefined ? undefined : tokenIn(given.tokenFile));
   return token === undefined ? undefined : `Bearer ${token}`;
+}
+
+function tokenIn(path: string): string {
+  try {
+    return readFileSync(path, "utf8").trim();
+  } catch (error) {
+    const words = `the token's file cannot be read: ${(error as Error).message}`;
+    throw new PretradeError("UNAUTHENTICATED", words, { reason: "TOKEN_FILE", field: "tokenFile" });
+  }
 }
 
 /** True for an address that only this machine can reach. */

@@ -29,8 +29,8 @@ const RECONNECT = {
 };
 const METHODS = DecisionService.method;
 const HEALTH = "/grpc.health.v1.Health/Check";
-const SERVING = Buffer.from([0x08, 0x01]);
 /** `grpc.health.v1.HealthCheckResponse` with the status SERVING, as it is on the wire. */
+const SERVING = Buffer.from([0x08, 0x01]);
 
 export type DecideStreamCall = ClientDuplexStream<DecideStreamRequest, DecideStreamResponse>;
 
@@ -74,13 +74,13 @@ export class GrpcConnection implements Connection {
   }
 
   isServing(withinMs: number): Promise<boolean> {
-    return new Promise((resolve) => {
+    return new Promise<boolean>((resolve) => {
       const same = (bytes: Buffer) => bytes;
       const options = { deadline: Date.now() + withinMs };
       this.#channel.makeUnaryRequest(HEALTH, same, same, Buffer.alloc(0), this.#metadata({}), options, (error, answer) =>
         resolve(!error && SERVING.equals(answer as Buffer)),
       );
-    });
+    }).catch(() => false); // for example without a token, whose file is gone
   }
 
   /**

@@ -1,5 +1,7 @@
 /** An order as callers write it, and as the contract has it. */
 
+import { inspect } from "node:util";
+
 import { create } from "@bufbuild/protobuf";
 import { durationFromMs } from "@bufbuild/protobuf/wkt";
 
@@ -29,34 +31,33 @@ export interface OrderFields {
 }
 
 const SIDES = { buy: Side.BUY, sell: Side.SELL } as const;
-const NAMES = new Set([
-  "instrument",
-  "side",
-  "quantity",
-  "strategy",
-  "limitPrice",
-  "orderRef",
-  "idempotencyKey",
-  "reduceOnly",
-  "features",
-] satisfies (keyof OrderFields)[]);
+const TYPES: Readonly<Record<keyof OrderFields, string>> = {
+  instrument: "string",
+  side: "string",
+  quantity: "number",
+  strategy: "string",
+  limitPrice: "number",
+  orderRef: "string",
+  idempotencyKey: "string",
+  reduceOnly: "boolean",
+  features: "object",
+};
 
 /**
  * The order of the contract.
  *
  * @param makeKey - Makes the idempotency key of an order that has none.
- * @throws PretradeError - It has a name that orders do not have, or no such side. The server checks everything else. In
- * JavaScript nothing else notices a misspelt `limitPrice`, and the order would be decided as a market order.
+ * @throws PretradeError - It has a name that orders do not have, a value of another type, or no such side. The server
+ * checks everything else. In JavaScript nothing else notices a misspelt `limitPrice`, and the order would be decided as a
+ * market order; and a quantity in quotes cannot be sent, which would end a stream for all its orders.
  */
 export function orderOf(fields: OrderFields, makeKey: () => string): Order {
-  for (const name of Object.keys(fields)) {
-    if (!NAMES.has(name as keyof OrderFields)) {
-      throw invalid("UNKNOWN_FIELD", name, `an order has no field ${name}; there are ${[...NAMES].join(", ")}`);
-    }
+  for (const [name, value] of Object.entries(fields)) {
+    checkType(name, value);
   }
   const side = SIDES[fields.side];
   if (side === undefined) {
-    throw invalid("INVALID_SIDE", "side", `side: it is ${JSON.stringify(fields.side)}, and must be "buy" or "sell"`);
+    throw invalid("INVALID_SIDE", "side", `side: it is ${inspect(fields.side)}, and must be "buy" or "sell"`);
   }
   return create(OrderSchema, {
     instrument: fields.instrument,
@@ -76,6 +77,20 @@ export function allow(order: Order, leftMs: number): void {
   order.timeout = durationFromMs(Math.ceil(leftMs));
 }
 
+function checkType(name: string, value: unknown): void {
+  if (!Object.hasOwn(TYPES, name)) {
+    throw invalid("UNKNOWN_FIELD", name, `an order has no field ${name}; there are ${Object.keys(TYPES).join(", ")}`);
+  }
+  const type = TYPES[name as keyof OrderFields];
+  if (value !== undefined && (value === null || typeof value !== type)) {
+    throw invalid("INVALID_TYPE", name, `${name}: it is ${inspect(value)}, and must be a ${type}`);
+  }
+}
+
 function vector(given: NonNullable<OrderFields["features"]>) {
-  return { featureSetId: given.featureSetId, values: [...given.values] };
+  const { featureSetId, values } = given;
+  if (typeof featureSetId !== "string" || !Array.isArray(values) || values.some((value) => typeof value !== "number")) {
+    throw invalid("INVALID_TYPE", "features", "features: it must have a string featureSetId and an array of numbers, values");
+  }
+  return { featureSetId, values: [...values] };
 }

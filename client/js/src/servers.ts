@@ -1,7 +1,7 @@
 /** Which of several servers is asked. */
 
 import type { Connection } from "./connection.js";
-import type { PretradeError } from "./errors.js";
+import { PretradeError } from "./errors.js";
 import { delayMs, isLost, mayPass, Throttle } from "./retries.js";
 
 /** How often a server that was lost is asked whether it serves again, and how long it has for its answer. */
@@ -20,7 +20,8 @@ export class Server<C extends Connection = Connection> {
  * The servers in the order in which they are preferred.
  *
  * The first one that is up is asked. A server is down from the first call that it loses until its health service says
- * SERVING: no call is spent on finding out. Where all are down they are asked in turn, since one may be back already.
+ * SERVING: no call is spent on finding out. One that has let a deadline pass is asked for its health, too, since nothing
+ * else tells a server that is gone without a word. Where all are down they are asked in turn, since one may be back.
  */
 export class Servers<C extends Connection = Connection> {
   readonly #servers: readonly Server<C>[];
@@ -31,8 +32,14 @@ export class Servers<C extends Connection = Connection> {
     this.#servers = connections.map((connection) => new Server(connection));
   }
 
-  /** @param attempt - How often the call has failed. */
+  /**
+   * @param attempt - How often the call has failed.
+   * @throws PretradeError - They are closed.
+   */
   choose(attempt: number): Server<C> {
+    if (this.#isClosed) {
+      throw new PretradeError("CANCELLED", "the client is closed");
+    }
     const chosen = this.#servers.find((server) => server.isUp) ?? this.#servers[attempt % this.#servers.length];
     return chosen as Server<C>;
   }
@@ -48,7 +55,10 @@ export class Servers<C extends Connection = Connection> {
    * @returns After how many milliseconds the call may be made again; undefined if that would not help.
    */
   failed(server: Server<C>, error: PretradeError, attempt: number): number | undefined {
-    if (!mayPass(error)) {
+    if (error.status === "DEADLINE_EXCEEDED") {
+      this.late(server);
+    }
+    if (this.#isClosed || !mayPass(error)) {
       return undefined;
     }
     if (isLost(error)) {
@@ -56,6 +66,19 @@ export class Servers<C extends Connection = Connection> {
     }
     server.throttle.refused();
     return server.throttle.isOpen ? delayMs(error, attempt) : undefined;
+  }
+
+  /** Takes note of a deadline that passed without an answer. */
+  late(server: Server<C>): void {
+    if (this.#servers.length > 1) {
+      this.#lookAfter(server);
+    }
+  }
+
+  /** True where another one is to be preferred to this one. */
+  isPassed(server: Server<C>): boolean {
+    const chosen = this.choose(0);
+    return chosen.isUp && chosen !== server;
   }
 
   close(): void {
@@ -90,6 +113,6 @@ export class Servers<C extends Connection = Connection> {
       }
     }, LOOK_MS);
     this.#looking.set(server, timer);
-    timer.unref?.(); // a program may end meanwhile; browsers have no such thing
+    timer.unref(); // a program may end meanwhile
   }
 }

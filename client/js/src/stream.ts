@@ -97,10 +97,19 @@ export class DecisionStream {
   }
 
   #send(waiting: Waiting): void {
-    this.#opened ??= this.#open();
-    waiting.sentOn = this.#opened;
-    allow(waiting.order, waiting.until - performance.now());
-    this.#opened.call.write(create(DecideStreamRequestSchema, { order: waiting.order }));
+    try {
+      if (this.#opened && this.servers.isPassed(this.#opened.server)) {
+        this.#opened.call.end(); // what was sent on it is still answered
+        this.#opened = undefined;
+      }
+      this.#opened ??= this.#open();
+      waiting.sentOn = this.#opened;
+      allow(waiting.order, waiting.until - performance.now());
+      this.#opened.call.write(create(DecideStreamRequestSchema, { order: waiting.order }));
+    } catch (error) {
+      this.#settle(waiting);
+      waiting.reject(error as PretradeError); // the client is closed, or its token's file is gone
+    }
   }
 
   #open(): Opened {
@@ -163,6 +172,9 @@ export class DecisionStream {
 
   #expire(waiting: Waiting): void {
     this.#settle(waiting);
+    if (waiting.sentOn) {
+      this.servers.late(waiting.sentOn.server);
+    }
     const words = "there was no result before the order's deadline";
     waiting.reject(waiting.last ?? new PretradeError("DEADLINE_EXCEEDED", words, { orderRef: waiting.order.orderRef }));
   }

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdtempSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -118,6 +118,30 @@ test("the second server answers when the first is lost, and the first again when
   while (back.calls.length === 0) await client.decide(order);
 });
 
+test("the second server is asked when the first lets deadlines pass, until its health says that it serves", async (t) => {
+  const first = await serve(t, {});
+  const second = await serve(t, {});
+  const client = await connect(t, [first.address, second.address]);
+  await client.decide(order);
+  first.hush(true);
+  const late = ({ status }) => assert.equal(status, "DEADLINE_EXCEEDED");
+  while (second.calls.length === 0) await client.decide(order, { timeoutMs: 100 }).catch(late);
+  const asked = first.calls.length;
+  first.hush(false);
+  while (first.calls.length === asked) await client.decide(order);
+});
+
+test("a client that is closed says so", async (t) => {
+  const server = await serve(t, {});
+  const client = await connect(t, server.address);
+  const stream = client.stream();
+  client.close();
+  for (const ask of [client.decide(order), stream.decide(order)]) {
+    await assert.rejects(ask, { status: "CANCELLED", message: "CANCELLED: the client is closed." });
+  }
+  await stream.close();
+});
+
 test("where no server can be reached, the error says which one was asked and what to look at", async (t) => {
   const server = await serve(t, {});
   const client = await connect(t, server.address, { timeoutMs: 300 });
@@ -176,12 +200,19 @@ test("a token is read for every call, and travels over no network in the open", 
   const shown = server.calls.map(({ metadata }) => metadata.get("authorization")[0]);
   assert.deepEqual(shown, ["Bearer first", "Bearer second"]);
   assert.deepEqual(server.calls[0].metadata.get("traceparent"), ["00-1-1-01"]);
+  rmSync(tokenFile);
+  for (const ask of [client.decide(order), client.stream().decide(order)]) {
+    await assert.rejects(ask, { status: "UNAUTHENTICATED", reason: "TOKEN_FILE", field: "tokenFile" });
+  }
   await assert.rejects(Client.connect("192.0.2.1:7001", { tokenFile }), { reason: "TOKEN_IN_THE_OPEN" });
 });
 
 for (const [change, reason, field] of [
   [{ limit_price: 1 }, "UNKNOWN_FIELD", "limit_price"],
   [{ side: "BUY" }, "INVALID_SIDE", "side"],
+  [{ quantity: "1" }, "INVALID_TYPE", "quantity"],
+  [{ limitPrice: null }, "INVALID_TYPE", "limitPrice"],
+  [{ features: { featureSetId: "f", values: ["1"] } }, "INVALID_TYPE", "features"],
 ]) {
   test(`an order with ${JSON.stringify(change)} is refused before anything is sent`, async (t) => {
     const server = await serve(t, {});

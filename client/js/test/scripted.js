@@ -43,12 +43,15 @@ const health = {
  * Runs a server until the test ends.
  *
  * @param answers - `decide(request, number, call)` and `decideBatch(…)` give an answer or a refusal, `stream(call, number)`
- * does what it likes; a number says how many calls came before.
+ * does what it likes; a number says how many calls came before. `stop()` ends it at once, `hush(true)` has it answer nothing, as if the
+ * network lost every packet.
  */
 export async function serve(t, { decide, decideBatch, stream, port = 0 }) {
+  let isSilent = false;
   const calls = [];
   const unary = (answer) => (call, callback) => {
     calls.push(call);
+    if (isSilent) return;
     const said = answer(call.request, calls.length - 1, call);
     said.code === undefined ? callback(null, said) : callback(said);
   };
@@ -62,11 +65,11 @@ export async function serve(t, { decide, decideBatch, stream, port = 0 }) {
       stream(call, calls.length - 1);
     },
   });
-  server.addService(health, { Check: (_, callback) => callback(null, Buffer.from([0x08, 0x01])) });
+  server.addService(health, { Check: (_, callback) => isSilent || callback(null, Buffer.from([0x08, 0x01])) });
   const bound = await new Promise((resolve, reject) => {
     const insecure = grpc.ServerCredentials.createInsecure();
     server.bindAsync(`127.0.0.1:${port}`, insecure, (error, found) => (error ? reject(error) : resolve(found)));
   });
   t.after(() => server.forceShutdown());
-  return { address: `127.0.0.1:${bound}`, port: bound, calls, stop: () => server.forceShutdown() };
+  return { address: `127.0.0.1:${bound}`, port: bound, calls, stop: () => server.forceShutdown(), hush: (silent) => (isSilent = silent) };
 }

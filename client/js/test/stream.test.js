@@ -51,6 +51,21 @@ for (const [how, ends] of [
   });
 }
 
+test("a stream goes to the second server when the first is gone, and back when it serves again", async (t) => {
+  const first = await serve(t, { stream: answering });
+  const second = await serve(t, { stream: answering });
+  const client = await Client.connect([first.address, second.address], { timeoutMs: 20_000 });
+  t.after(() => client.close());
+  const stream = client.stream();
+  await stream.decide(order);
+  first.stop();
+  await stream.decide(order);
+  assert.equal(second.calls.length, 1);
+  const back = await serve(t, { stream: answering, port: first.port });
+  while (back.calls.length === 0) await stream.decide(order);
+  await stream.close();
+});
+
 test("an order that is refused is sent again after the delay that the server names", async (t) => {
   let asks = 0;
   const { stream } = await open(t, (call) => {
