@@ -1,7 +1,7 @@
 /** A server by gRPC, on `@grpc/grpc-js`. */
 
 import { create, fromBinary, type DescMessage, type MessageShape, toBinary } from "@bufbuild/protobuf";
-import { Client as Channel, type ClientDuplexStream, Metadata, type ServiceError } from "@grpc/grpc-js";
+import { Client as Channel, type ClientDuplexStream, connectivityState, Metadata, type ServiceError } from "@grpc/grpc-js";
 
 import type { Attempt, Connection } from "./connection.js";
 import { authorization, channelCredentials, type Credentials, isLocal } from "./credentials.js";
@@ -37,6 +37,7 @@ export type DecideStreamCall = ClientDuplexStream<DecideStreamRequest, DecideStr
 /** One server, by gRPC. */
 export class GrpcConnection implements Connection {
   readonly #channel: Channel;
+  #isClosed = false;
 
   /**
    * @param server - `host:port`.
@@ -89,16 +90,29 @@ export class GrpcConnection implements Connection {
    * @throws PretradeError - There is none in time.
    */
   ready(withinMs: number): Promise<void> {
+    const { server } = this;
+    const until = Date.now() + withinMs;
+    const channel = this.#channel.getChannel();
     return new Promise((resolve, reject) => {
-      this.#channel.waitForReady(Date.now() + withinMs, (error) => {
-        const { server } = this;
-        const words = `there was no connection to ${server} within ${withinMs} ms`;
-        error ? reject(new PretradeError("UNAVAILABLE", words, { server })) : resolve();
-      });
+      const look = (late?: Error) => {
+        // Not asked for its state, a closed channel stays closed: gRPC's own waitForReady would have it connect for ever.
+        if (late || this.#isClosed) {
+          reject(new PretradeError("UNAVAILABLE", `there was no connection within ${withinMs} ms`, { server }));
+          return;
+        }
+        const state = channel.getConnectivityState(true);
+        if (state === connectivityState.READY) {
+          resolve();
+        } else {
+          channel.watchConnectivityState(state, until, look);
+        }
+      };
+      look();
     });
   }
 
   close(): void {
+    this.#isClosed = true;
     this.#channel.close();
   }
 

@@ -1,4 +1,6 @@
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -140,6 +142,20 @@ test("a client that is closed says so", async (t) => {
     await assert.rejects(ask, { status: "CANCELLED", message: "CANCELLED: the client is closed." });
   }
   await stream.close();
+});
+
+test("a program ends when its client is closed, also while another server cannot be reached", async (t) => {
+  const [server, gone] = [await serve(t, {}), await serve(t, {})];
+  gone.stop();
+  const servers = JSON.stringify([server.address, gone.address]);
+  const program = `
+    import { Client } from "pretrade";
+    const client = await Client.connect(${servers}, { timeoutMs: 20_000, connectMs: 3_600_000 });
+    await client.decide(${JSON.stringify(order)});
+    client.close();`;
+  const child = spawn(process.execPath, ["--input-type=module", "-e", program], { stdio: "inherit" });
+  t.after(() => child.kill());
+  assert.deepEqual(await once(child, "exit"), [0, null]);
 });
 
 test("where no server can be reached, the error says which one was asked and what to look at", async (t) => {
