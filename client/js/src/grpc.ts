@@ -1,7 +1,13 @@
 /** A server by gRPC, on `@grpc/grpc-js`. */
 
 import { create, fromBinary, type DescMessage, type MessageShape, toBinary } from "@bufbuild/protobuf";
-import { Client as Channel, type ClientDuplexStream, connectivityState, Metadata, type ServiceError } from "@grpc/grpc-js";
+import {
+  Client as Channel,
+  type ClientDuplexStream,
+  connectivityState,
+  Metadata,
+  type ServiceError,
+} from "@grpc/grpc-js";
 
 import type { Attempt, Connection } from "./connection.js";
 import { authorization, channelCredentials, type Credentials, isLocal } from "./credentials.js";
@@ -78,7 +84,8 @@ export class GrpcConnection implements Connection {
     return new Promise<boolean>((resolve) => {
       const same = (bytes: Buffer) => bytes;
       const options = { deadline: Date.now() + withinMs };
-      this.#channel.makeUnaryRequest(HEALTH, same, same, Buffer.alloc(0), this.#metadata({}), options, (error, answer) =>
+      const metadata = this.#metadata({});
+      this.#channel.makeUnaryRequest(HEALTH, same, same, Buffer.alloc(0), metadata, options, (error, answer) =>
         resolve(!error && SERVING.equals(answer as Buffer)),
       );
     }).catch(() => false); // for example without a token, whose file is gone
@@ -95,7 +102,7 @@ export class GrpcConnection implements Connection {
     const channel = this.#channel.getChannel();
     return new Promise((resolve, reject) => {
       const look = (late?: Error) => {
-        // Not asked for its state, a closed channel stays closed: gRPC's own waitForReady would have it connect for ever.
+        // A closed channel that is asked for its state connects again, as it does in gRPC's own waitForReady.
         if (late || this.#isClosed) {
           reject(new PretradeError("UNAVAILABLE", `there was no connection within ${withinMs} ms`, { server }));
           return;

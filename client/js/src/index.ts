@@ -28,8 +28,9 @@ export class Client extends Caller<GrpcConnection> {
   /**
    * Connects to a server.
    *
-   * @param servers - `host:port`, or several, best first. The first one that is up is asked. A server on another machine does
-   * not remember idempotency keys: an order that was lost on the way back from one may be decided by the other again.
+   * @param servers - `host:port`, or several, best first. The first one that is up is asked. A server on another
+   * machine does not remember idempotency keys: an order that was lost on the way back from one may be decided by the
+   * other again.
    * @throws PretradeError - None could be reached within `connectMs`, or the credentials cannot be used.
    */
   static async connect(servers: string | readonly string[], options: ClientOptions = {}): Promise<Client> {

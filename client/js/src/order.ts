@@ -48,8 +48,8 @@ const TYPES: Readonly<Record<keyof OrderFields, string>> = {
  *
  * @param makeKey - Makes the idempotency key of an order that has none.
  * @throws PretradeError - It has a name that orders do not have, a value of another type, or no such side. The server
- * checks everything else. In JavaScript nothing else notices a misspelt `limitPrice`, and the order would be decided as a
- * market order; and a quantity in quotes cannot be sent, which would end a stream for all its orders.
+ * checks everything else. In JavaScript nothing else notices a misspelt `limitPrice`, and the order would be decided as
+ * a market order; and a quantity in quotes cannot be sent, which would end a stream for all its orders.
  */
 export function orderOf(fields: OrderFields, makeKey: () => string): Order {
   for (const [name, value] of Object.entries(fields)) {
@@ -90,7 +90,8 @@ function checkType(name: string, value: unknown): void {
 function vector(given: NonNullable<OrderFields["features"]>) {
   const { featureSetId, values } = given;
   if (typeof featureSetId !== "string" || !Array.isArray(values) || values.some((value) => typeof value !== "number")) {
-    throw invalid("INVALID_TYPE", "features", "features: it must have a string featureSetId and an array of numbers, values");
+    const words = "features: it must have a string, featureSetId, and an array of numbers, values";
+    throw invalid("INVALID_TYPE", "features", words);
   }
   return { featureSetId, values: [...values] };
 }

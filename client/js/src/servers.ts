@@ -20,8 +20,9 @@ export class Server<C extends Connection = Connection> {
  * The servers in the order in which they are preferred.
  *
  * The first one that is up is asked. A server is down from the first call that it loses until its health service says
- * SERVING: no call is spent on finding out. One that has let a deadline pass is asked for its health, too, since nothing
- * else tells a server that is gone without a word. Where all are down they are asked in turn, since one may be back.
+ * SERVING: no call is spent on finding out. One that has let a deadline pass is asked for its health, too, since
+ * nothing else tells a server that is gone without a word. Where all are down they are asked in turn, since one may be
+ * back.
  */
 export class Servers<C extends Connection = Connection> {
   readonly #servers: readonly Server<C>[];

@@ -37,8 +37,8 @@ interface Opened {
 /**
  * Decides orders over one stream, on which they overtake one another: cheaper than a call for each.
  *
- * A stream that ends, because its server does or is gone, is opened again, where need be to another server, and the orders
- * that have no result are sent again with the idempotency keys that they had.
+ * A stream that ends, because its server does or is gone, is opened again, where need be to another server, and the
+ * orders that have no result are sent again with the idempotency keys that they had.
  */
 export class DecisionStream {
   readonly #waiting = new Map<string, Waiting>();
@@ -67,7 +67,8 @@ export class DecisionStream {
     const asked = orderOf(order, newKey);
     asked.orderRef ||= `stream-${(this.#count += 1)}`;
     if (this.#waiting.has(asked.orderRef)) {
-      throw invalid("ORDER_REF_UNDER_WAY", "order_ref", `an order ${asked.orderRef} is already under way in this stream`);
+      const words = `an order ${asked.orderRef} is already under way in this stream`;
+      throw invalid("ORDER_REF_UNDER_WAY", "order_ref", words);
     }
     const timeoutMs = this.timeoutOf(options);
     return new Promise((resolve, reject) => {

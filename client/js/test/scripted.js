@@ -42,9 +42,9 @@ const health = {
 /**
  * Runs a server until the test ends.
  *
- * @param answers - `decide(request, number, call)` and `decideBatch(…)` give an answer or a refusal, `stream(call, number)`
- * does what it likes; a number says how many calls came before. `stop()` ends it at once, `hush(true)` has it answer nothing, as if the
- * network lost every packet.
+ * @param answers - `decide(request, number, call)` and `decideBatch(…)` give an answer or a refusal,
+ * `stream(call, number)` does what it likes; a number says how many calls came before.
+ * @returns Among others `stop()`, which ends it at once, and `hush(true)`: it answers nothing, not even for its health.
  */
 export async function serve(t, { decide, decideBatch, stream, port = 0 }) {
   let isSilent = false;
@@ -71,5 +71,7 @@ export async function serve(t, { decide, decideBatch, stream, port = 0 }) {
     server.bindAsync(`127.0.0.1:${port}`, insecure, (error, found) => (error ? reject(error) : resolve(found)));
   });
   t.after(() => server.forceShutdown());
-  return { address: `127.0.0.1:${bound}`, port: bound, calls, stop: () => server.forceShutdown(), hush: (silent) => (isSilent = silent) };
+  const stop = () => server.forceShutdown();
+  const hush = (silent) => (isSilent = silent);
+  return { address: `127.0.0.1:${bound}`, port: bound, calls, stop, hush };
 }

@@ -1444,7 +1444,7 @@ export const StageSchema: GenEnum<Stage> = /*@__PURE__*/
  *
  * Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
  *
- * Behind Envoy the unary methods also take JSON: `docs/processes.md` says how. A name that is not in this file is refused
+ * The unary methods also take JSON over HTTP: `docs/http.md` says how. A name that is not in this file is refused
  * there. In gRPC's own form, fields that the server does not know are ignored, as always.
  *
  * @generated from service pretrade.decision.v1.DecisionService
