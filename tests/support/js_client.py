@@ -13,7 +13,7 @@ import pytest
 
 _ROOT: Final = Path(__file__).parents[2]
 PACKAGE: Final = _ROOT / "client/js"
-_LACKING: Final = {3: "needs npm", 4: "npm cannot install the packages of client/js"}
+_LACKING: Final = {3: "needs npm and Node 20 or newer", 4: "npm cannot install the packages of client/js"}
 """Why there is none here, by the exit code of `.ci/js`."""
 
 
