@@ -61,7 +61,7 @@ pages: setup  ## write the generated pages of docs/ anew: failures, metrics, rea
 js: setup  ## the JavaScript client in client/js: its packages as its lock file has them, compiled to dist/ (needs npm)
 	$(BIN)/python .ci/js
 
-protos: setup  ## generate the stubs in proto/gen and client/js/src/gen anew
+protos: setup  ## generate the stubs in proto/gen and client/js/src/gen, and the OpenAPI document anew
 	.ci/protos
 
 lock: setup  ## write requirements/*.txt anew, after a change of a pin in a pyproject.toml

@@ -67,9 +67,10 @@ def _application(
     process: Process, security: Security, path: RequestPath, servicers: Servicers, methods: Methods
 ) -> HttpApplication:
     settings = process.settings
+    routes = list(methods.routes())
     return HttpApplication(
-        methods.routes(),
-        open_pages(servicers.health.is_serving),
+        routes,
+        open_pages(servicers.health.is_serving, [path for (_, path), _ in routes]),
         {
             f"/{DECISION}": security.access("decision"),
             f"/{ADMIN}": security.access("admin"),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +21,8 @@ from support.server_group import Group, reply_statuses, server_group
 
 from local.stack.ports import free_ports
 from pretrade.client import operator_token
+from server.http import openapi
+from server.http.document import FILE
 from server.journal.reply_status import REPLIED
 
 pytestmark = pytest.mark.stack
@@ -106,6 +111,82 @@ def test_health_and_version_are_for_everybody(web: httpx.Client) -> None:
     assert web.head("/health").status_code == 200
     assert set(web.get("/version").json()) == {"version", "contract"}
     assert web.post("/grpc.health.v1.Health/Check", json={}).json() == {"status": "SERVING"}
+
+
+def test_the_openapi_document_describes_what_is_on_this_port(served: Served, web: httpx.Client) -> None:
+    described = web.get("/openapi.json").json()
+    whole = json.loads(FILE.read_text())["paths"]
+    ours = {path for path in whole if served.of_all_services or not path.startswith(("/pretrade.a", "/models"))}
+    assert set(described["paths"]) == ours
+    for path in described["paths"]:
+        assert web.options(path).status_code == 204
+        assert web.options(path).headers["allow"].partition(",")[0].lower() in described["paths"][path]
+
+
+def test_the_page_to_try_it_takes_everything_from_this_port_and_runs_no_other_script(web: httpx.Client) -> None:
+    page = web.get("/docs")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    taken = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert taken == ["/docs/try.js", "/openapi.json"]
+    for path in taken:
+        assert web.get(path).status_code == 200
+    script = web.get("/docs/try.js")
+    assert script.headers["content-type"] == "text/javascript; charset=utf-8"
+    for answer in (page, script):
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    assert not re.search(r"<script(?! src)|<style|\s(style|on\w+)=", page.text), "the policy would refuse it"
+    assert set(re.findall(r'at\("(\w+)"\)', script.text)) <= set(re.findall(r'id="(\w+)"', page.text))
+
+
+def visited(served: Served, path: str, body: str = "", token: str = "") -> dict[str, Any]:
+    """What the page shows to somebody who sends this."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs node")
+    command = [node, str(Path(__file__).parents[1] / "try_page/visitor.js"), served.url, path, body, token]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    shown: dict[str, Any] = json.loads(done.stdout)
+    return shown
+
+
+def test_the_page_sends_what_is_typed_and_shows_the_answer(served: Served) -> None:
+    shown = visited(served, "POST /v1/decide", json.dumps({"order": order("typed")}))
+    assert shown["status"].startswith("HTTP 200, ")
+    assert json.loads(shown["answer"])["decision"]["order_ref"] == "typed"
+    assert shown["offered"][:2] == ["POST /v1/decide", "POST /v1/decide:batch"]
+    (_, first), *_ = openapi.EXAMPLES[DECIDE].values()
+    assert json.loads(shown["example"]) == first
+    refused = visited(served, "POST /v1/decide", "{")
+    assert refused["status"].startswith("HTTP 400, ")
+    assert json.loads(refused["answer"])["reason"] == "MALFORMED_REQUEST"
+    if served.of_all_services:
+        token = operator_token.path_from(served.group.env).read_text().strip()
+        status = visited(served, "POST /pretrade.admin.v1.AdminService/GetStatus", token=token)
+        assert json.loads(status["answer"])["ready"] is True
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [(path, name) for path, examples in openapi.EXAMPLES.items() for name in examples]
+)
+def test_an_example_of_the_openapi_document_is_answered(
+    served: Served, web: httpx.Client, path: str, name: str
+) -> None:
+    if not (served.of_all_services or path.startswith("/pretrade.decision.")):
+        pytest.skip("no path of this port")
+    _, request = openapi.EXAMPLES[path][name]
+    body = json.dumps(request).replace("BTCUSDT.BINANCE", INSTRUMENTS[0])
+    token = operator_token.path_from(served.group.env).read_text().strip()
+    answer = web.post(path, content=body, headers={"authorization": f"Bearer {token}"})
+    assert answer.status_code == 200, answer.text
+    assert all("decision" in result for result in answer.json().get("results", ()))
+
+
+@pytest.mark.parametrize("field", openapi.REQUIRED["pretrade.decision.v1.Order"])
+def test_a_field_that_the_openapi_document_requires_is_required(web: httpx.Client, field: str) -> None:
+    without = {name: value for name, value in order("without").items() if name != field}
+    assert web.post("/v1/decide", json={"order": order("with")}).status_code == 200
+    assert web.post("/v1/decide", json={"order": without}).json()["code"] == "INVALID_ARGUMENT"
 
 
 @pytest.mark.parametrize(
