@@ -12,7 +12,7 @@ WITH_DATA = $(if $(DATA),--data "$(DATA)")
 WITH_JSON = $(if $(JSON),--json "$(JSON)")
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all clean check check-deploy protos lock pages test-long simulate simulate-mutations fuzz faults mlserver models canaries bench bench-compare bench-costs bench-path bench-client bench-faults bench-flips bench-features bench-indicators bench-lookups bench-serving sizing soak
+.PHONY: help setup demo test test-all clean check check-deploy js protos lock pages test-long simulate simulate-mutations fuzz faults mlserver models canaries bench bench-compare bench-costs bench-path bench-client bench-faults bench-flips bench-features bench-indicators bench-lookups bench-serving sizing soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,7 +58,10 @@ pages: setup  ## write the generated pages of docs/ anew: failures, metrics, rea
 	$(BIN)/python -m server.reference
 	PYTHONPATH=tests $(BIN)/python -m support.failures
 
-protos: setup  ## generate the stubs in proto/gen and the OpenAPI document anew
+js: setup  ## the JavaScript client in client/js: its packages as its lock file has them, compiled to dist/ (needs npm)
+	$(BIN)/python .ci/js
+
+protos: setup  ## generate the stubs in proto/gen and client/js/src/gen, and the OpenAPI document anew
 	.ci/protos
 
 lock: setup  ## write requirements/*.txt anew, after a change of a pin in a pyproject.toml

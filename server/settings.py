@@ -210,12 +210,14 @@ class Settings(BaseSettings):
         if self.oip.challenger is None and spoken.challenger_protocol != "torchserve":
             raise ValueError("oip.challenger: needed by a challenger that speaks the Open Inference Protocol")
         _check_pinned(spoken, self.oip, "replicas.")
+        loaded = dict.fromkeys(spoken.loaded_as(), DEFAULT)
         for name in self.models:
             if name in RESERVED:
                 raise ValueError(f"models: {name} is no name for a model; {', '.join(sorted(RESERVED))} are taken")
             try:
                 of_model = self.of_model(name)
                 _check_pinned(of_model.replicas, of_model.oip)
+                _check_loaded(name, of_model.replicas, loaded)
             except ValueError as error:
                 raise ValueError(f"models.{name}: {error}") from None
         hosts = {"decision": self.grpc.host, "admin": self.admin.host}
@@ -264,6 +266,18 @@ def _check_pinned(replicas: ReplicaEndpoints, oip: OpenInferenceSettings, sectio
     described = ModelDescription.read(oip.champion).version
     if replicas.champion_version not in (None, described):
         raise ValueError(f"{section}champion_version: {replicas.champion_version}, but oip.champion is {described}")
+
+
+def _check_loaded(name: str, replicas: ReplicaEndpoints, loaded: dict[tuple[str, str], str]) -> None:
+    """Raises `ValueError` where another model loads its versions under the same name; else adds those of this one."""
+    for where in sorted(replicas.loaded_as()):
+        other = loaded.setdefault(where, name)
+        if other != name:
+            service, served_as = where
+            raise ValueError(
+                f"served_as: the model {other} is called {served_as!r} at {service}, too, and each would unload the"
+                " versions of the other; give it another name"
+            )
 
 
 def _numbers(path: str, value: object) -> Iterator[tuple[str, float]]:

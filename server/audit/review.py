@@ -49,7 +49,8 @@ app = typer.Typer()
 _RPC_SECONDS: Final = 10.0
 _COLUMNS: Final = ("decided (UTC)", "decision", "instrument", "side", "strategy", "heard", "decided", "score", "source")
 """Of a decision in a list: see `_cells`."""
-_VERSION: Final = re.compile("[0-9a-f]{16}")
+VERSION: Final = re.compile("[0-9a-f]{16}")
+"""A model version, where a name may stand, too."""
 
 
 def _choice_of(enum: object, flag: str, help: str) -> Any:  # noqa: A002 - Typer's word
@@ -280,7 +281,7 @@ def _archive(model: str, store: ModelStore, directory: Path) -> Archive:
     path = Path(model)
     if path.suffix == ".mar":
         return read_archive(path)
-    if _VERSION.fullmatch(model):
+    if VERSION.fullmatch(model):
         return store.find(model)
     named = sorted(directory.rglob(f"{model}.mar"))
     if not named:

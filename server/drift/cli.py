@@ -25,11 +25,12 @@ from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from server.audit.label import by_source
 from server.audit.reading.places import DatabaseUrl, JournalPath, Models, failure, model_store, targets
 from server.audit.reading.query import AuditQuery
-from server.audit.review import Since, Until, decisions_of
+from server.audit.review import VERSION, Since, Until, decisions_of
 from server.drift.regimes import Regime
 from server.drift.report import write_report
 from server.drift.summary import FEWEST, Drift, Summary, metadata_of, summarise
-from server.errors import AuditError, AuditUnavailableError
+from server.errors import AuditError, AuditUnavailableError, InvalidRequestError
+from server.inference.model_names import DEFAULT
 from server.models.archive import ModelStore
 from server.models.registry import Registry
 
@@ -47,7 +48,11 @@ def drift(
         int, typer.Option(min=1, max=1_000_000, help="Look at so many decisions, spread evenly over the time.")
     ] = 20_000,
     model: Annotated[
-        str, typer.Option(help="The model version to compare. Default: the champion of the newest decision.")
+        str,
+        typer.Option(
+            help="The version to compare, or a model of the server's by its name, whose newest champion is then"
+            " compared. Default: the champion of the newest decision."
+        ),
     ] = "",
     report: Annotated[Path | None, typer.Option(help="Write an HTML page with plots to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
@@ -63,17 +68,19 @@ def drift(
 
     Exit codes: 0 nothing drifted, 1 no comparison, 4 something drifted.
     """
-    root = models or model_store(directory)
+    root, version = models or model_store(directory), model if VERSION.fullmatch(model) else ""
     store, markout = ModelStore([root]), Registry(root).champions_markout()
     try:
         with closing(AuditQuery(*targets(database_url, journal, directory))) as query:
             packets = _sample(query, since, until, limit)
+            if model != version:
+                packets = of_model(packets, model)
             try:
                 labelled = query.labelled(since, until, markout.horizon_seconds)
             except AuditUnavailableError:
                 labelled = []
             eligible = {one.decision_id: one.eligible for one in labelled}
-            found = summarise(packets, lambda version: metadata_of(store.find(version).files), model, eligible)
+            found = summarise(packets, lambda one: metadata_of(store.find(one).files), version, eligible)
         if report is not None:
             write_report(report, found, by_source(labelled))
     except (AuditError, ValueError, OSError) as error:
@@ -104,6 +111,20 @@ def _sample(
     wanted.until.FromDatetime(end)
     wanted.since.FromDatetime(since or end - _WINDOW)
     return query.spread(wanted, limit, lambda what: typer.echo(f"incomplete: {what}", err=True))
+
+
+def of_model(packets: Iterable[packet_pb2.DecisionPacket], name: str) -> list[packet_pb2.DecisionPacket]:
+    """The decisions of orders that the model map gave to a model.
+
+    Raises:
+        InvalidRequestError: There is none.
+    """
+    found = [one for one in packets if (one.chosen_model or DEFAULT) == name]
+    if not found:
+        raise InvalidRequestError(
+            f"no decision of this time was of a model {name!r}: `pretrade models map` has the names"
+        )
+    return found
 
 
 def print_report(found: Summary) -> None:

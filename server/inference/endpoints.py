@@ -120,6 +120,15 @@ class ReplicaEndpoints(BaseModel):
         listed = {role: all_ for role, all_ in self.management.items() if not self.each(role)}
         return {name: one for role, all_ in listed.items() for name, one in _named(role, all_).items()}
 
+    def loaded_as(self) -> set[tuple[str, str]]:
+        """Where versions are loaded and unloaded: each management service, and what the model is called there."""
+        return {
+            (f"{self.each(role)} ({one})" if self.each(role) else one, name)
+            for role, services in self.management.items()
+            for name in (self.challenger_model if role == "challenger" else self.champion_model,)
+            for one in services.split(",")
+        }
+
 
 class NamedModel(BaseModel):
     """A model besides the default one, which the model map gives orders to."""
@@ -145,7 +154,8 @@ class NamedModel(BaseModel):
     The challenger's is that of the champion, unless it is given. Without any its versions are those of the registry,
     and the first one is named by `pretrade models alias champion`."""
     served_as: str | None = Field(default=None, pattern="^[!-~]{1,64}$")
-    """Its name on its model servers, which decisions bear; unset: its name in these settings."""
+    """Its name on its model servers, which decisions bear; unset: its name in these settings. Where versions are loaded
+    (`management`), no other model may have it: each would unload the versions of the other."""
     champion_version: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
     """As `replicas.champion_version`."""
     management: Mapping[ReplicaName, ListedEndpoints] = {}

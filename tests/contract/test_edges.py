@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import random
-import shutil
 import socket
 import sqlite3
 import struct
@@ -26,6 +25,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from support.harness import INSTRUMENTS, eventually
+from support.js_client import node
 from support.server_group import WAYS_IN, Group, order, reply_statuses, server_environment, server_group, way_in
 from support.wire import DECIDE, STREAM, Caller, framed, leave_at_any_moment
 
@@ -413,29 +413,16 @@ def test_grpcurl_finds_its_way_by_reflection(group: Group) -> None:
     assert answer["decision"]["order_ref"] == "c"
 
 
-@pytest.fixture(scope="module")
-def grpc_js(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The caller of tests/grpc_js, installed."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("needs npm")
-    folder = tmp_path_factory.mktemp("grpc_js")
-    for file in (_ROOT / "tests/grpc_js").iterdir():
-        shutil.copy(file, folder)
-    install = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline"]
-    if subprocess.run(install, cwd=folder, capture_output=True, timeout=120, check=False).returncode:
-        pytest.skip("npm cannot install @grpc/grpc-js here")
-    return folder
-
-
-def test_grpc_js_calls_every_method(group: Group, grpc_js: Path) -> None:
-    argv = ["node", str(grpc_js / "caller.js"), group.decision, str(_ROOT / "proto")]
-    answer = json.loads(subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout)
-    assert answer["decided"] == "one"
-    assert answer["refused"] == {"code": grpc.StatusCode.INVALID_ARGUMENT.value[0], "details": 1}
-    assert [ref for ref, _ in answer["batch"]] == ["a", "b", "c"]
-    assert sorted(answer["streamed"]["refs"]) == [f"s{number}" for number in range(10)]
-    assert answer["streamed"]["code"] == 0
+@pytest.mark.usefixtures("js_client")
+def test_the_javascript_client_calls_every_method(group: Group) -> None:
+    answer = node("test/every_method.js", group.decision)
+    ref, action, trades, reasons, explanation = answer["decided"]
+    assert (ref, action, trades, reasons) == ("one", "ABSTAIN", False, ["NO_SOURCE", "FEATURES_MISSING"])
+    assert "NONE" in explanation
+    assert answer["refused"] == {"status": "INVALID_ARGUMENT", "reason": "UNKNOWN_INSTRUMENT", "field": "instrument"}
+    assert answer["batch"] == [["a", "ABSTAIN"], ["b", "INVALID_QUANTITY"], ["c", "ABSTAIN"]]
+    assert answer["streamed"] == [f"s{number}" for number in range(10)]
+    assert answer["refusedInStream"]["reason"] == "INVALID_QUANTITY"
 
 
 @pytest.mark.fault(

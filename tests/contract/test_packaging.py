@@ -40,8 +40,10 @@ from pretrade.client.cli.main import app
 ROOT: Final = Path(__file__).parents[2]
 FOLDERS: Final = {"pretrade": ROOT / "client", "pretrade-server": ROOT}
 OURS: Final = ("server", "fallback", "feature_cache", "torchserve", "loadtest", "local")
-LIGHT: Final = {"grpcio", "protobuf", "rich", "typer"}
+LIGHT: Final = {"grpcio", "protobuf"}
 """All that `pretrade` requires."""
+COMMAND_LINE: Final = {"rich", "typer"}
+"""What its extra `cli` adds."""
 
 
 def project(name: str) -> dict[str, Any]:
@@ -72,15 +74,15 @@ def names_in(wheel: Path) -> set[str]:
 
 
 class Environment:
-    """A fresh environment in which nothing but wheels of ours and what `pretrade` requires can be imported."""
+    """A fresh environment in which nothing but wheels of ours and what is required can be imported."""
 
-    def __init__(self, directory: Path, *wheels: Path) -> None:
+    def __init__(self, directory: Path, required: set[str], *wheels: Path) -> None:
         venv.create(directory)
         self._bin = directory / "bin"
         pip = [sys.executable, "-m", "pip", "--python", str(self._bin / "python"), "install", "--no-index", "--no-deps"]
         subprocess.run([*pip, *map(str, wheels)], check=True, capture_output=True)
         (packages,) = directory.glob("lib/python*/site-packages")
-        for name in with_what_they_require(LIGHT):
+        for name in with_what_they_require(required):
             for file in distribution(name).files or ():
                 target = packages / file
                 if ".." not in file.parts and not target.exists():
@@ -108,12 +110,17 @@ def with_what_they_require(names: set[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def of_a_caller(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return Environment(tmp_path_factory.mktemp("caller"), wheels["pretrade"])
+    return Environment(tmp_path_factory.mktemp("caller"), LIGHT, wheels["pretrade"])
+
+
+@pytest.fixture(scope="module")
+def of_an_operator(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return Environment(tmp_path_factory.mktemp("operator"), LIGHT | COMMAND_LINE, wheels["pretrade"])
 
 
 @pytest.fixture(scope="module")
 def without_extras(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return Environment(tmp_path_factory.mktemp("both"), *wheels.values())
+    return Environment(tmp_path_factory.mktemp("both"), LIGHT | COMMAND_LINE, *wheels.values())
 
 
 def test_each_folder_is_ours_and_not_another_package_of_that_name() -> None:
@@ -152,7 +159,7 @@ def test_pretrade_is_a_namespace_of_stubs_and_client(wheels: dict[str, Path]) ->
 def test_both_distributions_are_of_one_version() -> None:
     version = project("pretrade")["version"]
     assert project("pretrade-server")["version"] == version
-    assert project("pretrade-server")["dependencies"] == [f"pretrade=={version}"]
+    assert project("pretrade-server")["dependencies"] == [f"pretrade[cli]=={version}"]
 
 
 def test_the_wheel_carries_the_license_that_it_names(wheel: zipfile.ZipFile) -> None:
@@ -189,7 +196,9 @@ def test_the_stubs_are_typed_and_work_without_the_rest(wheels: dict[str, Path], 
 
 def test_the_light_distribution_needs_little() -> None:
     assert {Requirement(one).name for one in project("pretrade")["dependencies"]} == LIGHT
-    assert "optional-dependencies" not in project("pretrade")
+    extras = project("pretrade")["optional-dependencies"]
+    assert {name: {Requirement(one).name for one in extra} for name, extra in extras.items()} == {"cli": COMMAND_LINE}
+    assert len(with_what_they_require(LIGHT)) <= 10  # packages that `pip install pretrade` brings besides itself
 
 
 @pytest.mark.parametrize("module", OURS)
@@ -200,30 +209,40 @@ def test_who_installs_pretrade_gets_nothing_that_serves(of_a_caller: Environment
 
 
 def test_every_module_of_the_light_distribution_needs_nothing_but_what_it_requires(
-    wheels: dict[str, Path], of_a_caller: Environment
+    wheels: dict[str, Path], of_a_caller: Environment, of_an_operator: Environment
 ) -> None:
     paths = sorted(name for name in names_in(wheels["pretrade"]) if name.endswith(".py"))
     modules = [path.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".") for path in paths]
+    library = [module for module in modules if not module.startswith("pretrade.client.cli")]
     assert "pretrade.client.cli.main" in modules
+    assert "pretrade.client.testing" in library
+    found = of_a_caller.run("python", "-W", "error", "-c", f"import {', '.join(library)}")
+    assert found.returncode == 0, found.stderr
     code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
-    found = of_a_caller.run("python", "-W", "error", "-c", code)
+    found = of_an_operator.run("python", "-W", "error", "-c", code)
     assert found.returncode == 0, found.stderr
     # Typer loads pydantic when it reads a command's arguments; nothing of ours does.
     assert not {"numpy", "pydantic", "sqlalchemy", "structlog"} & set(found.stdout.split())
 
 
-def test_the_command_works_without_what_serves(of_a_caller: Environment) -> None:
-    listed = of_a_caller.run("pretrade", "--help")
+def test_the_command_without_its_libraries_says_what_to_install(of_a_caller: Environment) -> None:
+    found = of_a_caller.run("pretrade", "status")
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr == "The command `pretrade` needs an extra: pip install 'pretrade[cli]'\n"
+
+
+def test_the_command_works_without_what_serves(of_an_operator: Environment) -> None:
+    listed = of_an_operator.run("pretrade", "--help")
     assert listed.returncode == 0, listed.stderr
     assert "Ask and steer a server" in listed.stdout
     assert " decide " in listed.stdout
     assert " demo " not in listed.stdout
-    asked = of_a_caller.run("pretrade", "decide", "--help")
+    asked = of_an_operator.run("pretrade", "decide", "--help")
     assert asked.returncode == 0, asked.stderr
     assert "--target" in asked.stdout
 
 
-def test_the_command_asks_a_server_without_what_serves(of_a_caller: Environment) -> None:
+def test_the_command_asks_a_server_without_what_serves(of_an_operator: Environment) -> None:
     halted = admin_pb2.GetStatusResponse(instance_id="far-away", trading_state=admin_pb2.TRADING_STATE_HALTED)
     status: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
         lambda _request, _context: halted.SerializeToString()
@@ -234,7 +253,7 @@ def test_the_command_asks_a_server_without_what_serves(of_a_caller: Environment)
     port = far_away.add_insecure_port("127.0.0.1:0")
     far_away.start()
     try:
-        found = of_a_caller.run("pretrade", "status", "--once", "--target", f"127.0.0.1:{port}")
+        found = of_an_operator.run("pretrade", "status", "--once", "--target", f"127.0.0.1:{port}")
     finally:
         far_away.stop(None)
     assert found.returncode == 0, found.stderr
@@ -242,11 +261,11 @@ def test_the_command_asks_a_server_without_what_serves(of_a_caller: Environment)
     assert "HALTED" in found.stdout
 
 
-def test_a_command_that_is_not_installed_says_where_it_is_to_be_had(of_a_caller: Environment) -> None:
-    found = of_a_caller.run("pretrade", "up")
+def test_a_command_that_is_not_installed_says_where_it_is_to_be_had(of_an_operator: Environment) -> None:
+    found = of_an_operator.run("pretrade", "up")
     assert found.returncode == 1
     assert found.stderr == "`pretrade up` is part of pretrade-server: pip install 'pretrade-server[local]'\n"
-    unknown = of_a_caller.run("pretrade", "statsu")
+    unknown = of_an_operator.run("pretrade", "statsu")
     assert unknown.returncode == 2
     assert "Did you mean 'status'" in unknown.stderr
 

@@ -1,4 +1,4 @@
-"""What the README, the screen of `pretrade up`, docs/own-afternoon.md and docs/client-python.md have a newcomer type.
+"""What the README, the screen of `pretrade up`, docs/own-afternoon.md and the clients' pages have a newcomer type.
 
 One stack serves all pages. The afternoon itself takes minutes; that its commands are known is always tested.
 """
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import grpc
 import pytest
-from support.pages import Command, Terminal, alike, commands_of, complaint_about, programs_of, python_of
+from support.pages import DOCS, Command, Terminal, alike, commands_of, complaint_about, programs_of, python_of
 from support.up_command import Up, up
 
 from fallback.order import MODEL_SOURCES
@@ -31,7 +31,7 @@ from pretrade.decision.v1 import decision_pb2_grpc
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 README = (Path(__file__).parents[2] / "README.md").read_text()
 AFTERNOON = "own-afternoon.md"
-CLIENT = "client-python.md"
+CLIENT, JS_CLIENT = "client-python.md", "client-js.md"
 WORD = re.compile(r"\b[A-Z][A-Z_]{3,}\b")
 """A word of the contract: which one depends on the market."""
 UP = "pretrade up"
@@ -128,8 +128,20 @@ def test_the_python_example_is_decided_by_a_model(desk: Desk) -> None:
 
 @pytest.mark.parametrize(("program", "shown"), programs_of(CLIENT))
 def test_the_programs_of_the_clients_page_print_what_it_shows(desk: Desk, program: str, shown: str) -> None:
+    _check_program(desk, [sys.executable, "-c"], program, shown)
+
+
+@pytest.mark.parametrize(("program", "shown"), programs_of(JS_CLIENT, "js"))
+def test_the_programs_of_the_javascript_clients_page_print_what_it_shows(
+    desk: Desk, js_client: Path, program: str, shown: str
+) -> None:
+    _check_program(desk, ["node", "--input-type=module", "-e"], program, shown, js_client)
+
+
+def _check_program(desk: Desk, argv: list[str], program: str, shown: str, folder: Path | None = None) -> None:
+    """Runs a program of a page in a folder, which has to print what the page shows."""
     code = program.replace("127.0.0.1:7001", str(desk.command.wait_until_up().endpoints.decision))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*argv, code], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     printed, expected = ([_whatever_the_market(line) for line in text.splitlines()] for text in (done.stdout, shown))
     assert [line for line in printed if line != "send the order"] == expected
@@ -142,6 +154,7 @@ def _whatever_the_market(line: str) -> str:
 
 def test_every_program_of_the_clients_page_is_run() -> None:
     assert [program for program, _ in programs_of(CLIENT)] == python_of(CLIENT)
+    assert len(programs_of(JS_CLIENT, "js")) == (DOCS / JS_CLIENT).read_text().count("```js\n")
 
 
 def test_the_command_that_up_prints_has_a_limit_near_the_mid_and_is_decided_by_a_model(desk: Desk) -> None:

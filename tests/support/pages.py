@@ -17,7 +17,7 @@ from pretrade.client.cli.main import app
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 _BLOCK: Final = re.compile(r"```(python|console)\n(.*?)```", re.DOTALL)
-_PROGRAM: Final = re.compile(r"```python\n(.*?)```\n(?:(?!```).)*?```text\n(.*?)```", re.DOTALL)
+_PROGRAM: Final = r"```{}\n(.*?)```\n(?:(?!```).)*?```text\n(.*?)```"
 _MARK: Final = "-- ended with"
 _VARIES: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|\b[0-9a-f]{16}\b|[+-]?\d[\d.,]*")
 """Ids, versions and figures."""
@@ -39,9 +39,9 @@ def python_of(page: str) -> list[str]:
     return [text for kind, text in _BLOCK.findall((DOCS / page).read_text()) if kind == "python"]
 
 
-def programs_of(page: str) -> list[tuple[str, str]]:
-    """The Python programs of a page, each with what the page shows of its output."""
-    return _PROGRAM.findall((DOCS / page).read_text())
+def programs_of(page: str, language: str = "python") -> list[tuple[str, str]]:
+    """The programs of a page in one language, each with what the page shows of its output."""
+    return re.findall(_PROGRAM.format(language), (DOCS / page).read_text(), re.DOTALL)
 
 
 def commands_of(page: str) -> list[Command]:

@@ -13,6 +13,8 @@ EXCEPTIONS: Final = {
     "ci/test_make_scripts.py": "`.ci/setup` and `.ci/clean`, in one repository made for both",
     "ci/test_mirror.py": "this test",
     "ci/test_pages.py": "README and the pages in docs/",
+    "client/test_clients.py": "the client and the one for asyncio, which promise the same",
+    "client/test_package.py": "the package itself: what an import of it loads",
     "server/control/test_register.py": "the control state of several servers, while everything around them fails",
     "server/inference/test_overload.py": "admission, batcher and champion together",
     "server/test_secrets.py": "the settings of every program",

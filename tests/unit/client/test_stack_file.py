@@ -156,7 +156,8 @@ def test_the_server_is_told_what_the_stack_has_and_keeps_its_defaults_for_the_re
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PRETRADE_BUDGET__CAP_SECONDS", "0.2")
-    values = env(ENDPOINTS, {"decision": 6, "admin": 7, "metrics": 8})
+    values = env(ENDPOINTS, {"decision": 6, "admin": 7, "metrics": 8, "http": 9})
+    assert values["PRETRADE_HTTP__PORT"] == "9"
     assert values["PRETRADE_REDIS_URL"] == "redis://:word@127.0.0.1:1/0"
     assert values["PRETRADE_REPLICAS__PRIMARY"] == "127.0.0.1:4"
     assert "PRETRADE_REPLICAS__CHALLENGER" not in values

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import accumulate
 from pathlib import Path
@@ -19,20 +21,24 @@ from sklearn.metrics import brier_score_loss
 from support.drift_alarms import rates
 from support.guest_sets import know
 from torchmetrics.classification import BinaryCalibrationError
+from typer.testing import CliRunner
 
 from feature_cache import features
 from feature_cache.feature_set import CALLER, Feature, FeatureSet
 from feature_cache.feature_sets import Registered
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.commands import app as commands
 from server.audit.reading.labels import LabelledDecision, quality
 from server.audit.reading.reading import Reading, ReadingProcess, Task
+from server.decision.ids import id_bound
 from server.drift.cli import print_report
 from server.drift.psi import Reference, independent_values, limit, psi, references_of
 from server.drift.report import write_report
 from server.drift.summary import Drift, Summary, summarise
 from server.drift.watch import DriftSettings, DriftWatch
 from server.errors import ModelUnknownError
+from server.journal.journal_file import JournalFile
 from server.rpc.reading import drift_status
 from torchserve.dataset import STEP_NS, Samples
 from torchserve.reference import correlation_steps, reference_histogram
@@ -357,6 +363,29 @@ def test_a_canary_is_compared_when_it_is_asked_for_and_is_no_champion() -> None:
     assert summarise(canary, known(learnt(market(2_000, 2)))).problem == "no decision was scored by a model"
     found = summarise(canary, known(learnt(market(2_000, 2))), "v1")
     assert (found.rows, found.problem) == (200, "")
+
+
+def test_of_several_models_the_command_compares_the_one_that_is_named(tmp_path: Path) -> None:
+    ours, theirs = (packets(market(9, 1), uniform(9), version=letter * 16) for letter in "ab")
+    for number, packet in enumerate([*theirs, *ours]):
+        packet.decision.decided_at.FromSeconds(1_700_000_000 + number)
+        at = packet.decision.decided_at.ToDatetime(dt.UTC)
+        packet.decision.decision_id = f"{id_bound(at)}-7000-8000-{number:012}"
+    for packet in theirs:
+        packet.chosen_model = "desk"
+    journal = tmp_path / "journal.db"
+    with closing(JournalFile(journal, sync_commits=False)) as written:
+        written.append([packet_pb2.JournalEntry(decision=one).SerializeToString() for one in [*theirs, *ours]])
+
+    def said_of(*arguments: str) -> str:
+        given = ["drift", "--journal", str(journal), "--models", str(tmp_path), *arguments]
+        return CliRunner().invoke(commands, given, env={"COLUMNS": "200"}).output
+
+    assert said_of().startswith("model aaaaaaaaaaaaaaaa: 18 decisions looked at, 9 different"), "that of the newest one"
+    assert said_of("--model", "b" * 16).startswith("model bbbbbbbbbbbbbbbb: 18 decisions looked at, 9 different")
+    assert said_of("--model", "desk").startswith("model bbbbbbbbbbbbbbbb: 9 decisions looked at, 9 different")
+    assert said_of("--model", "default").startswith("model aaaaaaaaaaaaaaaa: 9 decisions looked at, 9 different")
+    assert "no decision of this time was of a model 'scalper': " in said_of("--model", "scalper")
 
 
 def test_ages_are_shown_and_not_judged_because_training_knows_nothing_of_the_way_to_the_server() -> None:

@@ -207,6 +207,27 @@ def test_a_named_model_that_is_described_wrongly_refuses_to_start(
         load()
 
 
+@pytest.mark.parametrize(
+    ("models", "sentence"),
+    [
+        ({"desk": {"served_as": "champion"}}, "models.desk: served_as: the model default .* 'champion' at a:7071"),
+        ({"desk": {}, "eth": {"served_as": "desk"}}, "models.eth: served_as: the model desk .* 'desk' at a:7071"),
+        ({"desk": {}, "eth": {}}, ""),
+        ({"desk": {"served_as": "champion", "primary": "b:7070"}}, ""),
+    ],
+)
+def test_two_models_do_not_load_their_versions_under_one_name(
+    monkeypatch: pytest.MonkeyPatch, models: dict[str, dict[str, str]], sentence: str
+) -> None:
+    monkeypatch.setenv("PRETRADE_REPLICAS__MANAGEMENT", '{"primary": "a:7071"}')
+    monkeypatch.setenv("PRETRADE_MODELS", json.dumps(models))
+    if sentence:
+        with pytest.raises(ValueError, match=sentence):
+            load()
+    else:
+        assert list(load().models) == list(models)
+
+
 def test_a_model_besides_the_default_one_has_settings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRETRADE_MODELS", '{"scalper": {"primary": "far:7070"}}')
     settings = load()

@@ -1,0 +1,97 @@
+/** An order as callers write it, and as the contract has it. */
+
+import { inspect } from "node:util";
+
+import { create } from "@bufbuild/protobuf";
+import { durationFromMs } from "@bufbuild/protobuf/wkt";
+
+import { invalid } from "./errors.js";
+import { FeatureVectorSchema, type Order, OrderSchema, Side } from "./gen/pretrade/decision/v1/decision_pb.js";
+
+/** An order that the caller is about to send. */
+export interface OrderFields {
+  /** `SYMBOL.VENUE`, for example `BTCUSDT.BINANCE`. */
+  readonly instrument: string;
+  /** Whether it buys or sells. */
+  readonly side: "buy" | "sell";
+  /** In the base asset: finite, > 0. */
+  readonly quantity: number;
+  /** The strategy that wants to trade: 1 to 64 characters. */
+  readonly strategy: string;
+  /** In the quote currency: finite, > 0. Absent: a market order. */
+  readonly limitPrice?: number | undefined;
+  /** Your own reference, which the answer has as well: at most 64 characters. */
+  readonly orderRef?: string | undefined;
+  /** What makes the order safe to ask for twice: at most 64 characters. Absent: the client makes one. */
+  readonly idempotencyKey?: string | undefined;
+  /** True if the order can only reduce an exposure. */
+  readonly reduceOnly?: boolean | undefined;
+  /** Your own features instead of the server's. */
+  readonly features?: { readonly featureSetId: string; readonly values: readonly number[] } | undefined;
+}
+
+const SIDES = { buy: Side.BUY, sell: Side.SELL } as const;
+const TYPES: Readonly<Record<keyof OrderFields, string>> = {
+  instrument: "string",
+  side: "string",
+  quantity: "number",
+  strategy: "string",
+  limitPrice: "number",
+  orderRef: "string",
+  idempotencyKey: "string",
+  reduceOnly: "boolean",
+  features: "object",
+};
+
+/**
+ * The order of the contract.
+ *
+ * @param makeKey - Makes the idempotency key of an order that has none.
+ * @throws PretradeError - It has a name that orders do not have, a value of another type, or no such side. The server
+ * checks everything else. In JavaScript nothing else notices a misspelt `limitPrice`, and the order would be decided as
+ * a market order; and a quantity in quotes cannot be sent, which would end a stream for all its orders.
+ */
+export function orderOf(fields: OrderFields, makeKey: () => string): Order {
+  for (const [name, value] of Object.entries(fields)) {
+    checkType(name, value);
+  }
+  const side = SIDES[fields.side];
+  if (side === undefined) {
+    throw invalid("INVALID_SIDE", "side", `side: it is ${inspect(fields.side)}, and must be "buy" or "sell"`);
+  }
+  return create(OrderSchema, {
+    instrument: fields.instrument,
+    side,
+    quantity: fields.quantity,
+    strategy: fields.strategy,
+    ...(fields.limitPrice === undefined ? {} : { limitPrice: fields.limitPrice }),
+    orderRef: fields.orderRef ?? "",
+    idempotencyKey: fields.idempotencyKey ?? makeKey(),
+    reduceOnly: fields.reduceOnly ?? false,
+    ...(fields.features === undefined ? {} : { features: create(FeatureVectorSchema, vector(fields.features)) }),
+  });
+}
+
+/** Tells the server of a stream how much time is left for an order, rounded up to a whole millisecond. */
+export function allow(order: Order, leftMs: number): void {
+  order.timeout = durationFromMs(Math.ceil(leftMs));
+}
+
+function checkType(name: string, value: unknown): void {
+  if (!Object.hasOwn(TYPES, name)) {
+    throw invalid("UNKNOWN_FIELD", name, `an order has no field ${name}; there are ${Object.keys(TYPES).join(", ")}`);
+  }
+  const type = TYPES[name as keyof OrderFields];
+  if (value !== undefined && (value === null || typeof value !== type)) {
+    throw invalid("INVALID_TYPE", name, `${name}: it is ${inspect(value)}, and must be a ${type}`);
+  }
+}
+
+function vector(given: NonNullable<OrderFields["features"]>) {
+  const { featureSetId, values } = given;
+  if (typeof featureSetId !== "string" || !Array.isArray(values) || values.some((value) => typeof value !== "number")) {
+    const words = "features: it must have a string, featureSetId, and an array of numbers, values";
+    throw invalid("INVALID_TYPE", "features", words);
+  }
+  return { featureSetId, values: [...values] };
+}
