@@ -125,12 +125,14 @@ def _times(path: Path, table: Any) -> NDArray[np.int64]:
     if column.null_count or not (pa.types.is_timestamp(column.type) or pa.types.is_integer(column.type)):
         raise BroughtError(f"{path}: column time must be timestamps or nanoseconds since 1970, without a hole")
     is_timestamp = pa.types.is_timestamp(column.type)
-    if is_timestamp:
-        column = column.cast(pa.timestamp("ns", tz=column.type.tz))
-    found: NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
     try:
+        if is_timestamp:
+            column = column.cast(pa.timestamp("ns", tz=column.type.tz))
+        found: NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
         if not is_timestamp:
             check_unit(found)
+    except pa.ArrowException as error:
+        raise BroughtError(f"{path}: column time must be of the years 1678 to 2261: {error}") from error
     except SamplesError as error:
         raise BroughtError(f"{path}: {error}") from error
     return found

@@ -206,6 +206,7 @@ def test_a_dataset_is_checked_column_by_column(tmp_path: Path) -> None:
         ({"time": pa.array(half)}, "column time must be timestamps or nanoseconds"),
         ({"time": milliseconds}, r"time must be nanoseconds since 1970, and looks like milliseconds \(1763942400000\)"),
         ({"time": pa.array(np.arange(600) + 1_763_942_400)}, "looks like seconds .*: multiply it by 1,000,000,000"),
+        ({"time": pa.array([10**18] * 600, pa.timestamp("us"))}, "column time must be of the years 1678 to 2261"),
         ({"side": pa.array(["short"] * 600)}, "column side must hold buy or sell, not 'short'"),
     ]
     for change, message in causes:
