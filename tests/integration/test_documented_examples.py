@@ -31,7 +31,7 @@ from pretrade.decision.v1 import decision_pb2_grpc
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 README = (Path(__file__).parents[2] / "README.md").read_text()
 AFTERNOON = "own-afternoon.md"
-CLIENT, JS_CLIENT = "client-python.md", "client-js.md"
+CLIENT, JS_CLIENT, TEN_MINUTES = "client-python.md", "client-js.md", "ten-minutes.md"
 WORD = re.compile(r"\b[A-Z][A-Z_]{3,}\b")
 """A word of the contract: which one depends on the market."""
 UP = "pretrade up"
@@ -126,16 +126,40 @@ def test_the_python_example_is_decided_by_a_model(desk: Desk) -> None:
     )
 
 
-@pytest.mark.parametrize(("program", "shown"), programs_of(CLIENT))
-def test_the_programs_of_the_clients_page_print_what_it_shows(desk: Desk, program: str, shown: str) -> None:
+@pytest.mark.parametrize(("program", "shown"), [*programs_of(CLIENT), *programs_of(TEN_MINUTES)])
+def test_the_python_programs_of_a_page_print_what_it_shows(desk: Desk, program: str, shown: str) -> None:
     _check_program(desk, [sys.executable, "-c"], program, shown)
 
 
-@pytest.mark.parametrize(("program", "shown"), programs_of(JS_CLIENT, "js"))
-def test_the_programs_of_the_javascript_clients_page_print_what_it_shows(
-    desk: Desk, js_client: Path, program: str, shown: str
-) -> None:
+@pytest.mark.parametrize(("program", "shown"), [*programs_of(JS_CLIENT, "js"), *programs_of(TEN_MINUTES, "js")])
+def test_the_node_programs_of_a_page_print_what_it_shows(desk: Desk, js_client: Path, program: str, shown: str) -> None:
     _check_program(desk, ["node", "--input-type=module", "-e"], program, shown, js_client)
+
+
+def test_the_curl_commands_of_the_ten_minutes_print_what_they_show(desk: Desk) -> None:
+    asked = [command for command in commands_of(TEN_MINUTES) if command.text.startswith("curl ")]
+    assert len(asked) == 3
+    http = str(desk.command.wait_until_up().endpoints.http_url).removeprefix("http://")
+    for command in asked:
+        text, code = desk.terminal.run(command.text.replace("127.0.0.1:7004", http) + " && echo")
+        (shown,) = (_whatever_the_market(line) for line in command.shown)
+        assert code == 0, text
+        assert shown in _whatever_the_market(text), (command.text, text)
+
+
+@pytest.mark.long
+def test_what_the_ten_minutes_have_installed_runs_their_programs(desk: Desk, js_client: Path, tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, os.environ)
+    try:
+        for text in (one.text for one in commands_of(TEN_MINUTES) if not one.text.startswith("curl ")):
+            there = re.sub(r" (\./client\S*|\.ci/js)", lambda found: f" {js_client.parents[1] / found[1]}", text)
+            printed, code = terminal.run(there)
+            assert code == 0, (text, printed)
+    finally:
+        terminal.close()
+    for language, argv in (("python", ["caller/bin/python", "-c"]), ("js", ["node", "--input-type=module", "-e"])):
+        for program, shown in programs_of(TEN_MINUTES, language):
+            _check_program(desk, argv, program, shown, tmp_path)
 
 
 def _check_program(desk: Desk, argv: list[str], program: str, shown: str, folder: Path | None = None) -> None:
@@ -152,9 +176,10 @@ def _whatever_the_market(line: str) -> str:
     return re.sub(r"'WORD'(, 'WORD')+", "'WORD',", WORD.sub("WORD", alike(line)))
 
 
-def test_every_program_of_the_clients_page_is_run() -> None:
-    assert [program for program, _ in programs_of(CLIENT)] == python_of(CLIENT)
-    assert len(programs_of(JS_CLIENT, "js")) == (DOCS / JS_CLIENT).read_text().count("```js\n")
+@pytest.mark.parametrize("page", [CLIENT, JS_CLIENT, TEN_MINUTES])
+def test_every_program_of_a_page_is_run(page: str) -> None:
+    assert [program for program, _ in programs_of(page)] == python_of(page)
+    assert len(programs_of(page, "js")) == (DOCS / page).read_text().count("```js\n")
 
 
 def test_the_command_that_up_prints_has_a_limit_near_the_mid_and_is_decided_by_a_model(desk: Desk) -> None:
