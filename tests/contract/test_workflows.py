@@ -96,6 +96,7 @@ def test_dependabot_watches_everything_that_is_pinned() -> None:
         "github-actions",
         "docker",
         "docker-compose",
+        "npm",
         "terraform",
     }
     directories = {one for each in updates for one in each.get("directories", [each.get("directory")])}

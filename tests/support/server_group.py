@@ -71,12 +71,15 @@ class Group:
         return f"127.0.0.1:{self.env['PRETRADE_GRPC__PORT']}"
 
     def status(self) -> admin_pb2.GetStatusResponse:
-        """What one of the processes says, over a connection of its own: whichever the kernel picks."""
+        """What one of the processes says, over a connection of its own: whichever the kernel picks.
+
+        That may be one that listens already and does not answer before it has started.
+        """
         (config,) = retries.POLICY["methodConfig"]
         options = [("grpc.service_config", json.dumps({"methodConfig": [config | {"name": [{}]}]}))]  # every method
         with admin_channel(self.env, options) as channel:
             stub = admin_pb2_grpc.AdminServiceStub(channel)
-            return stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0, wait_for_ready=True)
+            return stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=_START_SECONDS, wait_for_ready=True)
 
     @contextmanager
     def admin(self) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
