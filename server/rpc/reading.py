@@ -27,7 +27,7 @@ from server.audit.reading.journals import Journals
 from server.audit.reading.query import AuditQuery
 from server.audit.reading.reading import Question, Task
 from server.audit.replay.replay import Replay, Replayer
-from server.drift.summary import Summary, metadata_of, summarise
+from server.drift.summary import Summary, metadata_of, of_model, summarise
 from server.errors import AuditUnavailableError
 from server.journal.reply_status import REPLIED
 from server.models.archive import ModelStore
@@ -220,7 +220,7 @@ def _drift(query: AuditQuery, store: ModelStore, request: reading_pb2.CompareDri
     wanted.since.FromNanoseconds(now - int(request.window_seconds * 1e9))
     wanted.until.FromNanoseconds(now)
     wanted.model = request.model_version
-    packets = query.spread(wanted, request.max_decisions)
+    packets = of_model(query.spread(wanted, request.max_decisions), request.model_name)
     return drift_status(
         summarise(packets, lambda version: metadata_of(store.find(version).files), request.model_version)
     )
