@@ -73,7 +73,7 @@ class ReadingServicer:
         self._watching = Lane(lambda: Journals(task.journal))
         self._comparing = Lane(self._query)
         self._replays = Lane(lambda: Replays(self._query(), self._store))
-        self._explanations = Lane(lambda: _Explanations(self._query(), self._store))
+        self._explanations = Lane(lambda: _Explanations(self._query(), self._store, task.models))
 
     def _query(self) -> AuditQuery:
         return AuditQuery(self._task.database_url, self._task.journal)
@@ -157,9 +157,9 @@ class Replays:
 class _Explanations:
     """Explains decisions of the audit."""
 
-    def __init__(self, query: AuditQuery, store: ModelStore) -> None:
+    def __init__(self, query: AuditQuery, store: ModelStore, models: int) -> None:
         self._query = query
-        self._explainer = Explainer(query.packet, store.find)
+        self._explainer = Explainer(query.packet, store.find, models)
 
     def explain(self, decision_id: str) -> pb.Explanation:
         # A decision that was just made is in the journal, whatever the database does.
