@@ -395,8 +395,7 @@ class DecisionServicer:
                     result = ready.get_nowait() if len(under_way) < most and not ready.empty() else None
                 if under_way:
                     yield [Reply(_RESULT % prefixed(one.wire)) for one in under_way]
-                for one in under_way:
-                    self.sent(one)
+                self._dataplane.heard([decided for one in under_way for decided in one.decisions])
                 under_way = []
             await reader
         finally:
