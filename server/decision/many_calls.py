@@ -2,11 +2,13 @@
 
 They share the way, and what is theirs stays theirs: the promise that their caller waits for, arrival and deadline, the
 first entry of the ledger, and what is known of the reply. A block goes by the earliest of its deadlines, which are near
-each other; an order that leaves it has its own again.
+each other; an order that leaves it has its own again. None waits for another: those whose scores come before those of
+the others leave the block.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 from server.decision.decided_block import DecidedRow
@@ -14,6 +16,7 @@ from server.decision.pending_block import PendingBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from fallback.block import Own
     from fallback.budget import Budget
@@ -36,7 +39,7 @@ class ManyCalls(PendingBlock):
         promises: What the callers wait for.
     """
 
-    __slots__ = ("_at_first", "_case_of", "_promises")
+    __slots__ = ("_at_first", "_case_of", "_is_looked_at", "_promises")
 
     def __init__(
         self,
@@ -47,6 +50,8 @@ class ManyCalls(PendingBlock):
     ) -> None:
         super().__init__(parts, own)
         self._case_of = alone
+        self._is_looked_at = False
+        """Whether it will be looked at, in the next turn of the event loop, who has a result."""
         self._promises = self._at_first = promises
         for promise in promises:
             promise.case = self
@@ -62,6 +67,22 @@ class ManyCalls(PendingBlock):
     def lost(self) -> set[int]:
         """See `PendingBlock`."""
         return {place for place, promise in enumerate(self._promises) if promise.done()}
+
+    def put(self, place: int, result: Any) -> None:
+        """See `Block`."""
+        if not self._is_looked_at:
+            self._is_looked_at = True
+            asyncio.get_running_loop().call_soon(self._look)
+        super().put(place, result)
+
+    def _look(self) -> None:
+        """Lets those go on alone that have their results, where others wait for a later batch of the model's."""
+        self._is_looked_at = False
+        if self.missing:
+            alone = set(self._failed)
+            places = [n for n, result in enumerate(self.results) if result is not None and n not in alone]
+            self._failed += places
+            self._send_alone(places)
 
     def leave(self, promise: Waited) -> Decided | None:
         """The caller of an order has gone; its decision, if that is written down by now."""

@@ -211,14 +211,41 @@ async def test_one_that_is_late_does_so_at_its_own_deadline_and_the_others_wait_
         assert p.admission.in_flight == 0
 
 
-@pytest.mark.parametrize("when", ["waiting", "asked"])
+async def test_none_waits_for_those_whom_the_model_gets_in_a_later_batch(tmp_path: Path) -> None:
+    may_answer = asyncio.Event()
+    sure = answers(0.75)
+
+    async def one_batch_at_once(rows: list[bytes]) -> Any:
+        if p.primary.calls > 1:
+            await may_answer.wait()
+        return await sure(rows)
+
+    async with busy_plane(tmp_path, one_batch_at_once, hangs) as p:
+        p.primary.batcher._row_limit.limit = 4
+        promises = begun(p, orders_of(Random(1), 7))
+        first = [await one for one in promises[:4]]
+        assert {type(one) for one in first} == {Decided}
+        assert not any(one.done() for one in promises[4:])
+        assert {len(one) for one in blocks(promises)} == {7}, "they leave it when all have their results"
+        may_answer.set()
+        p.primary.batcher._row_limit.limit = 4
+        later = [await one for one in promises[4:]]
+        assert {type(one) for one in later} == {DecidedRow}
+        assert (p.chain.broken.total(), p.admission.in_flight) == (0, 0)
+        assert (p.champion.attempts.total(), sum(p.metrics.by_source().values())) == (7, 7)
+
+
+@pytest.mark.parametrize("when", ["waiting", "queued", "asked"])
 async def test_one_who_leaves_before_its_decision_is_made_takes_nothing_from_the_others(
     when: str, tmp_path: Path
 ) -> None:
     asked, may_answer = asyncio.Event(), asyncio.Event()
     sure = answers(0.75)
 
+    sent: list[int] = []
+
     async def when_told(rows: list[bytes]) -> Any:
+        sent.append(len(rows))
         asked.set()
         await may_answer.wait()
         return await sure(rows)
@@ -227,12 +254,16 @@ async def test_one_who_leaves_before_its_decision_is_made_takes_nothing_from_the
         promises = begun(p, orders_of(Random(1), 6))
         if when == "asked":
             await asked.wait()
+        elif when == "queued":
+            await asyncio.sleep(0)
+            assert p.primary.batcher.queued == 6
         p.dataplane.give_up(promises[2])
         may_answer.set()
         decided = [await one for place, one in enumerate(promises) if place != 2]
         assert {type(one) for one in decided} == {DecidedRow}
         with pytest.raises(asyncio.CancelledError):
             await promises[2]
+        assert sent == [6 if when == "asked" else 5], "a row that nobody wants is not sent"
         assert (p.metrics.cancelled, p.admission.in_flight) == (1, 0)
         assert sum(p.metrics.by_source().values()) == 5
         await p.journal.flush()
