@@ -40,13 +40,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Any, Final, Literal, NamedTuple, Protocol, Self
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from feature_cache.backoff import Backoff
 from feature_cache.constants import Constant
+from pretrade.audit.v1.packet_pb2 import DecisionPacket
 from server.errors import (
     JournalClosedError,
     JournalCorruptedError,
@@ -56,7 +57,7 @@ from server.errors import (
     JournalUnwritableError,
 )
 from server.journal.journal_file import JournalFile, checkpoint, make_log_durable
-from server.journal.reply_status import Cause, unknown_replies
+from server.journal.reply_status import Cause, notes_of, unknown_replies
 from server.machine import REAL, Files, Machine, Queue
 from server.timing.histogram import ROW_EDGES, Histogram
 
@@ -129,6 +130,15 @@ class JournalSettings(BaseModel):
     """Longest pause between two probes, in seconds: how long a journal may stay unwritable after its disk is well."""
 
 
+Left = Callable[[Sequence[DecisionPacket]], object]
+"""Told of the decisions of a killed process of which it is unknown whether their callers heard them, before any of them
+counts as settled. Called in the thread that reads them."""
+
+
+def _nobody(_: Sequence[DecisionPacket]) -> None:
+    """Nobody wants to know."""
+
+
 class Batch(Protocol):
     """Decisions that become durable together; `len` is how many, and never changes once they were appended."""
 
@@ -150,6 +160,7 @@ class Journal:
         settings: Where and how.
         machine: Whose disk, threads and clock it uses.
         on_volume: How many journals with these settings share the volume, with this one.
+        left: Told what the process before this one left, when the journal is opened.
     """
 
     def __init__(
@@ -157,7 +168,9 @@ class Journal:
         settings: JournalSettings,
         machine: Machine = REAL,
         on_volume: int = 1,
+        left: Left = _nobody,
     ) -> None:
+        self._left = left
         self.settings: Final = settings
         self.on_volume: Final = on_volume
         self.machine: Final = machine
@@ -475,7 +488,7 @@ class Journal:
         post = self._loop.call_soon_threadsafe
         try:
             with _Writer(self, self._work, post) as writer:
-                writer.settle_what_was_left()
+                writer.settle_what_was_left(self._left)
                 self.position = writer.position
                 self.bytes, self.limit_bytes = writer.measure()
                 self.writable = True
@@ -589,14 +602,14 @@ class _Writer:
             limit = min(limit, size + volume.free_bytes - reserve)
         return self._file.used_bytes(), limit
 
-    def settle_what_was_left(self) -> None:
+    def settle_what_was_left(self, left: Left) -> None:
         """Marks the decisions of a killed process whose replies are unknown."""
-        self._mark(self._settled, "killed")
+        self._mark(self._settled, "killed", left)
         self._write_settled(self.position)
 
-    def _mark(self, after: int, cause: Cause) -> None:
+    def _mark(self, after: int, cause: Literal["killed", "not_durable"], left: Left = _nobody) -> None:
         """Notes that the replies of the decisions after a position are unknown."""
-        marked = _mark(self._file, after, cause, self._settled)
+        marked = _mark(self._file, after, cause, self._settled, left)
         if marked:
             self._post(self._journal._note_marked, cause, marked)
 
@@ -818,8 +831,13 @@ def _joins(before: _Append, append: _Append) -> bool:
     return before.batch is not None and append.batch is not None and before.batch.can_join(append.batch)
 
 
-def settle_what_was_left(path: Path, machine: Machine = REAL) -> int:
+def settle_what_was_left(path: Path, machine: Machine = REAL, left: Left = _nobody) -> int:
     """Marks what a killed process left in its journal, which no process writes now; returns the last position.
+
+    Args:
+        path: The journal's file.
+        machine: Whose disk it is on.
+        left: Told what the process left.
 
     Raises:
         JournalInUseError: A process writes it.
@@ -830,7 +848,7 @@ def settle_what_was_left(path: Path, machine: Machine = REAL) -> int:
     try:
         file = _open(path, machine, sync_commits=True)
         try:
-            marked = _mark(file, file.settled, "killed", file.settled)
+            marked = _mark(file, file.settled, "killed", file.settled, left)
             file.settle(file.head.position)
         finally:
             file.close()
@@ -860,9 +878,13 @@ def _open(path: Path, machine: Machine, *, sync_commits: bool) -> JournalFile:
     return JournalFile(path, sync_commits=sync_commits, random_bytes=machine.random_bytes)
 
 
-def _mark(file: JournalFile, after: int, cause: Cause, settled: int) -> int:
+def _mark(
+    file: JournalFile, after: int, cause: Literal["killed", "not_durable"], settled: int, left: Left = _nobody
+) -> int:
     """Notes that the replies of the decisions after a position are unknown; returns how many they are."""
-    marks = unknown_replies(file.rows_after(after), cause)
+    unknown = unknown_replies(file.rows_after(after))
+    left(unknown)
+    marks = notes_of(unknown, cause)
     for first in range(0, len(marks), _MARKS):
         file.append(marks[first : first + _MARKS], settled)
     return len(marks)
