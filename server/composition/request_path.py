@@ -104,6 +104,7 @@ async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundati
     keys = _shared_keys(process)
     left_keys = _left_keys(process, keys)
     journal = await stack.enter_async_context(Journal(settings.journal, process.machine, journals, left_keys.take_over))
+    left_keys.has_taken_over()
     shipper = await stack.enter_async_context(
         Shipper(journal, settings.database_url.get_secret_value(), settings.shipping, settings.decisions_topic)
     )
@@ -255,9 +256,9 @@ def _shared_keys(process: Process) -> SharedKeys:
 
 def _left_keys(process: Process, keys: SharedKeys) -> LeftKeys:
     """What brings into the table of keys what killed processes had decided."""
-    path, machine = process.shared.journal.path, process.machine
+    path = process.shared.journal.path
     window_seconds = process.settings.idempotency.window_seconds
-    return LeftKeys(keys, window_seconds, partial(journal_path, path), machine.wall_clock, machine.threads.sleep)
+    return LeftKeys(keys, window_seconds, partial(journal_path, path), process.machine)
 
 
 def _open_reports(process: Process) -> tuple[DecisionReports, Tracing | None]:

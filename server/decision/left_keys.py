@@ -2,21 +2,23 @@
 
 A decision is durable in the journal before it is published. A process that is killed in between leaves a claim in the
 table and a row in its journal. A repeat of the call must get that decision and not a second one. Such rows are among
-those of which the journal does not say whether their callers heard them, and there are two ways to the table::
+those of which the journal does not say whether their callers heard them. Whoever settles a dead process's journal puts
+their decisions into the table first, so of a row that counts as settled, the decision is in the table or need not be.
+These are the process that takes the journal over (`Journal`, `Left`), the supervisor that ships what was left, and any
+process where a repeat meets the claim before that.
 
-    a journal is opened after its process was killed    before those rows count as settled (`Journal`, `Left`)
-    a repeat meets the claim before that                another process reads the dead one's journal
+Settling is needed, and reading would not be enough: a commit may be on the disk and not yet in SQLite's index of its
+log, where no reader sees it. It appears when nobody has the index open any more. Who settles the journal writes to it,
+and so finds that commit or replaces it.
 
-So of a row that counts as settled, the decision is in the table or need not be. A server of one process loses its table
-with the process; the next process finds the decisions that may not have been heard in this way as well.
+A server of one process loses its table with the process; the next process finds the decisions that may not have been
+heard in this way as well.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -26,15 +28,15 @@ from pretrade.audit.v1 import packet_pb2
 from server.decision.idempotency import identify
 from server.decision.record import remembered_of
 from server.decision.shared_keys import BusyError, KeyedOrder, OrphanedError, SharedKeys
-from server.errors import OverloadedError
-from server.journal.journal_file import JournalReader
-from server.journal.reply_status import unknown_replies
+from server.errors import JournalInUseError, OverloadedError
+from server.journal.journal import settle_what_was_left
+from server.machine import REAL, Machine
 
 _log = structlog.get_logger(__name__)
 
 _AGAIN_SECONDS: Final = 0.001
 _PATIENCE_SECONDS: Final = 1.0
-"""How long a journal that is opened waits for a bucket of the table that a stopped process holds."""
+"""How long a journal that is opened or settled waits for a bucket of the table that a stopped process holds."""
 
 
 class _Left(NamedTuple):
@@ -51,8 +53,7 @@ class LeftKeys:
         table: The table.
         window_seconds: How long a decision is remembered.
         journal_of: The journal of the process in a slot.
-        wall_clock: Seconds since the Unix epoch.
-        sleep: Blocks a thread.
+        machine: Whose disk and clocks it uses.
     """
 
     def __init__(
@@ -60,14 +61,12 @@ class LeftKeys:
         table: SharedKeys,
         window_seconds: float,
         journal_of: Callable[[int], Path],
-        wall_clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], object] = time.sleep,
+        machine: Machine = REAL,
     ) -> None:
         self._table = table
         self._window_seconds = window_seconds
         self._journal_of = journal_of
-        self._wall_clock = wall_clock
-        self._sleep = sleep
+        self._machine = machine
         self._looking = asyncio.Lock()
         self._looked_at: set[int] = set()
         """Dead processes whose decisions are in the table."""
@@ -78,23 +77,44 @@ class LeftKeys:
         for left in self._left(packets):
             while not self._restored(left) and patience:
                 patience -= 1
-                self._sleep(_AGAIN_SECONDS)
+                self._machine.threads.sleep(_AGAIN_SECONDS)
+
+    def has_taken_over(self) -> None:
+        """The journal of this process is open: what was decided by the one before it is in the table, or nowhere."""
+        self._table.has_taken_over()
 
     async def resolve(self, orphan: OrphanedError) -> None:
         """Brings the decisions of a dead process into the table, and gives up its claim where there is none.
 
         Raises:
-            JournalError, sqlite3.Error: Its journal cannot be read.
+            JournalError, sqlite3.Error: Its journal cannot be settled.
             BusyError: Ask again in a moment.
         """
         async with self._looking:
             if orphan.owner not in self._looked_at:
-                packets = await asyncio.to_thread(_unsettled, self._journal_of(orphan.slot))
-                for left in self._left(packets):
-                    while not self._restored(left):  # noqa: ASYNC110 - another process holds it, for a moment
-                        await asyncio.sleep(_AGAIN_SECONDS)
+                await self._settle(orphan.slot)
                 self._looked_at.add(orphan.owner)
         self._table.give_up(orphan.claim)
+
+    async def _settle(self, slot: int) -> None:
+        """Settles the journal of a dead process, unless the next one in its slot has done so."""
+        loop = asyncio.get_running_loop()
+
+        def left(packets: Sequence[packet_pb2.DecisionPacket]) -> None:
+            # On the loop, for the locks of the table are of processes and not of threads.
+            asyncio.run_coroutine_threadsafe(self._restore(packets), loop).result(2 * _PATIENCE_SECONDS)
+
+        try:
+            await asyncio.to_thread(settle_what_was_left, self._journal_of(slot), self._machine, left, waits=False)
+        except JournalInUseError:
+            if not self._table.is_taken_over(slot):
+                raise
+
+    async def _restore(self, packets: Sequence[packet_pb2.DecisionPacket]) -> None:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            for left in self._left(packets):
+                while not self._restored(left):  # noqa: ASYNC110 - another process holds it, for a moment
+                    await asyncio.sleep(_AGAIN_SECONDS)
 
     def _restored(self, left: _Left) -> bool:
         """Puts a decision into the table; False when another process is just looking at the same bucket."""
@@ -111,13 +131,7 @@ class LeftKeys:
         for packet in reversed(list(packets)):
             if not packet.order.idempotency_key:
                 continue
-            age_seconds = self._wall_clock() - packet.decision.decided_at.ToNanoseconds() / 1e9
+            age_seconds = self._machine.wall_clock() - packet.decision.decided_at.ToNanoseconds() / 1e9
             if (seconds := self._window_seconds - max(0.0, age_seconds)) > 0.0:
                 order = identify(packet.order, packet.caller)
                 yield _Left(order, remembered_of(packet.decision, packet.model_expires_at), seconds)
-
-
-def _unsettled(journal: Path) -> list[packet_pb2.DecisionPacket]:
-    """The decisions in a journal of which it is unknown whether their callers heard them."""
-    with closing(JournalReader(journal)) as reader:
-        return unknown_replies(reader.rows_after(reader.settled(), -1))

@@ -67,6 +67,9 @@ _PAGE: Final = 4_096
 _LIVES: Final = 2**40
 """Beyond all buckets: the lock of a process that lives is so much and its process id."""
 _PID_BITS: Final = 32
+_TAKERS: Final = struct.Struct("<Q")
+"""In the header, for each slot: the process that has taken its journal over, by its process id."""
+_MOST_SLOTS: Final = (_PAGE - _HEADER.size) // _TAKERS.size
 
 
 class KeyedOrder(NamedTuple):
@@ -226,6 +229,19 @@ class SharedKeys:
             self._write(claim, decision, _DECIDED)
             self._expires[bucket, claim.place] = now + seconds
 
+    def has_taken_over(self) -> None:
+        """This process writes the journal of its slot now, and what the process before it had decided is here."""
+        slot = self._me >> _PID_BITS
+        if slot < _MOST_SLOTS:
+            _TAKERS.pack_into(self._mapped, _HEADER.size + slot * _TAKERS.size, self._pid)
+
+    def is_taken_over(self, slot: int) -> bool:
+        """Whether what dead processes in a slot had decided is here, since a process that lives has taken it over."""
+        if slot >= _MOST_SLOTS:
+            return False
+        (pid,) = _TAKERS.unpack_from(self._mapped, _HEADER.size + slot * _TAKERS.size)
+        return bool(pid) and self._lives(pid)
+
     def give_up(self, claim: Claim) -> None:
         """Gives a key free that a dead process had claimed and not decided.
 
@@ -352,15 +368,17 @@ class SharedKeys:
 
     def _is_dead(self, bucket: int, place: int) -> bool:
         """True when the process that made a slot's claim has died: the kernel has released its lock."""
-        pid = int(self._owner[bucket, place]) & (2**_PID_BITS - 1)
+        return not self._lives(int(self._owner[bucket, place]) & (2**_PID_BITS - 1))
+
+    def _lives(self, pid: int) -> bool:
         if pid == self._pid:
-            return False
+            return True
         try:
             fcntl.lockf(self._memory, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _LIVES + pid)
         except OSError:
-            return False
+            return True
         fcntl.lockf(self._memory, fcntl.LOCK_UN, 1, _LIVES + pid)
-        return True
+        return False
 
     def _read(self, claim: Claim) -> Remembered:
         at = self._at(claim, self._decisions, MAX_BYTES)

@@ -85,6 +85,9 @@ _CHECKPOINT_SECONDS: Final = 0.001
 _MARKS: Final = 4_000
 """Rows that are marked in one commit."""
 _TRIM_ROWS: Final = 256  # a trim shares the writer with the callers: small steps, each between two batches
+_LOCK_SECONDS: Final = 0.5
+"""How long a journal that is opened may be in use: another process settles what a killed one left there."""
+_LOCK_AGAIN_SECONDS: Final = 0.005
 _PAGE_BYTES: Final = 4096
 _ROW_BYTES: Final = 48  # of a row besides its entry: position, hash and headers
 _PAGES_PER_COMMIT: Final = 2  # the last leaf of the table and now and then its parent
@@ -258,7 +261,7 @@ class Journal:
         self._loop = asyncio.get_running_loop()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         opened: asyncio.Future[None] = self._loop.create_future()
-        self._lock = _lock(self.machine.files, self.settings.path)
+        self._lock = await self._take_lock()
         self._thread = self.machine.threads.start(lambda: self._run(opened), "audit-journal")
         try:
             await opened
@@ -268,6 +271,16 @@ class Journal:
         self._open = True
         self._measured(self.bytes, self.limit_bytes)
         return self
+
+    async def _take_lock(self) -> int:
+        until = self.machine.clock() + _LOCK_SECONDS
+        while True:
+            try:
+                return _lock(self.machine.files, self.settings.path)
+            except JournalInUseError:
+                if self.machine.clock() >= until:
+                    raise
+            await asyncio.sleep(_LOCK_AGAIN_SECONDS)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -831,20 +844,23 @@ def _joins(before: _Append, append: _Append) -> bool:
     return before.batch is not None and append.batch is not None and before.batch.can_join(append.batch)
 
 
-def settle_what_was_left(path: Path, machine: Machine = REAL, left: Left = _nobody) -> int:
+def settle_what_was_left(path: Path, machine: Machine = REAL, left: Left = _nobody, *, waits: bool = True) -> int:
     """Marks what a killed process left in its journal, which no process writes now; returns the last position.
+
+    What it does not find there will never be found: it writes, in the place of a commit that SQLite had not completed.
 
     Args:
         path: The journal's file.
         machine: Whose disk it is on.
         left: Told what the process left.
+        waits: Whether to wait for another one who does the same.
 
     Raises:
         JournalInUseError: A process writes it.
         JournalError: It cannot be opened, or its tail is not what was written.
         sqlite3.Error: It cannot be read or written.
     """
-    lock = _lock(machine.files, path)
+    lock = _lock_patiently(machine, path, _LOCK_SECONDS if waits else 0.0)
     try:
         file = _open(path, machine, sync_commits=True)
         try:
@@ -888,6 +904,17 @@ def _mark(
     for first in range(0, len(marks), _MARKS):
         file.append(marks[first : first + _MARKS], settled)
     return len(marks)
+
+
+def _lock_patiently(machine: Machine, path: Path, seconds: float) -> int:
+    until = machine.clock() + seconds
+    while True:
+        try:
+            return _lock(machine.files, path)
+        except JournalInUseError:
+            if machine.clock() >= until:
+                raise
+        machine.threads.sleep(_LOCK_AGAIN_SECONDS)
 
 
 def _lock(files: Files, path: Path) -> int:

@@ -8,16 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import pytest
-from support.request_path import RequestPath, left_by_kill, order, request_path, statuses
+from support.request_path import RequestPath, entries, left_by_kill, order, request_path, statuses
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.idempotency import identify
 from server.decision.shared_keys import BusyError, Claim, KeyedOrder, OrphanedError, Remembered, SharedKeys, make_memory
 from server.errors import KeyReusedError
+from server.journal.journal_file import JournalReader
 
 ROOT: Final = Path(__file__).parents[4]
 CLAIMING: Final = """
@@ -89,7 +91,9 @@ async def test_a_repeat_gets_what_a_killed_process_had_written_down(tmp_path: Pa
         assert (await repeat).decision_id == first.decision_id
         assert p.gate.asked == 0
         await p.settled()
-    assert statuses(tmp_path / "1") == {"first": "replied"}, "the journal of the dead is not touched"
+    assert statuses(tmp_path / "1") == {"first": "reply_unconfirmed:killed"}
+    noted = [entry.WhichOneof("entry") for entry in entries(tmp_path / "other")]
+    assert noted == ["reply_unconfirmed", "reply_heard"], "a repeat heard it; there is no second row"
 
 
 @pytest.mark.parametrize("has_lapsed", [False, True])
@@ -120,6 +124,38 @@ async def test_a_journal_that_cannot_be_read_keeps_its_keys_until_it_can(tmp_pat
             left_by_kill(tmp_path / "killed", tmp_path / "copied")
         (tmp_path / "copied").rename(tmp_path / "1")
         assert (await repeat).decision_id == first.decision_id
+
+
+async def test_a_commit_that_was_cut_off_stays_so_when_its_order_was_decided_again(tmp_path: Path, memory: int) -> None:
+    """The commit is in the log, and not in its index, which other processes have open: no reader sees it, as yet."""
+    async with request_path(tmp_path / "killed") as p:
+        await decided_unheard(p, order("seen"))
+        await p.settled_on_disk()
+        index = (tmp_path / "killed" / "journal.db-shm").read_bytes()
+        await decided_unheard(p)
+        journal = left_by_kill(tmp_path / "killed", tmp_path / "1") / "journal.db"
+    with closing(JournalReader(journal)) as reader:
+        assert reader.last_position() > 1
+        with (tmp_path / "1" / "journal.db-shm").open("r+b") as shared:
+            shared.write(index)
+        assert reader.last_position() == 1
+        Claiming(memory, identify(KEYED, "")).kill()
+        async with request_path(tmp_path / "other", shared=memory) as p:
+            await p.decide(KEYED)
+            assert p.gate.asked == 1
+    assert statuses(tmp_path / "1") == {"seen": "reply_unconfirmed:killed"}
+    assert statuses(tmp_path / "other") == {"first": "replied"}
+
+
+async def test_a_journal_that_was_taken_over_is_not_settled_again(tmp_path: Path, memory: int) -> None:
+    Claiming(memory, identify(KEYED, "")).kill()
+    async with request_path(tmp_path / "1") as successor, request_path(tmp_path / "other", shared=memory) as p:
+        repeat = asyncio.create_task(p.decide(KEYED))
+        await decided_unheard(successor)
+        assert not repeat.done(), "it is in use, and what is left there may not be in the table"
+        SharedKeys(memory, 60.0, time.monotonic, slot=1).has_taken_over()
+        assert (await repeat).order_ref == "first"
+        assert p.gate.asked == 1
 
 
 def test_a_claim_outlives_its_time_where_its_process_has_died(memory: int) -> None:
