@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.request import urlopen
@@ -46,7 +46,7 @@ _JOBS: Final = {"pretrade-server": "server:7003", "pretrade-worker": "worker:700
 
 Recording = dict[str, dict[str, list[float]]]
 """Values of each series, by load; one where it is always the same. Those of a counter are what it grew by."""
-_Load = Callable[[Any, Sequence[Any], float], Awaitable[Any]]
+_Load = Callable[[Any, Sequence[Any], float], Coroutine[Any, Any, Any]]
 """Puts a stub of the decision service under load: with these orders, for so many seconds."""
 
 
@@ -127,7 +127,7 @@ async def _record(endpoints: Endpoints, loads: Iterable[str]) -> Recording:
         stub = decision_pb2_grpc.DecisionServiceStub(channel)
         for name in loads:
             seconds = _WARM_UP_SECONDS + STEP_SECONDS * _SAMPLES
-            under_load = asyncio.create_task(LOADS[name](stub, orders, seconds))
+            under_load: asyncio.Task[Any] = asyncio.create_task(LOADS[name](stub, orders, seconds))
             await asyncio.sleep(_WARM_UP_SECONDS)
             scrapes = [await _scrape_all(endpoints)]
             for _ in range(_SAMPLES - 1):

@@ -14,7 +14,8 @@ from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 from pretrade.client.stack_file import Endpoints
 
-NOWHERE = Endpoints(**{each.name: None for each in fields(Endpoints)})
+NOTHING: dict[str, Any] = {each.name: None for each in fields(Endpoints)}
+NOWHERE = Endpoints(**NOTHING)
 STACK = replace(
     NOWHERE,
     metrics_url="http://127.0.0.1:7003",
