@@ -16,6 +16,9 @@ from support.harness import eventually
 from support.receivers import Mailbox, Webhook, running_alertmanager, serving
 from typer.testing import CliRunner
 
+from local.stack.parts import alertmanager, prometheus
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.client.cli.main import app
 
 RULES = {rule["alert"]: rule for rule in rules() if "alert" in rule}
@@ -118,6 +121,25 @@ def test_a_silence_tells_nobody_until_it_is_ended(told: Told) -> None:
 def test_what_is_wrong_is_said(told: Told, arguments: tuple[str, ...], code: int, said: str) -> None:
     done = CliRunner().invoke(app, ["alerts", *arguments, "--alertmanager", told.url], env={"COLUMNS": "300"})
     assert (done.exit_code, said in done.output) == (code, True), done.output
+
+
+def test_a_stack_runs_both_and_its_alerts_are_listed(tmp_path: Path) -> None:
+    if prometheus.program() is None:
+        pytest.skip("needs prometheus (Debian: prometheus)")
+    if alertmanager.program() is None:
+        pytest.skip("needs prometheus-alertmanager (Debian's package)")
+    settings = LocalSettings(dir=tmp_path, alerts=True)
+    with Stack(settings, parts={"prometheus", "alertmanager"}) as stack:
+
+        def told() -> list[str]:
+            with urllib.request.urlopen(
+                f"{stack.endpoints.prometheus_url}/api/v1/alertmanagers", timeout=10.0
+            ) as found:
+                return [one["url"] for one in json.load(found)["data"]["activeAlertmanagers"]]
+
+        eventually(told, lambda urls: urls == [f"{stack.endpoints.alertmanager_url}/api/v2/alerts"])
+        done = CliRunner().invoke(app, ["alerts", "list", "--dir", str(tmp_path)])
+    assert (done.exit_code, done.stdout) == (0, "no alert fires\n"), done.output
 
 
 def test_an_alertmanager_that_is_not_there_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -100,7 +101,8 @@ def orders(stack: Stack) -> Iterator[threading.Event]:
                 instrument=stack.endpoints.instruments[0], side=decision_pb2.SIDE_BUY, quantity=0.01, strategy="test"
             )
             while not done.wait(0.05):
-                stub.Decide(decision_pb2.DecideRequest(order=order), timeout=2.0)
+                with contextlib.suppress(grpc.RpcError):  # late on a busy machine, and not what is tested here
+                    stub.Decide(decision_pb2.DecideRequest(order=order), timeout=2.0)
 
     sender = threading.Thread(target=send)
     sender.start()
