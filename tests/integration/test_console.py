@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from support.console import RunningConsole, Visitor, running_console
 from support.harness import eventually
 from support.secure_server import SecureServer, decide
+from support.server_group import server_group
 
 from pretrade.client import credential_variables
+from pretrade.client.cli.options import ADMIN_TARGET
 
 pytestmark = pytest.mark.stack
 
@@ -145,3 +148,153 @@ def test_the_console_stops_when_it_is_told_to(server: SecureServer) -> None:
     with running_console(environment(server), "--target", server.admin) as console, Visitor(console) as visitor:
         assert visitor.log_in(server.token("viewer")).status_code == 303
         assert console.stop() == 0
+
+
+@pytest.fixture
+def operator(server: SecureServer, console: RunningConsole) -> Iterator[Visitor]:
+    with Visitor(console) as visitor:
+        assert visitor.log_in(server.token("operator", sub="olga")).status_code == 303
+        yield visitor
+
+
+@pytest.fixture
+def admin(server: SecureServer, console: RunningConsole) -> Iterator[Visitor]:
+    with Visitor(console) as visitor:
+        assert visitor.log_in(server.token("admin", sub="ada")).status_code == 303
+        yield visitor
+
+
+def trading_state(visitor: Visitor) -> str:
+    (state,) = re.findall(r'id="trading-state">(\w+)<', visitor.part("/overview/status"))
+    return str(state)
+
+
+def previewed(visitor: Visitor, act: str, **fields: str) -> tuple[str, str]:
+    """What would change, and the version that the page has the change bound to; empty for none."""
+    answer = visitor.post(f"/act/{act}/preview", fields, **{"hx-request": "true"})
+    assert answer.status_code == 200, answer.text
+    version = re.findall(r'name="version" value="(\d+)"', answer.text)
+    return answer.text, "".join(version)
+
+
+def test_a_halt_takes_one_form_and_the_audit_names_who_did_it(operator: Visitor, viewer: Visitor) -> None:
+    assert 'href="/act/trading_state?state=halted"' in operator.get("/").text
+    page = operator.get("/act/trading_state?state=halted").text
+    assert '<option value="halted" selected>HALTED</option>' in page
+    text, version = previewed(operator, "trading_state", state="halted", span="1h")
+    assert "trading_state: ACTIVE → HALTED" in text
+    assert "BY THEMSELVES after 1h" in text
+    assert not version, "a halt does not wait for what others change"
+    assert trading_state(operator) == "ACTIVE", "nothing was changed yet"
+    made = operator.post("/act/trading_state", {"state": "halted", "reason": "exchange incident", "span": "1h"})
+    assert (made.status_code, made.headers["location"]) == (303, "/")
+    assert "trading_state: ACTIVE → HALTED" in operator.get("/").text, "the page says what was done"
+    assert "trading_state: ACTIVE → HALTED" not in operator.get("/").text, "once"
+    assert trading_state(viewer) == "HALTED"
+    assert "exchange incident" in viewer.part("/overview/status")
+    text, version = previewed(operator, "trading_state", state="active")
+    assert "Orders may trade again." in text
+    operator.post("/act/trading_state", {"state": "active", "reason": "it is over", "version": version})
+    assert trading_state(viewer) == "ACTIVE"
+    changes = eventually(lambda: viewer.part("/overview/changes"), lambda text: "it is over" in text)
+    assert changes.count("<td>olga</td>") == 2
+
+
+def test_what_a_role_may_not_do_is_not_offered_and_refused_if_tried(
+    server: SecureServer, viewer: Visitor, operator: Visitor
+) -> None:
+    assert "/act/" not in viewer.get("/").text + viewer.part("/overview/status")
+    assert "/act/chain" not in operator.part("/overview/status")
+    assert "/act/breaker" in operator.part("/overview/status")
+    for act in ("trading_state", "breaker", "drain", "resume", "flag", "chain", "canary_promote", "canary_weight"):
+        assert viewer.get(f"/act/{act}").status_code == 403
+        assert viewer.post(f"/act/{act}/preview", {"state": "halted"}).status_code == 403
+    tried = viewer.post("/act/trading_state", {"state": "halted", "reason": "may I?"})
+    assert tried.status_code == 403
+    assert "PERMISSION_DENIED" in tried.text
+    assert trading_state(viewer) == "ACTIVE"
+    assert operator.post("/act/chain", {"stage0": "rules", "reason": "may I?"}).status_code == 403
+    eventually(server.refusals, lambda found: {"vic", "olga"} <= {one.caller for one in found})
+
+
+def test_a_change_is_made_as_it_was_shown_or_not_at_all(operator: Visitor, admin: Visitor) -> None:
+    _, version = previewed(operator, "flag", flag="shadow", value="off")
+    assert admin.post("/act/flag", {"flag": "cached_score", "value": "off", "reason": "first"}).status_code == 303
+    late = operator.post("/act/flag", {"flag": "shadow", "value": "off", "reason": "later", "version": version})
+    assert late.status_code == 409
+    assert "nothing was changed" in late.text
+    assert 'value="later"' in late.text, "what was typed is still there"
+    assert admin.post("/act/flag", {"flag": "cached_score", "value": "on", "reason": "back"}).status_code == 303
+
+
+def test_breakers_drains_flags_and_the_chain_are_set_for_a_time(operator: Visitor, admin: Visitor) -> None:
+    steps = [
+        (operator, "breaker", {"replica": "primary", "mode": "forced_open", "span": "10m"}, "FORCED_OPEN"),
+        (operator, "breaker", {"replica": "primary", "mode": "automatic"}, "primary"),
+        (operator, "drain", {"replica": "secondary", "span": "10m"}, "DRAINED"),
+        (operator, "resume", {"replica": "secondary"}, "secondary"),
+        (operator, "flag", {"flag": "shadow", "value": "off", "span": "10m"}, "m 5\\d s yet"),
+        (operator, "flag", {"flag": "shadow", "value": "on"}, "shadow"),
+        (admin, "chain", {"stage0": "rules", "stage1": "model"}, "rules → model → abstain"),
+        (admin, "chain", {}, "model → embedded → cached_score → rules → abstain"),
+    ]
+    for who, act, fields, shown in steps:
+        made = who.post(f"/act/{act}", {**fields, "reason": "drill"})
+        assert made.status_code == 303, made.text
+        assert re.search(shown, who.part("/overview/status")), (act, fields)
+    risky, _ = previewed(operator, "breaker", replica="primary", mode="forced_open")
+    assert "No champion is left then" in risky
+
+
+@pytest.mark.parametrize(
+    ("act", "fields", "said"),
+    [
+        ("trading_state", {"state": "asleep", "reason": "x"}, "State: one of active, reducing, halted"),
+        ("trading_state", {"state": "halted"}, "Say why"),
+        ("trading_state", {"state": "halted", "reason": "x" * 300}, "at most 256 characters"),
+        ("trading_state", {"state": "halted", "reason": "x", "span": "soon"}, "like 90s, 10m, 2h or 1d"),
+        ("trading_state", {"state": "halted", "reason": "x", "span": "30d"}, "INVALID_ARGUMENT"),
+        ("breaker", {"mode": "automatic", "reason": "x"}, "Replica: one must be chosen"),
+        ("breaker", {"replica": "tertiary", "mode": "automatic", "reason": "x"}, "NOT_FOUND"),
+    ],
+)
+def test_a_form_that_cannot_be_carried_out_says_why(
+    operator: Visitor, act: str, fields: dict[str, str], said: str
+) -> None:
+    answer = operator.post(f"/act/{act}", fields)
+    assert 400 <= answer.status_code < 500
+    assert said in answer.text
+
+
+def test_nothing_is_changed_by_a_form_of_another_session(operator: Visitor, admin: Visitor) -> None:
+    operator.csrf = admin.csrf
+    answer = operator.post("/act/trading_state", {"state": "halted", "reason": "forged"})
+    assert answer.status_code == 403
+    assert trading_state(operator) == "ACTIVE"
+
+
+def test_the_link_logs_in_once_and_outlives_a_restart_of_the_server(tmp_path: Path) -> None:
+    """The operator token is another one after each start; the session reads it where the command line does."""
+    with server_group(tmp_path, 1) as group:
+        settings = {**group.env, ADMIN_TARGET: f"127.0.0.1:{group.env['PRETRADE_ADMIN__PORT']}"}
+        with running_console(settings) as console, Visitor(console) as visitor:
+            assert console.ticket is not None
+            assert "Your name" in visitor.get(f"/login?ticket={console.ticket}").text
+            assert visitor.post("/login", {"ticket": console.ticket}).status_code == 400, "who is it?"
+            assert visitor.post("/login", {"ticket": console.ticket, "name": "ann"}).status_code == 303
+            with Visitor(console) as other:
+                assert other.post("/login", {"ticket": console.ticket, "name": "eve"}).status_code == 400
+            visitor.get("/")
+            assert visitor.post("/act/flag", {"flag": "shadow", "value": "off", "reason": "x"}).status_code == 303
+            assert group.stop() == 0
+            away = visitor.get("/overview/status", **{"hx-request": "true"})
+            assert away.status_code in (502, 503, 504)
+            assert "cannot be reached" in away.text or "did not answer" in away.text
+            ports = {name: value for name, value in group.env.items() if name.endswith("__PORT")}
+            with server_group(tmp_path, 1, **ports):
+                changes = eventually(lambda: changes_of(visitor), lambda text: "shadow" in text)
+                assert "<td>ann</td>" in changes
+
+
+def changes_of(visitor: Visitor) -> str:
+    return visitor.get("/overview/changes", **{"hx-request": "true"}).text

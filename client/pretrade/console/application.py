@@ -18,6 +18,7 @@ from pretrade.client.credentials import ClientCredentials
 from pretrade.console.guard import Guard
 from pretrade.console.pages.login import Login
 from pretrade.console.pages.overview import Overview
+from pretrade.console.pages.steering import Steering
 from pretrade.console.rendering import Pages
 from pretrade.console.sessions import Sessions, Ticket
 from pretrade.console.site import Site
@@ -61,6 +62,7 @@ class Console:
             Mount("/static", _Static(directory=_STATIC)),
             *Login(site).routes(),
             *Overview(site).routes(),
+            *Steering(site).routes(),
         ]
         self.asgi: Final[ASGIApp] = Guard(Starlette(routes=routes), hosts)
 

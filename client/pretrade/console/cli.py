@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from pretrade.client.addresses import is_loopback
-from pretrade.client.cli.connection import credentials
 from pretrade.client.cli.options import ADMIN_TARGET, UNREACHABLE, AdminTarget, Directory
-from pretrade.client.errors import CredentialsError
 from pretrade.client.stack_file import DEFAULT_DIRECTORY, NoStackError, stack_endpoint
 
 PORT: Final = 7020
@@ -58,8 +55,13 @@ def console(
         raise typer.BadParameter(
             f"--host {host}: beyond loopback tokens would travel in the open. Give --certificate and --private-key"
         )
+    import asyncio
+
+    from pretrade.client.cli.connection import credentials
+    from pretrade.client.errors import CredentialsError
+
     try:
-        from pretrade.console.serving import serve  # noqa: PLC0415 - its libraries are an extra
+        from pretrade.console.serving import serve
     except ModuleNotFoundError as error:
         if error.name not in _LIBRARIES:
             raise

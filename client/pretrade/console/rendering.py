@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any, Final
 
@@ -48,7 +48,14 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.filters.update(
-            count=count, figure=figure, ms=milliseconds, named=named, span=span, us=microseconds, when=when
+            count=count,
+            doubled=doubled,
+            figure=figure,
+            ms=milliseconds,
+            named=named,
+            span=span,
+            us=microseconds,
+            when=when,
         )
         self._environment.globals["version"] = metadata.version("pretrade")
 
@@ -97,6 +104,11 @@ def when(value: Timestamp | int) -> str:
     found = value.ToDatetime(dt.UTC) if isinstance(value, Timestamp) else dt.datetime.fromtimestamp(value / 1e9, dt.UTC)
     today = dt.datetime.fromtimestamp(time.time(), dt.UTC).date()
     return f"{found:%H:%M:%S}" if found.date() == today else f"{found:%Y-%m-%d %H:%M:%S}"
+
+
+def doubled(values: Iterable[str]) -> list[tuple[str, str]]:
+    """Choices of a form that are called what they are."""
+    return [(value, value) for value in values]
 
 
 def count(value: float) -> str:

@@ -45,6 +45,8 @@ class Session:
     id: str = field(default_factory=lambda: secrets.token_urlsafe(_SECRET_BYTES), repr=False)
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(_SECRET_BYTES), repr=False)
     """What every form of this session carries, and no other site knows."""
+    notice: list[str] = field(default_factory=list)
+    """What the next page says first: the outcome of a change."""
     began: float = field(init=False)
     used: float = field(init=False)
     _asked: float = field(init=False)

@@ -18,7 +18,7 @@ from pretrade.console.rendering import Pages
 from pretrade.console.sessions import Session, Sessions, Ticket
 
 _ENDED: Final = "/login?ended=1"
-_HTTP: Final = {
+HTTP: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.NOT_FOUND: 404,
     grpc.StatusCode.PERMISSION_DENIED: 403,
@@ -81,7 +81,7 @@ class Site:
                 if error.code is grpc.StatusCode.UNAUTHENTICATED:
                     await self.sessions.end(session)
                     return _to_login(request)
-                return self._problem(request, session, _HTTP.get(error.code, 502), str(error))
+                return self._problem(request, session, HTTP.get(error.code, 502), str(error))
 
         return handle
 

@@ -41,7 +41,8 @@ class Overview:
         ]
 
     async def _page(self, _: Request, session: Session) -> Response:
-        return self._site.show(session, "overview")
+        notice, session.notice = session.notice, []
+        return self._site.show(session, "overview", notice=notice)
 
     async def _status(self, _: Request, session: Session) -> Response:
         calls = session.calls
