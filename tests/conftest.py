@@ -14,6 +14,7 @@ import pytest
 import redis
 from psycopg import sql
 from sqlalchemy import make_url
+from support.browser import browser  # noqa: F401 - a fixture
 from support.harness import product, product_stack  # noqa: F401 - fixtures
 from support.js_client import js_client  # noqa: F401 - a fixture
 from support.rig import open_rig, replica_stack  # noqa: F401 - fixtures

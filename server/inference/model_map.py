@@ -81,11 +81,14 @@ class ModelMap:
     def __init__(self) -> None:
         self.rules: Rules = ()
         """In force."""
+        self.reached: frozenset[str] = _reached(())
+        """Models that these rules can give an order to."""
         self._choose = _chooser(())
 
     def set(self, rules: Rules) -> None:
         """Goes by these rules from the next order on."""
         self.rules = rules
+        self.reached = _reached(rules)
         self._choose = _chooser(rules)
 
     def of(self, case: Case) -> str:
@@ -106,6 +109,16 @@ class ModelMap:
     def of_order(self, instrument: str, strategy: str) -> str:
         """The same for orders that there are none of yet."""
         return self._choose(instrument, strategy)
+
+
+def _reached(rules: Sequence[MapRule]) -> frozenset[str]:
+    """The models of the rules up to one that fits every order, or else up to the default one."""
+    found = set()
+    for rule in rules:
+        found.add(rule.model)
+        if set(rule.instrument) == set(rule.strategy) == {"*"}:
+            return frozenset(found)
+    return frozenset((*found, DEFAULT))
 
 
 def _chooser(rules: Sequence[MapRule]) -> Callable[[str, str], str]:

@@ -25,11 +25,12 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from support.harness import INSTRUMENTS, eventually
-from support.js_client import node
+from support.js_client import node_tests
 from support.server_group import WAYS_IN, Group, order, reply_statuses, server_environment, server_group, way_in
 from support.wire import DECIDE, STREAM, Caller, framed, leave_at_any_moment
 
 from feature_cache.compiled import SWITCH
+from local.stack.ports import free_ports
 from pretrade.client.retries import retry_delay
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -46,7 +47,9 @@ _MAX_BYTES: Final = 1_048_576
 @pytest.fixture(scope="module", params=WAYS_IN)
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     directory = tmp_path_factory.mktemp("edge")
-    with server_group(directory, 1, **way_in(request.param), PRETRADE_GRPC__READ_SECONDS="0.5") as group:
+    (http,) = free_ports(1)
+    changes = {"PRETRADE_GRPC__READ_SECONDS": "0.5", "PRETRADE_HTTP__PORT": str(http)}
+    with server_group(directory, 1, **way_in(request.param), **changes) as group:
         yield group
 
 
@@ -414,15 +417,9 @@ def test_grpcurl_finds_its_way_by_reflection(group: Group) -> None:
 
 
 @pytest.mark.usefixtures("js_client")
-def test_the_javascript_client_calls_every_method(group: Group) -> None:
-    answer = node("test/every_method.js", group.decision)
-    ref, action, trades, reasons, explanation = answer["decided"]
-    assert (ref, action, trades, reasons) == ("one", "ABSTAIN", False, ["NO_SOURCE", "FEATURES_MISSING"])
-    assert "NONE" in explanation
-    assert answer["refused"] == {"status": "INVALID_ARGUMENT", "reason": "UNKNOWN_INSTRUMENT", "field": "instrument"}
-    assert answer["batch"] == [["a", "ABSTAIN"], ["b", "INVALID_QUANTITY"], ["c", "ABSTAIN"]]
-    assert answer["streamed"] == [f"s{number}" for number in range(10)]
-    assert answer["refusedInStream"]["reason"] == "INVALID_QUANTITY"
+def test_a_server_answers_the_javascript_clients_as_their_fake_server_does(group: Group) -> None:
+    url = f"http://127.0.0.1:{group.env['PRETRADE_HTTP__PORT']}"
+    node_tests("test/contract.test.js", PRETRADE_TEST_ADDRESS=group.decision, PRETRADE_TEST_URL=url)
 
 
 @pytest.mark.fault(

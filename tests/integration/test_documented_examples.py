@@ -164,7 +164,9 @@ def test_what_the_ten_minutes_have_installed_runs_their_programs(desk: Desk, js_
 
 def _check_program(desk: Desk, argv: list[str], program: str, shown: str, folder: Path | None = None) -> None:
     """Runs a program of a page in a folder, which has to print what the page shows."""
-    code = program.replace("127.0.0.1:7001", str(desk.command.wait_until_up().endpoints.decision))
+    endpoints = desk.command.wait_until_up().endpoints
+    code = program.replace("127.0.0.1:7001", str(endpoints.decision))
+    code = code.replace("http://127.0.0.1:7004", str(endpoints.http_url))
     done = subprocess.run([*argv, code], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     printed, expected = ([_whatever_the_market(line) for line in text.splitlines()] for text in (done.stdout, shown))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections import Counter
@@ -14,12 +15,15 @@ from typing import Any
 
 import psutil
 import pytest
+from support.browser import Site
 from support.harness import eventually
-from support.js_client import PACKAGE, node
+from support.js_client import PACKAGE, node, node_tests
 from support.leash import LeashedPopen
+from support.pages import DOCS
 from support.secure_server import SecureServer
 from support.server_group import EDGES, server_group
 
+from local.stack.ports import free_ports
 from pretrade.client.credential_variables import CA, CERTIFICATE, KEY, TOKEN_FILE
 from server.security.private import write_private
 
@@ -29,11 +33,7 @@ _SECONDS = 120.0
 
 
 def test_its_own_tests_pass() -> None:
-    tests = sorted(map(str, (PACKAGE / "test").glob("*.test.js")))
-    argv = ["node", "--test", *tests]
-    done = subprocess.run(argv, cwd=PACKAGE, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    assert done.returncode == 0, done.stdout
-    assert f"# tests {len(tests)}\n" not in done.stdout, "a file without tests counts as one"
+    node_tests(*sorted(map(str, (PACKAGE / "test").glob("*.test.js"))))
 
 
 @pytest.mark.stack
@@ -55,6 +55,56 @@ def test_it_shows_its_token_and_its_certificate_over_tls(tmp_path: Path) -> None
         assert ask(**{CA: ca, TOKEN_FILE: token} | certificate) == "ABSTAIN"
         write_private(token, "not one")
         assert ask(**{CA: ca, TOKEN_FILE: token})[0] == "UNAUTHENTICATED"
+
+
+_TELLS = """<script type="module">
+  const output = document.querySelector("output");
+  const waiting = setInterval(() => {
+    if (!output.textContent) return;
+    clearInterval(waiting);
+    fetch("/said", { method: "POST", body: JSON.stringify(output.textContent) });
+  }, 50);
+</script>"""
+"""Has the documented page tell what it shows."""
+
+
+@pytest.mark.stack
+@pytest.mark.long
+@pytest.mark.parametrize("edge", EDGES)
+def test_a_page_of_an_allowed_site_asks_in_every_way_and_a_page_of_another_may_not(
+    tmp_path: Path, browser: str, edge: str
+) -> None:
+    (documented,) = re.findall(r"```html\n(.*?)```", (DOCS / "client-js.md").read_text(), re.DOTALL)
+    documented = documented.replace("/node_modules/pretrade/", "/")
+    (import_map,) = re.findall(r"<script type=\"importmap\">.*?</script>", documented, re.DOTALL)
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    pages = {
+        "/": f'<!doctype html>{import_map}<script type="module" src="/test/in_page.js"></script>',
+        "/documented": documented.replace("http://127.0.0.1:7004", url) + _TELLS,
+    }
+    allowed, other = Site(PACKAGE, pages), Site(PACKAGE, pages)
+    changes = {
+        "PRETRADE_GRPC__EDGE": edge,
+        "PRETRADE_HTTP__PORT": str(port),
+        "PRETRADE_HTTP__CORS_ORIGINS": json.dumps([allowed.origin]),
+    }
+    with server_group(tmp_path, 1, **changes), allowed.serving(), other.serving():
+        said = allowed.said_in(browser, f"/?server={url}", tmp_path / "allowed")
+        assert said["decided"][:4] == ["one", "ABSTAIN", False, ["NO_SOURCE", "FEATURES_MISSING"]], said
+        assert said["isSame"]
+        assert said["refused"] == {
+            "status": "INVALID_ARGUMENT",
+            "reason": "UNKNOWN_INSTRUMENT",
+            "field": "instrument",
+            "isOurs": True,
+        }
+        assert said["batch"] == [["a", "ABSTAIN"], ["b", "INVALID_QUANTITY"], ["c", "ABSTAIN"]]
+        assert said["shared"] == [f"{number}" for number in range(100)]
+        assert said["closed"]["status"] == "CANCELLED"
+        assert allowed.said_in(browser, "/documented", tmp_path / "documented") == "ABSTAIN NO_SOURCE"
+        refused = other.said_in(browser, f"/?server={url}", tmp_path / "other")
+        assert refused == {"status": "UNAVAILABLE", "isOurs": True}
 
 
 class Asking:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -26,6 +27,20 @@ def js_client() -> Path:
         pytest.skip(_LACKING[done.returncode])
     assert done.returncode == 0, done.stdout + done.stderr
     return PACKAGE
+
+
+def node_tests(*files: str, **environment: str) -> None:
+    """Runs tests of the package, which have to pass.
+
+    Args:
+        files: In its folder.
+        environment: Besides that of this process.
+    """
+    argv = ["node", "--test", *files]
+    env = os.environ | environment
+    done = subprocess.run(argv, cwd=PACKAGE, env=env, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stdout
+    assert f"# tests {len(files)}\n" not in done.stdout, "a file without tests counts as one"
 
 
 def node(*arguments: str, environment: Mapping[str, str] | None = None, seconds: float = 60.0) -> Any:

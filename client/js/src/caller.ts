@@ -11,13 +11,23 @@ import {
   type Order,
 } from "./gen/pretrade/decision/v1/decision_pb.js";
 import { type OrderFields, orderOf } from "./order.js";
+import { pause } from "./pause.js";
 import { delayMs, mayPass } from "./retries.js";
 import type { Server, Servers } from "./servers.js";
+import { SharedCalls } from "./shared.js";
 
-/** The deadline of a call that names none. */
-export const DEFAULT_TIMEOUT_MS = 1_000;
 /** Lets a call of reduce-only orders into a server that is overloaded. */
 const REDUCE_ONLY = "pretrade-reduce-only";
+const DEFAULT_TIMEOUT_MS = 1_000;
+const DEFAULT_CONNECT_MS = 10_000;
+
+/** What every client may be told when it connects, whatever carries its calls. */
+export interface CallerOptions {
+  /** The deadline of a call that names none, in milliseconds; 1,000 by default. */
+  readonly timeoutMs?: number | undefined;
+  /** How long `Client.connect` waits for the first connection, in milliseconds; 10,000 by default. */
+  readonly connectMs?: number | undefined;
+}
 
 /** What one call may say. */
 export interface CallOptions {
@@ -37,10 +47,14 @@ export interface DecideOptions extends CallOptions {
 
 /** The client without what carries its calls. */
 export class Caller<C extends Connection> {
+  readonly #options: CallerOptions;
+
   constructor(
     protected readonly servers: Servers<C>,
-    protected readonly timeoutMs: number,
-  ) {}
+    options: CallerOptions,
+  ) {
+    this.#options = options;
+  }
 
   /**
    * Decides one order.
@@ -48,13 +62,7 @@ export class Caller<C extends Connection> {
    * @throws PretradeError - There is no decision.
    */
   async decide(order: OrderFields, options: DecideOptions = {}): Promise<Decision> {
-    const asked = orderOf(order, newKey);
-    const request = create(DecideRequestSchema, { order: asked, explain: options.explain ?? false });
-    const { answer } = await this.#ask(options, [asked], (connection, attempt) => connection.decide(request, attempt));
-    if (answer.decision === undefined) {
-      throw new PretradeError("INTERNAL", "the server sent an answer without a decision");
-    }
-    return new Decision(answer.decision, answer.explanation);
+    return this.#decide(orderOf(order), options);
   }
 
   /**
@@ -65,7 +73,53 @@ export class Caller<C extends Connection> {
    * @throws PretradeError - None of them could be asked for.
    */
   async decideBatch(orders: readonly OrderFields[], options: CallOptions = {}): Promise<Result[]> {
-    const asked = orders.map((order) => orderOf(order, newKey));
+    return this.#decideBatch(orders.map(orderOf), options);
+  }
+
+  /** Calls that many callers share: cheaper than a call for each. It has nothing to be closed. */
+  shared(): SharedCalls {
+    return new SharedCalls({
+      decide: (order, timeoutMs) => this.#decide(order, { timeoutMs }),
+      decideBatch: (orders, timeoutMs) => this.#decideBatch(orders, { timeoutMs }),
+      timeoutOf: (options) => this.timeoutOf(options),
+    });
+  }
+
+  /** Closes all connections. What was sent is still answered; every other call fails with CANCELLED. */
+  close(): void {
+    this.servers.close();
+  }
+
+  /** Waits for the first connection, and closes the client where there is none. */
+  protected async connected(): Promise<this> {
+    try {
+      await this.servers.ready(this.#options.connectMs ?? DEFAULT_CONNECT_MS);
+    } catch (error) {
+      this.close();
+      throw error;
+    }
+    return this;
+  }
+
+  /** The time for a call, in milliseconds. */
+  protected timeoutOf(options: CallOptions): number {
+    const timeoutMs = options.timeoutMs ?? this.#options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+    if (!(timeoutMs > 0 && Number.isFinite(timeoutMs))) {
+      throw invalid("INVALID_TIMEOUT", "timeoutMs", `timeoutMs: it is ${timeoutMs}, and must be finite and above 0`);
+    }
+    return timeoutMs;
+  }
+
+  async #decide(order: Order, options: DecideOptions): Promise<Decision> {
+    const request = create(DecideRequestSchema, { order, explain: options.explain ?? false });
+    const { answer } = await this.#ask(options, [order], (connection, attempt) => connection.decide(request, attempt));
+    if (answer.decision === undefined) {
+      throw new PretradeError("INTERNAL", "the server sent an answer without a decision");
+    }
+    return new Decision(answer.decision, answer.explanation);
+  }
+
+  async #decideBatch(asked: readonly Order[], options: CallOptions): Promise<Result[]> {
     const timeoutMs = this.timeoutOf(options);
     const until = performance.now() + timeoutMs;
     const results = await this.#batch(asked, { ...options, timeoutMs });
@@ -92,26 +146,12 @@ export class Caller<C extends Connection> {
     }
   }
 
-  /** Closes all connections. What was sent is still answered; every other call fails with CANCELLED. */
-  close(): void {
-    this.servers.close();
-  }
-
   async #batch(orders: readonly Order[], options: CallOptions): Promise<Result[]> {
     const request = create(DecideBatchRequestSchema, { orders: [...orders] });
     const { answer, server } = await this.#ask(options, orders, (connection, attempt) =>
       connection.decideBatch(request, attempt),
     );
     return answer.results.map((result) => resultOf(result, server));
-  }
-
-  /** The time for a call, in milliseconds. */
-  protected timeoutOf(options: CallOptions): number {
-    const timeoutMs = options.timeoutMs ?? this.timeoutMs;
-    if (!(timeoutMs > 0 && Number.isFinite(timeoutMs))) {
-      throw invalid("INVALID_TIMEOUT", "timeoutMs", `timeoutMs: it is ${timeoutMs}, and must be finite and above 0`);
-    }
-    return timeoutMs;
   }
 
   /** Makes a call, and makes it again where that may help and can still end before the deadline. */
@@ -149,25 +189,18 @@ export class Caller<C extends Connection> {
   }
 }
 
-/** A key that no other order has. */
-export function newKey(): string {
-  return crypto.randomUUID();
-}
-
-/** Waits, at most until the signal is aborted, which whoever waits looks at next. */
-export function pause(milliseconds: number, signal?: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const timer = setTimeout(end, milliseconds);
-    function end() {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", end);
-      resolve();
-    }
-    signal?.addEventListener("abort", end);
-    if (signal?.aborted) {
-      end();
-    }
-  });
+/**
+ * The servers that a caller names.
+ *
+ * @param form - What an address looks like.
+ * @throws PretradeError - There is none.
+ */
+export function addressesOf(servers: string | readonly string[], form: string): readonly string[] {
+  const addresses = typeof servers === "string" ? [servers] : servers;
+  if (addresses.length === 0) {
+    throw invalid("MISSING_SERVER", "servers", `servers: name at least one, as ${form}`);
+  }
+  return addresses;
 }
 
 function isReduceOnly(orders: readonly Order[]): boolean {

@@ -23,6 +23,12 @@ export interface Connection {
   readonly server: string;
   decide(request: DecideRequest, attempt: Attempt): Promise<DecideResponse>;
   decideBatch(request: DecideBatchRequest, attempt: Attempt): Promise<DecideBatchResponse>;
+  /**
+   * Waits until it can be asked.
+   *
+   * @throws PretradeError - It cannot in time.
+   */
+  ready(withinMs: number): Promise<void>;
   /** Whether it says that it serves; never fails. */
   isServing(withinMs: number): Promise<boolean>;
   close(): void;

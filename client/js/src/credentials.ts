@@ -5,6 +5,7 @@ import { readFileSync } from "node:fs";
 import { credentials, type ChannelCredentials } from "@grpc/grpc-js";
 
 import { invalid, PretradeError } from "./errors.js";
+import { isThisMachine } from "./local.js";
 
 /** Files and words that stand for a caller. */
 export interface Credentials {
@@ -71,9 +72,5 @@ function tokenIn(path: string): string {
 
 /** True for an address that only this machine can reach. */
 export function isLocal(server: string): boolean {
-  if (server.startsWith("unix:")) {
-    return true;
-  }
-  const host = server.slice(0, server.lastIndexOf(":")).replace(/^\[|\]$/g, "");
-  return host === "localhost" || host === "::1" || /^127\.\d+\.\d+\.\d+$/.test(host);
+  return server.startsWith("unix:") || isThisMachine(server.slice(0, server.lastIndexOf(":")));
 }

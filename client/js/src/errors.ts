@@ -33,8 +33,8 @@ export class PretradeError extends Error {
   constructor(
     /** How the call ended. */
     readonly status: Status,
-    /** One sentence for people. */
-    words: string,
+    /** One sentence for people: the server's own, where it has said why. `message` says more. */
+    readonly words: string,
     facts: ErrorFacts = {},
   ) {
     super(sentence(status, words, facts));

@@ -1,8 +1,7 @@
 /** The client for Node, by gRPC. */
 
-import { Caller, DEFAULT_TIMEOUT_MS } from "./caller.js";
+import { addressesOf, Caller, type CallerOptions } from "./caller.js";
 import type { Credentials } from "./credentials.js";
-import { invalid } from "./errors.js";
 import { GrpcConnection } from "./grpc.js";
 import { Servers } from "./servers.js";
 import { DecisionStream } from "./stream.js";
@@ -12,16 +11,12 @@ export { type Credentials, credentialsFromEnvironment } from "./credentials.js";
 export { Decision, type Result } from "./decision.js";
 export { type ErrorFacts, PretradeError } from "./errors.js";
 export type { OrderFields } from "./order.js";
+export type { SharedCalls, SharedOptions } from "./shared.js";
 export type { Status } from "./status.js";
 export type { DecisionStream, StreamOptions } from "./stream.js";
 
 /** How a client calls. */
-export interface ClientOptions extends Credentials {
-  /** The deadline of a call that names none, in milliseconds; 1,000 by default. */
-  readonly timeoutMs?: number | undefined;
-  /** How long `Client.connect` waits for the first connection, in milliseconds; 10,000 by default. */
-  readonly connectMs?: number | undefined;
-}
+export interface ClientOptions extends CallerOptions, Credentials {}
 
 /** Asks for decisions by gRPC. One client, and its one connection to a server, is enough for a whole program. */
 export class Client extends Caller<GrpcConnection> {
@@ -34,19 +29,9 @@ export class Client extends Caller<GrpcConnection> {
    * @throws PretradeError - None could be reached within `connectMs`, or the credentials cannot be used.
    */
   static async connect(servers: string | readonly string[], options: ClientOptions = {}): Promise<Client> {
-    const addresses = typeof servers === "string" ? [servers] : servers;
-    if (addresses.length === 0) {
-      throw invalid("MISSING_SERVER", "servers", "servers: name at least one, as host:port");
-    }
+    const addresses = addressesOf(servers, "host:port");
     const connections = addresses.map((address) => new GrpcConnection(address, options));
-    const client = new Client(new Servers(connections), options.timeoutMs ?? DEFAULT_TIMEOUT_MS);
-    try {
-      await Promise.any(connections.map((connection) => connection.ready(options.connectMs ?? 10_000)));
-    } catch (error) {
-      client.close();
-      throw error instanceof AggregateError ? error.errors[0] : error;
-    }
-    return client;
+    return new Client(new Servers(connections), options).connected();
   }
 
   /**

@@ -1,7 +1,5 @@
 /** An order as callers write it, and as the contract has it. */
 
-import { inspect } from "node:util";
-
 import { create } from "@bufbuild/protobuf";
 import { durationFromMs } from "@bufbuild/protobuf/wkt";
 
@@ -46,18 +44,18 @@ const TYPES: Readonly<Record<keyof OrderFields, string>> = {
 /**
  * The order of the contract.
  *
- * @param makeKey - Makes the idempotency key of an order that has none.
+ * @returns With an idempotency key of its own, where the caller gives none.
  * @throws PretradeError - It has a name that orders do not have, a value of another type, or no such side. The server
  * checks everything else. In JavaScript nothing else notices a misspelt `limitPrice`, and the order would be decided as
  * a market order; and a quantity in quotes cannot be sent, which would end a stream for all its orders.
  */
-export function orderOf(fields: OrderFields, makeKey: () => string): Order {
+export function orderOf(fields: OrderFields): Order {
   for (const [name, value] of Object.entries(fields)) {
     checkType(name, value);
   }
   const side = SIDES[fields.side];
   if (side === undefined) {
-    throw invalid("INVALID_SIDE", "side", `side: it is ${inspect(fields.side)}, and must be "buy" or "sell"`);
+    throw invalid("INVALID_SIDE", "side", `side: it is ${shown(fields.side)}, and must be "buy" or "sell"`);
   }
   return create(OrderSchema, {
     instrument: fields.instrument,
@@ -66,7 +64,7 @@ export function orderOf(fields: OrderFields, makeKey: () => string): Order {
     strategy: fields.strategy,
     ...(fields.limitPrice === undefined ? {} : { limitPrice: fields.limitPrice }),
     orderRef: fields.orderRef ?? "",
-    idempotencyKey: fields.idempotencyKey ?? makeKey(),
+    idempotencyKey: fields.idempotencyKey ?? newKey(),
     reduceOnly: fields.reduceOnly ?? false,
     ...(fields.features === undefined ? {} : { features: create(FeatureVectorSchema, vector(fields.features)) }),
   });
@@ -77,13 +75,27 @@ export function allow(order: Order, leftMs: number): void {
   order.timeout = durationFromMs(Math.ceil(leftMs));
 }
 
+/** A key that no other order has. A browser has `randomUUID` only for pages that came over TLS or from this machine. */
+function newKey(): string {
+  return crypto.randomUUID?.() ?? Array.from(crypto.getRandomValues(new Uint32Array(4)), hex).join("");
+}
+
+function hex(word: number): string {
+  return word.toString(16).padStart(8, "0");
+}
+
+/** What a caller wrote, for a message. */
+function shown(value: unknown): string {
+  return typeof value === "object" ? JSON.stringify(value) : typeof value === "string" ? `"${value}"` : String(value);
+}
+
 function checkType(name: string, value: unknown): void {
   if (!Object.hasOwn(TYPES, name)) {
     throw invalid("UNKNOWN_FIELD", name, `an order has no field ${name}; there are ${Object.keys(TYPES).join(", ")}`);
   }
   const type = TYPES[name as keyof OrderFields];
   if (value !== undefined && (value === null || typeof value !== type)) {
-    throw invalid("INVALID_TYPE", name, `${name}: it is ${inspect(value)}, and must be a ${type}`);
+    throw invalid("INVALID_TYPE", name, `${name}: it is ${shown(value)}, and must be a ${type}`);
   }
 }
 

@@ -82,6 +82,19 @@ export class Servers<C extends Connection = Connection> {
     return chosen.isUp && chosen !== server;
   }
 
+  /**
+   * Waits until one of them can be asked.
+   *
+   * @throws PretradeError - None can in time: why the first one cannot.
+   */
+  async ready(withinMs: number): Promise<void> {
+    try {
+      await Promise.any(this.#servers.map(({ connection }) => connection.ready(withinMs)));
+    } catch (error) {
+      throw error instanceof AggregateError ? error.errors[0] : error;
+    }
+  }
+
   close(): void {
     this.#isClosed = true;
     for (const timer of this.#looking.values()) {
@@ -114,6 +127,6 @@ export class Servers<C extends Connection = Connection> {
       }
     }, LOOK_MS);
     this.#looking.set(server, timer);
-    timer.unref(); // a program may end meanwhile
+    (timer as { unref?: () => void }).unref?.(); // a program may end meanwhile; a browser's timer is a number
   }
 }

@@ -27,3 +27,13 @@ export type Status = (typeof NAMES)[number];
 export function statusOf(code: number): Status {
   return NAMES[code] ?? "UNKNOWN";
 }
+
+/** True for the name of a status. */
+export function isStatus(name: unknown): name is Status {
+  return (NAMES as readonly unknown[]).includes(name);
+}
+
+/** The number of a status. */
+export function codeOf(status: Status): number {
+  return NAMES.indexOf(status);
+}

@@ -3,12 +3,13 @@
 import { create } from "@bufbuild/protobuf";
 import type { ServiceError } from "@grpc/grpc-js";
 
-import { type CallOptions, newKey } from "./caller.js";
+import type { CallOptions } from "./caller.js";
 import { type Decision, resultOf } from "./decision.js";
 import { invalid, PretradeError } from "./errors.js";
 import { DecideStreamRequestSchema, type Order, type OrderResult } from "./gen/pretrade/decision/v1/decision_pb.js";
 import type { DecideStreamCall, GrpcConnection } from "./grpc.js";
 import { allow, type OrderFields, orderOf } from "./order.js";
+import { after } from "./pause.js";
 import type { Server, Servers } from "./servers.js";
 
 /** What an order of a stream may say. */
@@ -23,7 +24,7 @@ interface Waiting {
   /** Why it was not decided the last time. */
   last: PretradeError | undefined;
   readonly until: number;
-  readonly expiry: NodeJS.Timeout;
+  readonly expiry: ReturnType<typeof setTimeout>;
   readonly resolve: (decision: Decision) => void;
   readonly reject: (error: PretradeError) => void;
 }
@@ -64,7 +65,7 @@ export class DecisionStream {
     if (this.#isClosed) {
       throw new PretradeError("CANCELLED", "the stream is closed");
     }
-    const asked = orderOf(order, newKey);
+    const asked = orderOf(order);
     asked.orderRef ||= `stream-${(this.#count += 1)}`;
     if (this.#waiting.has(asked.orderRef)) {
       const words = `an order ${asked.orderRef} is already under way in this stream`;
@@ -78,7 +79,7 @@ export class DecisionStream {
         attempts: 0,
         last: undefined,
         until: performance.now() + timeoutMs,
-        expiry: setTimeout(() => this.#expire(waiting), timeoutMs),
+        expiry: after(timeoutMs, () => this.#expire(waiting)),
         resolve,
         reject,
       };
