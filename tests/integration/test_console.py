@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import httpx
 import pytest
 from support.console import RunningConsole, Visitor, running_console
-from support.harness import eventually
-from support.secure_server import SecureServer, decide
+from support.harness import INSTRUMENTS, eventually
+from support.secure_server import SecureServer, bearer, decide
 from support.server_group import server_group
 
 from pretrade.client import credential_variables
 from pretrade.client.cli.options import ADMIN_TARGET
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
 
 pytestmark = pytest.mark.stack
 
@@ -298,3 +302,84 @@ def test_the_link_logs_in_once_and_outlives_a_restart_of_the_server(tmp_path: Pa
 
 def changes_of(visitor: Visitor) -> str:
     return visitor.get("/overview/changes", **{"hx-request": "true"}).text
+
+
+def decided(server: SecureServer, strategy: str, count: int = 1) -> list[str]:
+    """Ids of new decisions."""
+    with server.channel(server.decision) as channel:
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        found = []
+        for _ in range(count):
+            order = pb.Order(instrument=INSTRUMENTS[1], side=pb.SIDE_SELL, quantity=2.5, strategy=strategy)
+            answer = stub.Decide(pb.DecideRequest(order=order), timeout=5.0, metadata=bearer(server.token("trader")))
+            found.append(answer.decision.decision_id)
+    return found
+
+
+def ids_on(text: str) -> list[str]:
+    return re.findall(r'<a href="/decisions/([0-9a-f-]{36})">', text)
+
+
+def test_a_search_finds_what_its_filter_says_page_by_page(server: SecureServer, viewer: Visitor) -> None:
+    made = decided(server, "paged", 60)
+    first = eventually(
+        lambda: viewer.get("/decisions?strategy=paged&last=1h").text, lambda text: len(ids_on(text)) == 50
+    )
+    assert ids_on(first) == made[:9:-1], "the newest first"
+    (older,) = re.findall(r'<a class="button" href="([^"]+)" rel="next">', first)
+    assert ids_on(viewer.get(unescape(older)).text) == made[9::-1]
+    for query in ("heard=trade", "source=primary", f"instrument={INSTRUMENTS[0]}", "model=champion", "strategy=other"):
+        assert not set(ids_on(viewer.get(f"/decisions?{query}").text)) & set(made), query
+    found = viewer.get(f"/decisions?instrument={INSTRUMENTS[0]},{INSTRUMENTS[1]}&strategy=paged&source=none")
+    assert ids_on(found.text)[0] == made[-1]
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [("last=soon", "like 10m, 2h or 1d"), ("heard=shout", "Heard: one of trade"), ("since=x", "Since: nanoseconds")],
+)
+def test_a_filter_that_makes_no_sense_says_which_field(viewer: Visitor, query: str, said: str) -> None:
+    answer = viewer.get(f"/decisions?{query}")
+    assert answer.status_code == 400
+    assert said in answer.text
+
+
+def test_one_decision_is_shown_with_its_ledger_and_replayed(server: SecureServer, viewer: Visitor) -> None:
+    (made,) = decided(server, '"><b>bold</b>')
+    page = eventually(lambda: viewer.get(f"/decisions/{made}"), lambda answer: answer.status_code == 200).text
+    assert "<b>bold</b>" not in page, "what a caller wrote is no markup"
+    assert "&lt;b&gt;bold&lt;/b&gt;" in page
+    for shown in (made, INSTRUMENTS[1], "sell", "2.5", "at the market", "ABSTAIN", "GUARDS", "<svg"):
+        assert shown in page, shown
+    replayed = viewer.part(f"/decisions/{made}/replay")
+    assert "Equal: every field" in replayed, replayed
+    assert "class=" in viewer.part(f"/decisions/{made}/explanation"), "no model scored it, which is said"
+    missing = viewer.get("/decisions/01a2051f-c1a7-7003-b3fc-000000000000")
+    assert missing.status_code == 404
+    assert "NOT_FOUND" in missing.text
+
+
+def test_new_decisions_appear_by_themselves(server: SecureServer, viewer: Visitor) -> None:
+    with viewer.stream("/decisions/tail?strategy=watched") as events:
+        assert next(events)[0] == "begun"
+        seen = set[str]()
+        for _ in range(3):  # until the watch has begun, nothing is promised
+            wanted = set(decided(server, "watched", 2))
+            decided(server, "unwatched")
+            name, batch = next(events)
+            assert name == "rows"
+            seen |= set(ids_on(batch["rows"]))
+            if wanted <= seen:
+                break
+        assert "unwatched" not in batch["rows"]
+        assert seen
+
+
+def test_a_console_that_stops_ends_its_live_pages(server: SecureServer) -> None:
+    with running_console(environment(server), "--target", server.admin) as console, Visitor(console) as visitor:
+        assert visitor.log_in(server.token("viewer")).status_code == 303
+        with visitor.stream("/decisions/tail") as events:
+            assert next(events)[0] == "begun"
+            console.process.send_signal(signal.SIGTERM)
+            assert next(events) == ("ended", {"why": "The console stops."})
+        assert console.process.wait(30) == 0

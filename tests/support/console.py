@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -79,6 +80,22 @@ class Visitor:
         answer = self.get(path, **{"hx-request": "true"})
         assert answer.status_code == 200, answer.text
         return answer.text
+
+    @contextmanager
+    def stream(self, path: str) -> Iterator[Iterator[tuple[str, Any]]]:
+        """The events of a live page: name and content of each."""
+
+        def events() -> Iterator[tuple[str, Any]]:
+            name = ""
+            for line in answer.iter_lines():
+                if line.startswith("event: "):
+                    name = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    yield name, json.loads(line.removeprefix("data: "))
+
+        with self._client.stream("GET", path) as answer:
+            assert answer.status_code == 200
+            yield events()
 
     def post(self, path: str, fields: Mapping[str, Any] | None = None, **headers: str) -> httpx.Response:
         form = {"csrf": self.csrf, **(fields or {})}

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from pretrade.client.credentials import ClientCredentials
 from pretrade.console.guard import Guard
+from pretrade.console.pages.decisions import Decisions
 from pretrade.console.pages.login import Login
 from pretrade.console.pages.overview import Overview
 from pretrade.console.pages.steering import Steering
@@ -57,14 +58,20 @@ class Console:
         self.ticket: Final = Ticket(time.monotonic) if has_own else None
         self._sessions = Sessions(time.monotonic)
         site = Site(address, credentials, self._sessions, Pages(), self.ticket, is_secure)
+        self._decisions = Decisions(site)
         routes: list[Route | Mount] = [
             Route("/health", _health, methods=["GET"]),
             Mount("/static", _Static(directory=_STATIC)),
             *Login(site).routes(),
             *Overview(site).routes(),
             *Steering(site).routes(),
+            *self._decisions.routes(),
         ]
         self.asgi: Final[ASGIApp] = Guard(Starlette(routes=routes), hosts)
+
+    def begin_end(self) -> None:
+        """Ends the answers that would go on for ever."""
+        self._decisions.end()
 
     async def end(self) -> None:
         """Ends every session and its connection."""

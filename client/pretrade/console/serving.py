@@ -51,6 +51,7 @@ async def serve(
         names = {"127.0.0.1", "::1", "localhost", *hosts} - {""}
         console = Console(address, credentials, hosts=names, is_secure=tls is not None)
         server = _Server(
+            console.begin_end,
             uvicorn.Config(
                 console.asgi,
                 lifespan="off",
@@ -63,7 +64,7 @@ async def serve(
                 limit_concurrency=_MOST_AT_ONCE,
                 ssl_certfile=None if tls is None else tls[0],
                 ssl_keyfile=None if tls is None else tls[1],
-            )
+            ),
         )
         scheme = "http" if tls is None else "https"
         shown = f"[{host}]" if ":" in host else host
@@ -79,12 +80,22 @@ async def serve(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, whose signals are the caller's."""
+    """uvicorn, whose signals are the caller's.
+
+    Args:
+        begin_end: Called once it is to end, so that no answer goes on.
+        config: Of uvicorn.
+    """
+
+    def __init__(self, begin_end: Callable[[], None], config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._begin_end = begin_end
 
     def stop(self) -> None:
         """Ends it in order; at once when it was told before."""
         self.force_exit = self.should_exit
         self.should_exit = True
+        self._begin_end()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

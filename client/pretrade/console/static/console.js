@@ -1,4 +1,4 @@
-// What htmx does not do: charts, and saying that the console itself does not answer.
+// What htmx does not do: charts, the live tail of decisions, and saying that the console itself does not answer.
 "use strict";
 
 (() => {
@@ -70,6 +70,56 @@
     addEventListener("resize", () => {
       clearTimeout(resized);
       resized = setTimeout(redraw, 200);
+    });
+  }
+
+  const MOST_ROWS = 200;
+  const watch = document.getElementById("watch");
+  if (watch) {
+    const rows = document.getElementById("rows");
+    const said = document.getElementById("live");
+    let source = null;
+    let leftOut = 0;
+    const tell = (text) => {
+      said.hidden = false;
+      said.textContent = text;
+    };
+    const stop = (text) => {
+      if (source) source.close();
+      source = null;
+      watch.setAttribute("aria-pressed", "false");
+      watch.textContent = "Watch live";
+      tell(text);
+    };
+    const start = () => {
+      leftOut = 0;
+      rows.replaceChildren();
+      const none = document.getElementById("none");
+      if (none) none.remove();
+      watch.setAttribute("aria-pressed", "true");
+      watch.textContent = "Stop";
+      tell("Connecting …");
+      source = new EventSource(watch.dataset.tail);
+      source.addEventListener("begun", () => tell("Live: decisions appear as they become durable."));
+      source.addEventListener("rows", (event) => {
+        const batch = JSON.parse(event.data);
+        const part = document.createElement("template");
+        part.innerHTML = batch.rows;
+        rows.prepend(part.content);
+        while (rows.rows.length > MOST_ROWS) rows.deleteRow(-1);
+        leftOut += batch.left_out;
+        if (leftOut) tell(`Live. ${leftOut.toLocaleString("en")} more came than can be shown: narrow the filter to see all.`);
+      });
+      source.addEventListener("ended", (event) => stop(JSON.parse(event.data).why));
+      source.onerror = () => tell("The connection is lost; trying again …");
+    };
+    watch.addEventListener("click", () => (source ? stop("Stopped.") : start()));
+  }
+
+  for (const form of document.querySelectorAll("form[data-go]")) {
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      location.assign(form.dataset.go + encodeURIComponent(form.querySelector("input").value.trim()));
     });
   }
 
