@@ -255,6 +255,7 @@ cdef int add(Column* columns, _Tables tables, Py_ssize_t place, tuple row) excep
         or case.others is not None
         or answer.cached_from
         or order.context is not NO_CONTEXT
+        or (order.caller and order.idempotency_key)
     ):
         rest = tables.rest(case, order, answer)
         if rest:

@@ -214,6 +214,14 @@ MUTATIONS: Final = (
         "keys",
     ),
     Mutation(
+        "a key that a killed process had decided is decided again",
+        "server/decision/left_keys.py",
+        "        for left in self._left(packets):\n            while not self._restored(left) and patience:\n",
+        "        for left in ():\n            while not self._restored(left) and patience:\n",
+        "by a killed process",
+        "keys",
+    ),
+    Mutation(
         "a health watcher that does not read keeps the truth from all others",
         "server/rpc/health.py",
         "        if self._serving.get(service) == serving:\n",
