@@ -89,7 +89,7 @@ MUTATIONS: Final = (
     Mutation(
         "a caller that leaves while its decision is written counts as answered",
         "server/decision/plane.py",
-        '            self._replies.unheard(case.decided, "cancelled")\n',
+        '            self._replies.unheard(decided, "cancelled")\n',
         "            pass\n",
         "nobody took the reply",
         "audit",
@@ -97,8 +97,8 @@ MUTATIONS: Final = (
     Mutation(
         "the orders of a block are asked of another model than the map chose",
         "server/decision/plane.py",
-        "self._begin_block(orders, views, usual, Budget(arrived, deadline), model, now)",
-        'self._begin_block(orders, views, usual, Budget(arrived, deadline), "default", now)',
+        "self._begin_block(orders, views, usual, Budget(arrived, deadline), model, now, self._of_one_call)",
+        'self._begin_block(orders, views, usual, Budget(arrived, deadline), "default", now, self._of_one_call)',
         "model:",
         "two_models",
     ),
