@@ -45,6 +45,11 @@ COMMANDS: Final = {
             f"{_OURS}.status",
         ),
         (
+            "console",
+            "Serve the console: pages for on-call and compliance, in a browser, until Ctrl-C.",
+            "pretrade.console.cli",
+        ),
+        (
             "state",
             "Show the trading state, or set it: active, reducing or halted. Asks before it becomes less strict.",
             f"{_OURS}.steering",
