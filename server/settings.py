@@ -77,6 +77,7 @@ _OTHERS = (
     "PRETRADE_CLIENT_",
     "PRETRADE_TARGET",
     "PRETRADE_ADMIN_TARGET",
+    "PRETRADE_ALERTMANAGER_URL",
     SWITCH,
 )
 """Variables that belong to the feature worker, its feature set `ta1`, the keeper of bars, the embedded stack and the

@@ -101,5 +101,5 @@ def _components(
         partial(exports.of_spans, None if path.tracing is None else path.tracing.exporter),
         lambda: drifts.of_drift(audit.drift.states),
         partial(timings.of_loop_lag, base.loop_lag),
-        partial(processes.of_process, restarts, asyncio.get_running_loop()),
+        partial(processes.of_process, restarts, process.settings.grpc.edge, asyncio.get_running_loop()),
     )

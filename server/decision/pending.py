@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from fallback.joint_case import JointCase
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from fallback.budget import Budget
     from fallback.order import Answer, Order
+    from server.decision.many_calls import ManyCalls
     from server.decision.promise import Promise
     from server.decision.record import Decided
 
@@ -21,13 +22,13 @@ class Pending(JointCase):
 
     __slots__ = ("answer", "decided", "durable_until", "has_place", "recorded_at")
 
-    future: Promise[Pending]
+    future: Waited
 
     def __init__(
         self,
         order: Order,
         budget: Budget,
-        future: Promise[Pending],
+        future: Waited,
         on_result: Callable[[Pending], None],
         has_place: bool,
     ) -> None:
@@ -41,3 +42,7 @@ class Pending(JointCase):
         """When that was, in monotonic seconds."""
         self.durable_until = math.nan
         """Until when the caller can wait for it."""
+
+
+Waited: TypeAlias = "Promise[Pending | ManyCalls]"
+"""What the caller of an order waits for. Its case is the block that the order is in, as long as it is in one."""

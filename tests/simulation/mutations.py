@@ -89,7 +89,7 @@ MUTATIONS: Final = (
     Mutation(
         "a caller that leaves while its decision is written counts as answered",
         "server/decision/plane.py",
-        '            self._replies.unheard(case.decided, "cancelled")\n',
+        '            self._replies.unheard(decided, "cancelled")\n',
         "            pass\n",
         "nobody took the reply",
         "audit",
@@ -97,8 +97,8 @@ MUTATIONS: Final = (
     Mutation(
         "the orders of a block are asked of another model than the map chose",
         "server/decision/plane.py",
-        "self._begin_block(orders, views, usual, Budget(arrived, deadline), model, now)",
-        'self._begin_block(orders, views, usual, Budget(arrived, deadline), "default", now)',
+        "self._begin_block(orders, views, usual, Budget(arrived, deadline), model, now, self._of_one_call)",
+        'self._begin_block(orders, views, usual, Budget(arrived, deadline), "default", now, self._of_one_call)',
         "model:",
         "two_models",
     ),
@@ -203,6 +203,14 @@ MUTATIONS: Final = (
         "    return KeyedOrder(_hash(whose.encode()), ",
         "    return KeyedOrder(_hash(__import__('os').urandom(8)), ",
         "key:",
+        "keys",
+    ),
+    Mutation(
+        "a key that a killed process had decided is decided again",
+        "server/decision/left_keys.py",
+        "        for left in self._left(packets):\n            while not self._restored(left) and patience:\n",
+        "        for left in ():\n            while not self._restored(left) and patience:\n",
+        "by a killed process",
         "keys",
     ),
     Mutation(

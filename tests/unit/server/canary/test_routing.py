@@ -148,7 +148,7 @@ class Columns(Block):
     def complete(self) -> None:
         self.ended.set()
 
-    def is_left(self) -> bool:
+    def is_gone(self, place: int) -> bool:
         return False
 
     def put_failure(self, place: int, result: Any) -> None:
