@@ -1,4 +1,4 @@
-"""Orders of one call on their way through the usual case, in columns: what they have in common is there once.
+"""Orders that came together on their way through the usual case, in columns: what they have in common is there once.
 
 The usual case is that an instrument is known and fresh, that the first stage asks one model and gets all scores from
 one version of it, and that no guard objects. What else may happen to an order is `Case`'s affair: who meets it is taken
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fallback.budget import Budget
+    from fallback.budget import Budget, Use
     from fallback.order import Order
     from feature_cache.feature_set import FeatureSet, SetRow
     from feature_cache.store.codec import FeatureSnapshot
@@ -103,14 +103,26 @@ class Scored(Protocol):
         ...
 
 
+class Own(NamedTuple):
+    """What an order of a block that has a caller of its own does not share with the others."""
+
+    arrived: float
+    """In monotonic seconds."""
+    deadline: float
+    """The same; never before the block's."""
+    admission: Use
+    """Its first entry in the ledger."""
+
+
 class Block(ABC):
-    """Some orders of one call, and their first attempt.
+    """Some orders that came together, and their first attempt.
 
     Args:
-        orders: n of them, without idempotency keys, deadlines and features of their own, and without a trace.
+        orders: n of them, without idempotency keys and features of their own, and without a trace.
         views: What is known of each.
-        budget: Of all of them.
+        budget: Of all of them. Its first entry in the ledger is that of the admission.
         chosen: The model that the map chose for all of them; empty where there is one model.
+        own: The arrival and deadline of each, where they have their own; the budget's deadline is the earliest.
     """
 
     __slots__ = (
@@ -124,6 +136,7 @@ class Block(ABC):
         "missing",
         "model",
         "orders",
+        "own",
         "reasons",
         "results",
         "source",
@@ -137,7 +150,9 @@ class Block(ABC):
         views: Sequence[View],
         budget: Budget,
         chosen: str = "",
+        own: Sequence[Own] | None = None,
     ) -> None:
+        self.own = own
         self.chosen = chosen
         self.orders = orders
         self.views = views
@@ -177,8 +192,8 @@ class Block(ABC):
         """The attempt of each order has ended."""
 
     @abstractmethod
-    def is_left(self) -> bool:
-        """Whether the caller has gone, or has all decisions."""
+    def is_gone(self, place: int) -> bool:
+        """Whether nobody waits any more for the result of an order, by its place when the attempt began."""
 
     @abstractmethod
     def put_failure(self, place: int, result: Any) -> None:
@@ -208,10 +223,29 @@ class Block(ABC):
         for name in ("orders", "views", "results", "actions", "reasons"):
             column = getattr(self, name)
             setattr(self, name, [column[place] for place in places] if column else [])
+        if self.own is not None:
+            self.own = [self.own[place] for place in places]
+
+    def times(self) -> list[tuple[float, float]]:
+        """Arrival and deadline of each order, in monotonic seconds."""
+        if self.own is None:
+            return [(self.budget.arrived, self.budget.deadline)] * len(self)
+        return [(arrived, deadline) for arrived, deadline, _ in self.own]
+
+    def uses_of(self, place: int, uses: list[Use]) -> list[Use]:
+        """The ledger of one order, where that of the block is this."""
+        return uses if self.own is None else [self.own[place].admission, *uses[1:]]
+
+    def budget_of(self, place: int) -> Budget:
+        """The budget of one order, which is charged by itself from now on."""
+        own = self.budget.copy()
+        if self.own is not None:
+            own.arrived, own.deadline, own.uses[0] = self.own[place]
+        return own
 
     def case(self, place: int, budget: Budget | None = None) -> Case:
-        """An answered order as a case of its own, with a ledger of its own or the block's."""
-        case = Case(self.orders[place], self.budget if budget is None else budget)
+        """An answered order as a case of its own, with this ledger or one like the block's."""
+        case = Case(self.orders[place], self.budget_of(place) if budget is None else budget)
         self.fill(case, place)
         case.attempts.append(self.attempt(place))
         return case

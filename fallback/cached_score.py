@@ -98,9 +98,8 @@ class CachedScores:
         for question, place in last.items():
             view = block.views[place]
             if view.mid > 0:
-                self._scores[question] = _Score(
-                    block.answer(place), block.budget.arrived, view.mid, view.features, ids[place]
-                )
+                arrived = block.budget.arrived if block.own is None else block.own[place].arrived
+                self._scores[question] = _Score(block.answer(place), arrived, view.mid, view.features, ids[place])
 
     async def answer(self, case: Case) -> Answer | None:
         """The remembered score, if it is young enough and features and mid have not moved too far."""

@@ -47,6 +47,7 @@ LABELS: Final = {
     "cause": "`failed`, `degraded`, `slow`, `caller` (it keeps the trace), `sample`",
     "check": "what a canary is compared by, from `errors` to `better`",
     "degradation": "the contract's `Degradation`",
+    "edge": "`envoy`, `grpcio`",
     "fate": "what became of it: a handful of words in the code",
     "feature": "the features of the feature set, and `score`",
     "file": "what may be replaced at any time: `certificates`, `token keys`, `revoked tokens`, `access policy`, "

@@ -21,6 +21,7 @@ from feature_cache.features import MF1
 from feature_cache.store.codec import FeatureSnapshot
 from pretrade.market.v1 import market_pb2 as pb
 from torchserve.dataset import SamplesError
+from torchserve.tables import read_table
 from torchserve.vectors import Known
 
 if TYPE_CHECKING:
@@ -137,13 +138,8 @@ def read_orders(path: Path, feature_set: FeatureSet = MF1) -> pa.Table:
         SamplesError: It cannot be read, or a column is missing or not what it should be.
     """
     import pyarrow as pa  # noqa: PLC0415 - only for this command
-    import pyarrow.csv as pc  # noqa: PLC0415
-    import pyarrow.parquet as pq  # noqa: PLC0415
 
-    try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else pc.read_csv(path)
-    except (OSError, pa.ArrowException) as error:
-        raise SamplesError(f"{path}: {error}") from error
+    table = read_table(path)
     for name in ("instrument", "time"):
         if name not in table.column_names:
             raise SamplesError(f"{path}: has no column {name!r}; it has {', '.join(table.column_names)}")

@@ -23,11 +23,17 @@ def up(
         list[str] | None,
         typer.Option(
             help="Start this part alone; can be repeated. Of valkey, broker, postgres, primary, secondary, challenger, "
-            "worker, bars, market, server."
+            "worker, bars, market, server, prometheus, alertmanager."
         ),
     ] = None,
     bars: Annotated[
         bool, typer.Option("--bars", help="Keep bars of each instrument in the database; see `pretrade bars`.")
+    ] = False,
+    alerts: Annotated[
+        bool,
+        typer.Option(
+            "--alerts", help="Run Prometheus and Alertmanager, where they are installed; see `pretrade alerts`."
+        ),
     ] = False,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Decision server processes; `kill -HUP` of the server replaces them.")
@@ -53,6 +59,7 @@ def up(
 
     market = False if no_market else None
     keeping = True if bars or "bars" in (part or ()) else None
+    alerting = True if alerts or {"prometheus", "alertmanager"} & set(part or ()) else None
     chosen = given(
         dir=directory,
         data=data,
@@ -60,6 +67,7 @@ def up(
         scenario=scenario,
         market=market,
         bars=keeping,
+        alerts=alerting,
         processes=processes,
         replicas=replicas,
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import DirectoryPath, Field, SecretStr, ValidationError
+from pydantic import DirectoryPath, Field, FilePath, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from feature_cache.sources.simulated.scenarios import ScenarioName
@@ -42,6 +42,10 @@ class LocalSettings(BaseSettings):
     """Whether market data is fed at all."""
     bars: bool = False
     """Whether bars are kept, in the stack's database; docs/bars.md."""
+    alerts: bool = False
+    """Whether Prometheus and Alertmanager run, which have to be installed; docs/alerts.md."""
+    alertmanager_config: FilePath | None = None
+    """Alertmanager's configuration, with those who are told; none for one by which nobody is."""
     instruments: tuple[str, ...] | None = None
     """Instruments to decide on, as a JSON list; none for those of the market data."""
     model_store: Path | None = None

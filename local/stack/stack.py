@@ -24,7 +24,18 @@ from pydantic import SecretStr
 
 from local.stack.errors import DirectoryInUseError, PartFailedError, StackError, StartCancelledError
 from local.stack.guard import Guard
-from local.stack.parts import bars, broker, market, postgres, server, torchserve, valkey, worker
+from local.stack.parts import (
+    alertmanager,
+    bars,
+    broker,
+    market,
+    postgres,
+    prometheus,
+    server,
+    torchserve,
+    valkey,
+    worker,
+)
 from local.stack.ports import LOOPBACK, default_port, free_ports, is_free
 from local.stack.process import Process
 from local.stack.settings import LocalSettings
@@ -45,6 +56,8 @@ _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
     "bars": ("postgres", "worker"),  # the worker makes the topic, as its settings say
     "market": ("worker",),
     "server": ("valkey", "postgres", "primary", "secondary", "challenger", "market"),
+    "alertmanager": (),
+    "prometheus": ("alertmanager", "server"),  # before it, every server would be down for a while
 }
 """What is started, after what; the step `models` is done when the models are there."""
 
@@ -58,13 +71,14 @@ _REQUIRED: Final = (
     ("market", "broker"),
     ("bars", "broker"),
     ("bars", "postgres"),
+    ("prometheus", "alertmanager"),
 )
 """A part and another, ours or external, without which it is of no use."""
 
 _MODELS: Final[Mapping[str, str]] = {"primary": "champion", "secondary": "champion", "challenger": "challenger"}
 """The roles that TorchServe processes have, and the model that each serves."""
 
-_STOPPED_FIRST: Final = (("market",), ("server", "worker", "bars"))
+_STOPPED_FIRST: Final = (("prometheus",), ("market",), ("server", "worker", "bars"))
 """Parts that use others; all others are stopped after them."""
 
 _TOKEN_MINUTES: Final = 365 * 24 * 60
@@ -112,11 +126,11 @@ class Stack:
         if unknown := set(parts) - set(PARTS):
             raise ValueError(f"no such part: {', '.join(sorted(unknown))}")
         self._external = _external_parts(settings)
-        off = {part for part, wanted in (("market", settings.market), ("bars", settings.bars)) if not wanted}
-        self._parts = set(parts) - self._external - off
+        self._parts = set(parts) - self._external - _switched_off(settings)
         for part, required in _REQUIRED:
             if part in self._parts and required not in self._parts | self._external:
                 raise ValueError(f"{part} needs {required}")
+        _refuse_what_is_not_installed(self._parts)
         self._settings = settings
         self._replicas = {name: role for role in _MODELS for name in _names_of(role, settings)}
         """The TorchServe processes that there may be, and the role of each."""
@@ -273,6 +287,8 @@ class Stack:
             },
             management={role: self._addresses(role, "_management") for role in _MODELS if role in parts},
             instruments=self._instruments,
+            prometheus_url=prometheus.url(ports["prometheus"]) if "prometheus" in parts else None,
+            alertmanager_url=alertmanager.url(ports["alertmanager"]) if "alertmanager" in parts else None,
         )
 
     def _addresses(self, role: str, service: str = "") -> str:
@@ -338,6 +354,8 @@ class Stack:
             "bars": self._start_bars,
             "server": self._start_server,
             "market": self._start_market,
+            "alertmanager": self._start_alertmanager,
+            "prometheus": self._start_prometheus,
         }
         return starts[step]()
 
@@ -421,6 +439,20 @@ class Stack:
         self._run(self._process("market", argv, ready=partial(market.ready, self.endpoints)))
         return "simulated" if data is None else f"{data} at speed {speed}"
 
+    def _start_alertmanager(self) -> str:
+        port, configuration = self._ports["alertmanager"], self._settings.alertmanager_config
+        argv = alertmanager.argv(port, self._directory / "alertmanager", configuration and configuration.resolve())
+        self._run(self._process("alertmanager", argv, ready=partial(prometheus.ready, alertmanager.url(port))))
+        return alertmanager.url(port)
+
+    def _start_prometheus(self) -> str:
+        port, directory = self._ports["prometheus"], self._directory / "prometheus"
+        kept = worker.url(self._ports["bars"]) if "bars" in self._parts else None
+        prometheus.write_configuration(directory, self.endpoints, self._settings.processes, kept)
+        argv = prometheus.argv(port, directory)
+        self._run(self._process("prometheus", argv, ready=partial(prometheus.ready, prometheus.url(port))))
+        return prometheus.url(port)
+
     @property
     def _model_store(self) -> Path:
         return self._settings.model_store or store_directory(self._directory, self._settings.data)
@@ -486,6 +518,29 @@ def _external_parts(settings: LocalSettings) -> set[str]:
     return {part for part, address in given.items() if address is not None}
 
 
+def _switched_off(settings: LocalSettings) -> set[str]:
+    """The parts that the settings do not want."""
+    wanted = {"market": settings.market, "bars": settings.bars}
+    wanted |= dict.fromkeys(("prometheus", "alertmanager"), settings.alerts)
+    return {part for part, is_wanted in wanted.items() if not is_wanted}
+
+
+def _refuse_what_is_not_installed(parts: Collection[str]) -> None:
+    """Refuses parts whose programs do not come with our packages.
+
+    Raises:
+        ValueError: One is not installed.
+    """
+    for part, found in (("prometheus", prometheus.program), ("alertmanager", alertmanager.program)):
+        if part in parts and found() is None:
+            raise ValueError(
+                f"--alerts needs {part}, which is not installed: Debian's packages are prometheus and"
+                " prometheus-alertmanager; others are on prometheus.io/download, to be put on the PATH"
+            )
+    if "prometheus" in parts and not prometheus.OBSERVABILITY.is_dir():
+        raise ValueError(f"--alerts needs the rules in {prometheus.OBSERVABILITY}: run it in a clone of the repository")
+
+
 def _names_of(role: str, settings: LocalSettings) -> list[str]:
     """The TorchServes of a role, by the names that the decision server has for them."""
     if role != "primary" or settings.replicas == 1:
@@ -513,5 +568,6 @@ def _choose_ports(settings: LocalSettings, replicas: Collection[str], claims: Ex
         "http": settings.http_port or default_port(7004, claims),
     }
     management = (f"{name}_management" for name in replicas)
-    ours = ("valkey", "broker", "postgres", *replicas, *management, "worker", "bars", *wanted)
+    others = ("worker", "bars", "prometheus", "alertmanager")
+    ours = ("valkey", "broker", "postgres", *replicas, *management, *others, *wanted)
     return {name: wanted.get(name) or free for name, free in zip(ours, free_ports(len(ours)), strict=True)}

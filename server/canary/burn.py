@@ -113,8 +113,7 @@ class Objective:
 
     def note_block(self, block: Block) -> None:
         """The same for decisions that a model made in columns, from the server's own features."""
-        if block.budget.allowed >= self._min_allowed_seconds:
-            self.met += len(block)
+        self.met += sum(deadline - arrived >= self._min_allowed_seconds for arrived, deadline in block.times())
 
 
 class Notes(Protocol):

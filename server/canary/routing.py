@@ -114,8 +114,11 @@ class CanaryRouting:
         return self.canary is None or _covers(self.canary, case)
 
     def begin_block(self, block: Block) -> bool:
-        """The same for orders in columns."""
-        return self.canary is None and self._champion.begin_block(block)
+        """The same for orders in columns, where a canary covers none of them."""
+        canary = self.canary
+        if canary is not None and any(canary.covers(order.instrument, order.strategy) for order in block.orders):
+            return False
+        return self._champion.begin_block(block)
 
     def settle_block(self, block: Block) -> bool:
         """See `Champion.settle_block`."""

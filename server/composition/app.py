@@ -165,7 +165,7 @@ async def start(
     base = await open_foundation(process, envoy)
     path = await open_request_path(process, base)
 
-    audit = await open_audit(process, base.journal, path.models)
+    audit = await open_audit(process, base.journal, path.models, path.model_map)
 
     health_servicer = HealthServicer()
     health_state = _health(process, base, path, audit.explaining, health_servicer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from server.audit.reading.explaining import Explaining
@@ -15,6 +16,7 @@ from server.rpc.audit import AuditServicer
 if TYPE_CHECKING:
     from server.composition.models import Model
     from server.composition.process import Process
+    from server.inference.model_map import ModelMap
     from server.journal.journal import Journal
 
 
@@ -32,13 +34,20 @@ class AuditParts:
     drift: DriftWatch
 
 
-async def open_audit(process: Process, journal: Journal, models: Sequence[Model]) -> AuditParts:
+def _champions(models: Sequence[Model], model_map: ModelMap) -> tuple[str, ...]:
+    """The versions that decide orders of today's map."""
+    found = (one.champion_version() for one in models if one.name in model_map.reached)
+    return tuple(dict.fromkeys(filter(None, found)))
+
+
+async def open_audit(process: Process, journal: Journal, models: Sequence[Model], model_map: ModelMap) -> AuditParts:
     """The audit service, explanations beside replies, the processes that read all journals, and who watches drift.
 
     Args:
         process: What they are built with.
         journal: Where outcomes and decisions are written.
         models: Whose champions are explained and compared, the default one first.
+        model_map: Those that it gives orders to are ready to be explained.
     """
     settings, stack = process.shared, process.stack
     path = settings.journal.path.absolute()
@@ -46,6 +55,7 @@ async def open_audit(process: Process, journal: Journal, models: Sequence[Model]
         journal=path,
         database_url=settings.database_url.get_secret_value(),
         model_store=settings.replay.model_store,
+        models=len(models),
     )
     # Those who read, and those who run models besides: a model that hangs holds up no look-up.
     reads = await stack.enter_async_context(ReadingProcess("reads", task))
@@ -62,7 +72,7 @@ async def open_audit(process: Process, journal: Journal, models: Sequence[Model]
         settings.explain,
         process.metrics.explanations,
         process.clock,
-        None if task.model_store is None else models[0].champion_version,
+        tuple if task.model_store is None else partial(_champions, models, model_map),
     )
     await process.background(explaining.keep_warm(), "explanations")
     questions = (lookups, watching, replays, explanations, comparing)

@@ -88,6 +88,7 @@ def _components(
         partial(models.of_shadow, [one.canary.shadow for one in named]),
         partial(embedded.of_embedded, embedded_of),
         partial(embedded.of_expiry, path.replicas.values(), path.expiry),
+        partial(embedded.of_map, [one.name for one in named], path.model_map),
         partial(canaries.of_pairs, {one.name: one.canary.recorder for one in named}),
         partial(canaries.of_canary, canaries_of),
         partial(controls.of_control, path.control),
@@ -100,5 +101,5 @@ def _components(
         partial(exports.of_spans, None if path.tracing is None else path.tracing.exporter),
         lambda: drifts.of_drift(audit.drift.states),
         partial(timings.of_loop_lag, base.loop_lag),
-        partial(processes.of_process, restarts, asyncio.get_running_loop()),
+        partial(processes.of_process, restarts, process.settings.grpc.edge, asyncio.get_running_loop()),
     )

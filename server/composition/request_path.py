@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fallback.chain import Chain
@@ -25,6 +26,7 @@ from server.control.state import ControlState
 from server.control.subjects import model_map_subjects
 from server.decision.admission import Admission
 from server.decision.idempotency import IdempotencyWindow
+from server.decision.left_keys import LeftKeys
 from server.decision.markets import Markets
 from server.decision.other_sets import OtherSets
 from server.decision.packets import PacketWriter
@@ -38,6 +40,7 @@ from server.inference.replicas import Replicas
 from server.journal.journal import Journal
 from server.models.expiry import ModelExpiry
 from server.models.limits import KnownLimits
+from server.process.slot import journal_path
 from server.security import operator
 from server.security.security import Security
 from server.settings import Settings, load
@@ -61,6 +64,7 @@ class Foundation:
     security: Security
     feature_cache: FeatureCache
     feature_store: FeatureStore | ClusterFeatureStore
+    idempotency: IdempotencyWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,10 @@ async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundati
     loop_lag = LoopLag(clock)
     await process.background(loop_lag.run(), "loop-lag")
     journals = 1 if process.slot is None else process.slot.processes + 1
-    journal = await stack.enter_async_context(Journal(settings.journal, process.machine, journals))
+    keys = _shared_keys(process)
+    left_keys = _left_keys(process, keys)
+    journal = await stack.enter_async_context(Journal(settings.journal, process.machine, journals, left_keys.take_over))
+    left_keys.has_taken_over()
     shipper = await stack.enter_async_context(
         Shipper(journal, settings.database_url.get_secret_value(), settings.shipping, settings.decisions_topic)
     )
@@ -123,7 +130,8 @@ async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundati
     feature_store = await stack.enter_async_context(
         open_store(redis_url, settings.feature_cache.ttl_seconds, settings.feature_cache.timeout_seconds)
     )
-    return Foundation(loop_lag, journal, shipper, replies, security, feature_cache, feature_store)
+    idempotency = IdempotencyWindow(clock, keys, left_keys.resolve)
+    return Foundation(loop_lag, journal, shipper, replies, security, feature_cache, feature_store, idempotency)
 
 
 def _cache_of(feature_set: FeatureSet, process: Process) -> FeatureCache:
@@ -175,7 +183,6 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     await process.background(control.watch(), "control")
     for model in models:
         await process.background(model.canary.rollout.run(), "canary" if model is models[0] else f"canary-{model.name}")
-    idempotency = IdempotencyWindow(clock, _shared_keys(process))
     reports, tracing = _open_reports(process)
     base.security.tell_of([*(replica.tls for replica in replicas.values()), None if tracing is None else tracing.tls])
     durability = settings.journal.durability.value
@@ -196,7 +203,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     await process.background(other_sets.run(), "other-sets")
     dataplane = DataPlane(
         admission=admission,
-        idempotency=idempotency,
+        idempotency=base.idempotency,
         markets=Markets(base.feature_cache, settings.features.max_age_seconds, clock, other_sets),
         chain=chain,
         cached_scores=routing.cached_scores,
@@ -219,7 +226,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         configuration=configuration,
         control=control,
         admission=admission,
-        idempotency=idempotency,
+        idempotency=base.idempotency,
         reports=reports,
         tracing=tracing,
         expiry=ModelExpiry(base.feature_cache, lambda: guards.model_grace_seconds),
@@ -243,7 +250,15 @@ def _shared_keys(process: Process) -> SharedKeys:
     if memory is None:
         memory = make_memory(settings.max_keys)
         process.stack.callback(os.close, memory)
-    return SharedKeys(memory, settings.window_seconds, process.clock)
+    place = 0 if slot is None else slot.index
+    return SharedKeys(memory, settings.window_seconds, process.clock, slot=place)
+
+
+def _left_keys(process: Process, keys: SharedKeys) -> LeftKeys:
+    """What brings into the table of keys what killed processes had decided."""
+    path = process.shared.journal.path
+    window_seconds = process.settings.idempotency.window_seconds
+    return LeftKeys(keys, window_seconds, partial(journal_path, path), process.machine)
 
 
 def _open_reports(process: Process) -> tuple[DecisionReports, Tracing | None]:

@@ -18,7 +18,8 @@ from server.composition.process import seconds_to_end
 from server.control.file import ControlFile, control_path
 from server.control.start import halt_at_start
 from server.decision.ids import uuid7_source
-from server.decision.shared_keys import make_memory
+from server.decision.left_keys import LeftKeys
+from server.decision.shared_keys import SharedKeys, make_memory
 from server.envoy import gate
 from server.envoy.edge import Envoy
 from server.journal.journal_file import journals_of
@@ -58,6 +59,7 @@ def open_group(settings: Settings, processes: int) -> Iterator[Group]:
         held.callback(os.close, lock)
         keys = make_memory(settings.idempotency.max_keys)
         held.callback(os.close, keys)
+        left = _left_keys(settings, keys)
         sockets = held.enter_context(private_directory(lock))
         if settings.grpc.edge == "envoy":
             http_filter = gate.http_filter(settings.admission, settings.budget.cap_seconds)
@@ -83,11 +85,18 @@ def open_group(settings: Settings, processes: int) -> Iterator[Group]:
             decision_port=port,
             command=command,
             journal=lambda slot: journal_path(settings.journal.path, slot),
-            ship=lambda journal: ship_leftovers(journal, database_url, settings.shipping),
+            ship=lambda journal: ship_leftovers(journal, database_url, settings.shipping, left.take_over),
             left_behind=_left_behind(settings.journal.path, processes),
             patience_seconds=settings.startup_patience_seconds,
             seconds_to_end=seconds_to_end(settings),
         )
+
+
+def _left_keys(settings: Settings, keys: int) -> LeftKeys:
+    """Brings into the table of keys what ended processes had decided."""
+    window_seconds = settings.idempotency.window_seconds
+    table = SharedKeys(keys, window_seconds, time.monotonic)
+    return LeftKeys(table, window_seconds, lambda slot: journal_path(settings.journal.path, slot))
 
 
 def _left_behind(journal: Path, processes: int) -> tuple[tuple[int, Path], ...]:

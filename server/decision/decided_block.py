@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from server.decision import decision_wire
 from server.decision.record import Decided, ReplyState
@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
     from fallback.block import Block
     from fallback.budget import Budget
+    from pretrade.decision.v1 import decision_pb2 as pb
     from server.decision.record import RecordedRow
 
 
 class DecidedBlock:
-    """The decisions of a block, made at one instant, that become durable, are sent and are heard together.
+    """The decisions of a block, made at one instant, that become durable together.
 
-    What is true of one of them alone is said of its `Decided` (`apart`).
+    Those of one call are sent and heard together, too; those of several callers are each sent as a `DecidedRow`. What
+    else is true of one of them alone is said of its `Decided` (`apart`).
 
     Args:
         block: The orders, and what the model said.
@@ -31,18 +33,17 @@ class DecidedBlock:
 
     __slots__ = (
         "_apart",
-        "allowed_us",
         "arrived",
         "block",
         "budgets",
         "control_version",
         "durable_until",
+        "ended_at",
+        "heard",
         "ids",
         "recorded_at",
-        "recorded_us",
         "reply",
         "unsettled",
-        "used_us",
         "uses",
         "wall_ns",
     )
@@ -54,16 +55,18 @@ class DecidedBlock:
         self.recorded_at = now
         self.wall_ns = wall_ns
         self.control_version = control_version
-        self.arrived = budget.arrived
-        self.allowed_us = max(0, int((budget.deadline - budget.arrived) * 1e6))
-        self.recorded_us = self.used_us = max(0, int((now - budget.arrived) * 1e6))
-        """Microseconds that they took: until they were recorded, and until they are sent."""
+        self.arrived = budget.arrived if block.own is None else min(own.arrived for own in block.own)
+        """When the first of them came, in monotonic seconds."""
+        self.ended_at = now
+        """Until when their time is counted: when they were recorded, and then when they are sent."""
         self.uses = budget.uses.copy()
         """The ledger as it is recorded."""
         self.durable_until = math.nan
-        """Until when the caller can wait for the audit, in monotonic seconds."""
+        """Until when all callers can wait for the audit, in monotonic seconds."""
+        self.heard: set[int] = set()
+        """The places of those that their callers have heard, until `apart` was asked for."""
         self.reply = ReplyState.NONE
-        """Of all of them, until `apart` was asked for."""
+        """Of all of them but those that are heard, until `apart` was asked for."""
         self._apart: list[Decided] | None = None
         self.budgets: list[Budget] = []
         """Of each decision that is apart."""
@@ -88,14 +91,14 @@ class DecidedBlock:
         if self._apart is None:
             self._apart = []
             for place in range(len(self)):
-                self.budgets.append(self.block.budget.copy())
+                self.budgets.append(self.block.budget_of(place))
                 self._apart.append(self._decided(place, self.budgets[place]))
-            self.unsettled.update(self._apart)
+            self.unsettled.update(one for place, one in enumerate(self._apart) if place not in self.heard)
         return self._apart
 
     def one(self, place: int) -> Decided:
         """One of the decisions, for somebody to read; what becomes of it is said of those that are `apart`."""
-        return self._decided(place, self.block.budget.copy())
+        return self._decided(place, self.block.budget_of(place))
 
     def _decided(self, place: int, budget: Budget) -> Decided:
         block = self.block
@@ -110,15 +113,16 @@ class DecidedBlock:
             self.wall_ns,
             self.control_version,
         )
-        decided.used_us = self.used_us
-        decided.reply = self.reply
+        decided.used_us = microseconds(budget.arrived, self.ended_at)
+        decided.reply = ReplyState.HEARD if place in self.heard else self.reply
         decided.block = self
         return decided
 
     def rows(self) -> Iterator[RecordedRow]:
         """What `PacketBatch.add` writes down of each order."""
         block, now_ns = self.block, int(self.recorded_at * 1e9)
-        for place, decision_id in enumerate(self.ids):
+        times = block.times()
+        for place, (decision_id, (arrived, deadline)) in enumerate(zip(self.ids, times, strict=True)):
             yield (
                 block.case(place),
                 block.answer(place),
@@ -127,9 +131,9 @@ class DecidedBlock:
                 block.actions[place],
                 bytes((block.reasons[place],)),
                 b"",
-                self.allowed_us,
-                self.recorded_us,
-                self.uses,
+                microseconds(arrived, deadline),
+                microseconds(arrived, self.recorded_at),
+                block.uses_of(place, self.uses),
                 (block.attempt(place),),
                 self.wall_ns,
                 now_ns,
@@ -137,28 +141,80 @@ class DecidedBlock:
 
     def wires(self) -> Iterator[bytes]:
         """Each decision, serialised for the reply."""
-        block, write = self.block, decision_wire.write
-        model, source, uses = block.model, block.source, block.budget.uses
+        return map(self.wire, range(len(self.ids)))
+
+    def wire(self, place: int) -> bytes:
+        """One of them."""
+        block, budget = self.block, self.block.budget
+        model, order, own = block.model, block.orders[place], block.own
+        arrived, deadline = (budget.arrived, budget.deadline) if own is None else own[place][:2]
         assert model is not None
-        name, version, threshold = model.name, model.version, model.threshold
-        for decision_id, order, view, action, reason, scored in zip(
-            self.ids, block.orders, block.views, block.actions, block.reasons, block.results, strict=True
-        ):
-            yield write(
-                decision_id,
-                order.order_ref,
-                action,
-                [reason],
-                [],
-                source,
-                name,
-                version,
-                scored.score,
-                threshold,
-                view.age_seconds,
-                self.wall_ns,
-                self.control_version,
-                self.allowed_us,
-                self.used_us,
-                uses,
-            )
+        return decision_wire.write(
+            self.ids[place],
+            order.order_ref,
+            block.actions[place],
+            [block.reasons[place]],
+            [],
+            block.source,
+            model.name,
+            model.version,
+            block.results[place].score,
+            model.threshold,
+            block.views[place].age_seconds,
+            self.wall_ns,
+            self.control_version,
+            microseconds(arrived, deadline),
+            microseconds(arrived, self.ended_at),
+            block.uses_of(place, budget.uses),
+        )
+
+
+class DecidedRow:
+    """A decision of a block whose caller waits for it alone.
+
+    Args:
+        block: What was decided together.
+        place: Of this one.
+    """
+
+    __slots__ = ("block", "place")
+
+    count: Final = 1
+    """Decisions; see `DecidedBlock`."""
+
+    def __init__(self, block: DecidedBlock, place: int) -> None:
+        self.block = block
+        self.place = place
+
+    @property
+    def wire(self) -> bytes:
+        """The serialised `Decision`."""
+        return self.block.wire(self.place)
+
+    @property
+    def order_ref(self) -> str:
+        """The caller's own."""
+        return self.block.block.orders[self.place].order_ref
+
+    @property
+    def decision_id(self) -> str:
+        """Unique."""
+        return self.block.ids[self.place]
+
+    @property
+    def source(self) -> pb.Source.ValueType:
+        """Who answered."""
+        return self.block.block.source
+
+    def apart(self) -> Decided:
+        """The decision by itself, with a state of its own from now on."""
+        return self.block.apart()[self.place]
+
+
+OneDecided = Decided | DecidedRow
+"""One decision, however it was made."""
+
+
+def microseconds(since: float, until: float) -> int:
+    """From one instant to another, both in seconds; none if that is before it."""
+    return max(0, int((until - since) * 1e6))

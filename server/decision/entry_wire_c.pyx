@@ -255,12 +255,18 @@ cdef int add(Column* columns, _Tables tables, Py_ssize_t place, tuple row) excep
         or case.others is not None
         or answer.cached_from
         or order.context is not NO_CONTEXT
+        or (order.caller and order.idempotency_key)
     ):
         rest = tables.rest(case, order, answer)
         if rest:
             put(&columns[REST_ROW], place)
             put_bytes(columns, REST, rest)
     return 0
+
+
+cdef unsigned long long microseconds(double since, double until) noexcept:
+    """As in decided_block.py."""
+    return <unsigned long long> ((until - since) * 1e6) if until > since else 0
 
 
 cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) except -1:
@@ -274,9 +280,11 @@ cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) e
     cdef list actions = block.actions, all_reasons = block.reasons
     cdef object wall_ns = decided.wall_ns
     cdef object now_ns = int(decided.recorded_at * 1e9)
-    cdef object allowed = decided.allowed_us
-    cdef object used_us = decided.recorded_us
+    cdef double recorded_at = decided.recorded_at
+    cdef list own = None if block.own is None else list(block.own)
     cdef bytes ledger = write_stages(decided.uses)
+    cdef bytes after_admission = b"" if own is None else write_stages(decided.uses[1:])
+    cdef double deadline = block.budget.deadline
     threshold, expires_at = model.threshold, model.expires_at
     name, version, replica = model.name, model.version, block.asked_of
     arrived, used = block.budget.arrived, block.used
@@ -295,8 +303,11 @@ cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) e
         age = view.age_seconds
         put_fixed(&columns[FEATURE_AGE], <long long> (age * 1e9))
         put_fixed(&columns[DECIDED_AT], wall_ns)
-        put_small(&columns[ALLOWED], allowed)
-        put_small(&columns[USED], used_us)
+        if own is not None:
+            arrived, deadline, admission = own[place]
+            ledger = write_stages([admission]) + after_admission
+        put_small(&columns[ALLOWED], microseconds(arrived, deadline))
+        put_small(&columns[USED], microseconds(arrived, recorded_at))
         put_bytes(columns, LEDGER, ledger)
         vector = view.row
         number = tables.vectors.get(vector)

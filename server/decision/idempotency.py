@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import sqlite3
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
@@ -17,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.record import Decided
-from server.decision.shared_keys import BusyError, Claim, KeyedOrder, Remembered, SharedKeys, reused
-from server.errors import OverloadedError
+from server.decision.shared_keys import BusyError, Claim, KeyedOrder, OrphanedError, Remembered, SharedKeys, reused
+from server.errors import JournalError, OverloadedError
 
 _ASK_AGAIN_SECONDS: Final = 0.001
 _SLACK_SECONDS: Final = 0.1
@@ -66,9 +67,16 @@ class IdempotencyWindow:
     Args:
         clock: Monotonic seconds, the event loop's own.
         table: Where decisions are remembered, for all processes of the server.
+        resolve: Finds out whether a dead process had decided the order of a key that it claimed; `LeftKeys.resolve`.
     """
 
-    def __init__(self, clock: Callable[[], float], table: SharedKeys) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        table: SharedKeys,
+        resolve: Callable[[OrphanedError], Awaitable[None]] | None = None,
+    ) -> None:
+        self._resolve = resolve
         self._clock = clock
         self._table = table
         self._under_way: dict[bytes, _UnderWay] = {}
@@ -109,6 +117,9 @@ class IdempotencyWindow:
                 found = self._table.claim(order, deadline + _SLACK_SECONDS)
             except BusyError:
                 await self._a_moment(deadline)
+                continue
+            except OrphanedError as orphan:
+                await self._inherit(orphan, deadline)
                 continue
             except OverloadedError:
                 self.refused += 1
@@ -163,6 +174,17 @@ class IdempotencyWindow:
             self._recent.popitem(last=False)
         return decided
 
+    async def _inherit(self, orphan: OrphanedError, deadline: float) -> None:
+        """Has what a dead process had claimed decided or free; raises `TimeoutError` when that takes too long."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                if self._resolve is None:
+                    self._table.give_up(orphan.claim)
+                else:
+                    await self._resolve(orphan)
+        except (BusyError, JournalError, sqlite3.Error):  # the process that takes the journal over will know
+            await self._a_moment(deadline)
+
     def _recall(self, order: KeyedOrder, found: Remembered) -> Decided:
         """What is remembered, as the object that the first call made where that was here and not long ago."""
         claim, decided = self._recent.get(order.key, (None, None))
@@ -188,6 +210,7 @@ def identify(order: pb.Order, caller: str) -> KeyedOrder:
     content = type(order)()
     content.CopyFrom(order)
     content.ClearField("timeout")  # how long the answer may take is no part of what is asked
+    content.DiscardUnknownFields()  # nor what this server does not know; the audit packet has none of it either
     return KeyedOrder(_hash(whose.encode()), _hash(content.SerializeToString(deterministic=True)), order.order_ref)
 
 

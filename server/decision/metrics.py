@@ -128,8 +128,13 @@ class DecisionMetrics:
         for action, times in collections.Counter(block.actions).items():
             self.decisions[block.source, action] += times
         self.reasons.update(block.reasons)
-        self.latency.observe(now - decided.arrived, count)
-        tally.count([block.budget.uses], self.stages, self.allowances, self.skips, count)
+        if block.own is None:
+            self.latency.observe(now - decided.arrived, count)
+            tally.count([block.budget.uses], self.stages, self.allowances, self.skips, count)
+            return
+        self.latency.observe_all([now - own.arrived for own in block.own])
+        tally.count([[own.admission] for own in block.own], self.stages, self.allowances, self.skips)
+        tally.count([block.budget.uses[1:]], self.stages, self.allowances, self.skips, count)
 
     def by_source(self) -> dict[str, int]:
         """Decisions by source, every source named."""

@@ -47,6 +47,7 @@ _FROM_CALLER: Final = packet_pb2.DecisionPacket(
 _CHAIN_STAGE: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "chain_stages")
 _CACHED_FROM: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "cached_from_decision_id")
 _CONTEXT: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "trace_id", "correlation_id")
+_CALLER: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "caller")
 _SCORED_INPUT: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "scored_input")
 _SCORED_SET: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "scored_feature_set")
 _CHOSEN_MODEL: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "chosen_model")
@@ -379,6 +380,8 @@ def _rest(case: Case, order: Order, answer: Answer) -> bytes:
         rest += _CACHED_FROM % prefixed(answer.cached_from.encode())
     if (context := order.context) is not NO_CONTEXT:
         rest += _CONTEXT % (prefixed(context.trace_id.encode()), prefixed(context.correlation_id.encode()))
+    if order.idempotency_key and order.caller:
+        rest += _CALLER % prefixed(order.caller.encode())
     return rest
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from fallback.joint_case import JointCase
 
@@ -21,13 +21,13 @@ class Pending(JointCase):
 
     __slots__ = ("answer", "decided", "durable_until", "has_place", "recorded_at")
 
-    future: Promise[Pending]
+    future: Waited
 
     def __init__(
         self,
         order: Order,
         budget: Budget,
-        future: Promise[Pending],
+        future: Waited,
         on_result: Callable[[Pending], None],
         has_place: bool,
     ) -> None:
@@ -41,3 +41,15 @@ class Pending(JointCase):
         """When that was, in monotonic seconds."""
         self.durable_until = math.nan
         """Until when the caller can wait for it."""
+
+
+class Joined(Protocol):
+    """Orders that are decided together with others; see `many_calls.py`."""
+
+    def leave(self, promise: Waited) -> Decided | None:
+        """The caller of an order has gone; its decision, if that is written down by now."""
+        ...
+
+
+Waited: TypeAlias = "Promise[Pending | Joined]"
+"""What the caller of an order waits for. Its case is the block that the order is in, as long as it is in one."""

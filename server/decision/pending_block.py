@@ -1,8 +1,12 @@
-"""Orders of one call that are being decided in columns, and those of them that go on alone."""
+"""Orders that came together and are being decided in columns, and those of them that go on alone.
+
+Either one call waits for all of them (`OneCall`), or each has a caller of its own (`many_calls.py`).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from abc import abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
 
 from fallback.block import Block
 
@@ -11,73 +15,169 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
-    from fallback.block import View
+    from fallback.block import Own, View
     from fallback.budget import Budget
     from fallback.chain import Asked, BlockStage
     from fallback.order import Order
-    from server.decision.decided_block import DecidedBlock
-    from server.decision.pending import Pending
-    from server.decision.promise import Promise
-    from server.decision.record import Decided
+    from server.decision.decided_block import DecidedBlock, OneDecided
+    from server.decision.pending import Pending, Waited
+
+
+class Parts(NamedTuple):
+    """What every block is made of."""
+
+    orders: Sequence[Order]
+    views: Sequence[View]
+    budget: Budget
+    chosen: str
+    """See `Block`, as for those before."""
+    stage: BlockStage
+    """The one that is asked."""
+    asked: tuple[Asked, ...]
+    """All stages that are."""
+    on_results: Callable[[PendingBlock], None]
+    """Called once with the block when the attempts of its orders have ended."""
 
 
 class PendingBlock(Block):
-    """A block, and what becomes of each of its orders until their caller has the decisions.
+    """A block, and what becomes of each of its orders until their callers have the decisions.
 
     Args:
-        orders, views, budget, chosen: See `Block`.
-        stage, asked: The stage that is asked, and all those that are.
-        on_results: Called once with the block when the attempts of its orders have ended.
+        parts: What it is made of.
+        own: See `Block`.
+    """
+
+    __slots__ = ("_failed", "_on_results", "asked", "decided", "stage")
+
+    def __init__(
+        self,
+        parts: Parts,
+        own: Sequence[Own] | None = None,
+    ) -> None:
+        super().__init__(parts.orders, parts.views, parts.budget, parts.chosen, own)
+        self._on_results = parts.on_results
+        self.stage, self.asked = parts.stage, parts.asked
+        self.decided: DecidedBlock | None = None
+        """Of the orders in the block, from the moment they are written down."""
+        self._failed: list[int] = []
+        """Places in the block of those that got no score and go on alone, until the block goes on without them."""
+
+    @abstractmethod
+    def is_left(self) -> bool:
+        """Whether nobody waits for an order of the block: all have gone, or have their decisions."""
+
+    @abstractmethod
+    def lost(self) -> set[int]:
+        """The places of orders that somebody should wait for and nobody does."""
+
+    @abstractmethod
+    def go_alone(self, place: int, budget: Budget) -> Pending | None:
+        """Makes an order a case of its own, for those who wait for it; None if they have gone."""
+
+    @abstractmethod
+    def parted(self) -> None:
+        """Every order goes on alone: none is in the block any more."""
+
+    @abstractmethod
+    def ended(self) -> None:
+        """The orders in the block have their decisions, and their callers hear of it."""
+
+    @abstractmethod
+    def give_up(self) -> None:
+        """It was not begun: its orders are none of its business."""
+
+    def complete(self) -> None:
+        """The attempt of each order has ended."""
+        self._on_results(self)
+
+    def put_failure(self, place: int, result: Any) -> None:
+        """Takes the result of an order that got no score: it goes on alone at once."""
+        self._failed.append(place)
+        self.results[place] = result
+        self._send_alone((place,))
+        self.put(place, result)
+
+    def drop_failures(self) -> None:
+        """Goes on without those that got no score, or that nobody waits for any more."""
+        lost = self.lost()
+        if self._failed or lost:
+            lost.update(self._failed)
+            self._failed = []
+            self.keep([place for place in range(len(self)) if place not in lost])
+
+    def go_on_with(self, places: Sequence[int]) -> None:
+        """Goes on with these orders; the others go on alone, from their results."""
+        if len(places) < len(self):
+            kept = set(places)
+            self._send_alone([place for place in range(len(self)) if place not in kept])
+            self.keep(places)
+
+    def _send_alone(self, places: Sequence[int]) -> None:
+        """Has orders go on alone, from the results of their first attempts."""
+        cases = []
+        for place in places:
+            own = self.budget_of(place)
+            del own.uses[self.before_model :]
+            case = self._alone(place, own)
+            if case is not None:
+                case.asked, case.asked_at = self.asked, self.asked_at
+                case.asked_of, case.allowed = self.asked_of, self.allowed
+                cases.append((case, self.results[place]))
+        for case, result in cases:
+            case.set_result(result)
+
+    def part(self) -> list[Pending]:
+        """Has every order that is still in the block go on alone, with its decision."""
+        decided = self.decided
+        assert decided is not None
+        cases = []
+        for place, one in enumerate(decided.apart()):
+            own = decided.budgets[place]
+            case = self._alone(place, own)
+            if case is not None:
+                case.attempts.append(self.attempt(place))
+                case.answer, case.decided = self.answer(place), one
+                case.recorded_at = decided.recorded_at
+                case.durable_until = decided.durable_until + own.deadline - self.budget.deadline
+                cases.append(case)
+        self.parted()
+        return cases
+
+    def _alone(self, place: int, budget: Budget) -> Pending | None:
+        case = self.go_alone(place, budget)
+        if case is not None:
+            self.fill(case, place)
+        return case
+
+
+class OneCall(PendingBlock):
+    """Orders of one call, which waits for all of them and has one deadline.
+
+    Args:
+        parts: What it is made of.
         alone: Makes an order a case of its own.
         left: Called once with the block when its caller has gone.
         future: Done when all have ended. The caller cancels it when nobody waits for the decisions any more.
     """
 
-    __slots__ = (
-        "_alone",
-        "_apart",
-        "_failed",
-        "_in_block",
-        "_left",
-        "_on_results",
-        "_open",
-        "_size",
-        "asked",
-        "decided",
-        "future",
-        "has_ended",
-        "stage",
-    )
+    __slots__ = ("_apart", "_case_of", "_in_block", "_left", "_open", "_size", "future", "has_ended")
 
     def __init__(
         self,
-        orders: Sequence[Order],
-        views: Sequence[View],
-        budget: Budget,
-        chosen: str,
-        stage: BlockStage,
-        asked: tuple[Asked, ...],
-        on_results: Callable[[PendingBlock], None],
+        parts: Parts,
         alone: Callable[[Order, Budget], Pending],
-        left: Callable[[PendingBlock], None],
+        left: Callable[[OneCall], None],
         future: asyncio.Future[None],
     ) -> None:
-        super().__init__(orders, views, budget, chosen)
-        self._on_results = on_results
-        self.stage = stage
-        self.asked = asked
+        super().__init__(parts)
         self.future = future
-        self.decided: DecidedBlock | None = None
-        """Of the orders in the block, from the moment they are written down."""
-        self._alone = alone
+        self._case_of = alone
         self._left = left
-        self._in_block: list[int] = list(range(len(orders)))
+        self._in_block: list[int] = list(range(len(parts.orders)))
         """The place in the call of each order that is in the block."""
-        self._apart: dict[int, Promise[Pending]] = {}
+        self._apart: dict[int, Waited] = {}
         """Those that go on alone, by their place in the call."""
-        self._failed: list[int] = []
-        """Places in the block of those of them that got no score, until the block goes on without them."""
-        self._size = len(orders)
+        self._size = len(parts.orders)
         self.has_ended = False
         """Whether the orders in the block have their decisions."""
         self._open = 1
@@ -90,98 +190,58 @@ class PendingBlock(Block):
         return len(self._in_block) - len(self._failed)
 
     @property
-    def apart(self) -> dict[int, Promise[Pending]]:
+    def apart(self) -> dict[int, Waited]:
         """The orders that went on alone, by their place in the call."""
         return self._apart
 
-    def outcomes(self) -> Iterator[bytes | Promise[Pending]]:
+    def outcomes(self) -> Iterator[bytes | Waited]:
         """What became of each order, in the call's sequence: its decision, serialised, or the promise that says it."""
         wires = iter(()) if self.decided is None or not self._in_block else self.decided.wires()
         for number in range(self._size):
             apart = self._apart.get(number)
             yield next(wires) if apart is None else apart
 
-    def complete(self) -> None:
-        """The attempt of each order has ended."""
-        self._on_results(self)
-
     def is_left(self) -> bool:
-        """Whether the caller has gone, or has all decisions."""
+        """See `PendingBlock`."""
         return self.future.done()
 
-    def put_failure(self, place: int, result: Any) -> None:
-        """Takes the result of an order that got no score: it goes on alone at once."""
-        self._failed.append(place)
-        self.results[place] = result
-        self._send_alone((place,))
-        self.put(place, result)
+    def is_gone(self, place: int) -> bool:
+        """See `Block`."""
+        return self.future.done()
 
-    def drop_failures(self) -> None:
-        """Goes on without those that got no score."""
-        if self._failed:
-            failed = set(self._failed)
-            self._failed = []
-            self._keep([place for place in range(len(self)) if place not in failed])
+    def lost(self) -> set[int]:
+        """See `PendingBlock`."""
+        return set()
 
-    def go_on_with(self, places: Sequence[int]) -> None:
-        """Goes on with these orders; the others go on alone, from their results."""
-        if len(places) < len(self):
-            kept = set(places)
-            self._send_alone([place for place in range(len(self)) if place not in kept])
-            self._keep(places)
-
-    def _keep(self, places: Sequence[int]) -> None:
+    def keep(self, places: Sequence[int]) -> None:
+        """See `Block`."""
         self._in_block = [self._in_block[place] for place in places]
-        self.keep(places)
+        super().keep(places)
         if not places:
             self._one_fewer()
 
-    def _send_alone(self, places: Sequence[int]) -> None:
-        """Has orders go on alone, from the results of their first attempts."""
-        budget, cases = self.budget, []
-        for place in places:
-            own = budget.copy()
-            del own.uses[self.before_model :]
-            case = self._go_alone(place, own)
-            case.asked, case.asked_at = self.asked, self.asked_at
-            case.asked_of, case.allowed = self.asked_of, self.allowed
-            cases.append((case, self.results[place]))
-        for case, result in cases:
-            case.set_result(result)
-
-    def part(self) -> list[Pending]:
-        """Has every order that is still in the block go on alone, with its decision."""
-        decided = self.decided
-        assert decided is not None
-        cases = []
-        for place, one in enumerate(decided.apart()):
-            own = decided.budgets[place]
-            case = self._go_alone(place, own)
-            case.attempts.append(self.attempt(place))
-            case.answer, case.decided = self.answer(place), one
-            case.recorded_at, case.durable_until = decided.recorded_at, decided.durable_until
-            cases.append(case)
-        self._in_block = []
-        self._one_fewer()
-        return cases
-
-    def _go_alone(self, place: int, budget: Budget) -> Pending:
-        case = self._alone(self.orders[place], budget)
-        self.fill(case, place)
+    def go_alone(self, place: int, budget: Budget) -> Pending:
+        """See `PendingBlock`."""
+        case = self._case_of(self.orders[place], budget)
         self._apart[self._in_block[place]] = case.future
         self._open += 1
         case.future.add_done_callback(self._one_has_ended)
         return case
 
-    def _one_has_ended(self, _: Promise[Pending]) -> None:
+    def parted(self) -> None:
+        """See `PendingBlock`."""
+        self._in_block = []
+        self._one_fewer()
+
+    def _one_has_ended(self, _: Waited) -> None:
         self._one_fewer()
 
     def ended(self) -> None:
-        """The orders in the block have their decisions, and their caller hears of it."""
+        """See `PendingBlock`."""
         self.has_ended = True
         self._one_fewer()
 
-    def decisions(self) -> Iterator[DecidedBlock | Decided]:
+    def decisions(self) -> Iterator[DecidedBlock | OneDecided]:
         """Those that there are: of the block, and of each order that went on alone."""
         if self.decided is not None and self._in_block:
             yield self.decided
@@ -195,7 +255,7 @@ class PendingBlock(Block):
             self.future.set_result(None)
 
     def give_up(self) -> None:
-        """It was not begun: its orders are none of its business."""
+        """See `PendingBlock`."""
         self._in_block, self._failed = [], []
         self.future.cancel()
 

@@ -9,9 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from server.decision.decided_block import DecidedBlock
-    from server.decision.pending import Pending
-    from server.decision.pending_block import PendingBlock
-    from server.decision.promise import Promise
+    from server.decision.pending import Waited
+    from server.decision.pending_block import OneCall
 
 
 class PendingSlice:
@@ -25,13 +24,13 @@ class PendingSlice:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self.blocks: list[PendingBlock] = []
+        self.blocks: list[OneCall] = []
         self._places: list[Sequence[int]] = []
         """Of the orders of each block, in the call's sequence."""
-        self.alone: dict[int, Promise[Pending]] = {}
+        self.alone: dict[int, Waited] = {}
         """Orders that were begun by themselves, by their places."""
 
-    def add(self, block: PendingBlock, places: Sequence[int]) -> None:
+    def add(self, block: OneCall, places: Sequence[int]) -> None:
         """Orders at these places were begun in columns."""
         self.blocks.append(block)
         self._places.append(places)
@@ -46,11 +45,11 @@ class PendingSlice:
                 with contextlib.suppress(Exception):  # `outcomes` has it
                     await promise
 
-    def outcomes(self) -> Sequence[bytes | Promise[Pending]]:
+    def outcomes(self) -> Sequence[bytes | Waited]:
         """What became of each order, in the call's sequence: its decision, serialised, or the promise that says it."""
         if len(self.blocks) == 1 and not self.alone:
             return list(self.blocks[0].outcomes())
-        found: dict[int, bytes | Promise[Pending]] = dict(self.alone)
+        found: dict[int, bytes | Waited] = dict(self.alone)
         for block, places in zip(self.blocks, self._places, strict=True):
             found.update(zip(places, block.outcomes(), strict=True))
         return [found[place] for place in range(self._size)]

@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
+from fallback.block import Own
 from fallback.budget import Budget, BudgetSettings
-from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Case, Order
+from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, NO_CONTEXT, Case, Order
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.decided_block import OneDecided
 from server.decision.idempotency import ClaimLostError, identify
-from server.decision.pending import Pending
-from server.decision.pending_block import PendingBlock
+from server.decision.many_calls import ManyCalls
+from server.decision.pending import Joined, Pending, Waited
+from server.decision.pending_block import OneCall, Parts, PendingBlock
 from server.decision.pending_slice import PendingSlice
 from server.decision.promise import Promise, Promises
 from server.decision.record import Decided
@@ -44,12 +47,19 @@ if TYPE_CHECKING:
     from server.timing.loop_lag import LoopLag
 
 T = TypeVar("T")
-Deciding = asyncio.Future[Decided] | Promise[Pending]
+BlockT = TypeVar("BlockT", bound=PendingBlock)
+Deciding: TypeAlias = "asyncio.Future[Decided] | Waited"
 """A decision to come."""
 _NOT_AGAIN = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_OUT_OF_DOMAIN))
 """Scores that are not used for a later order: those that the audit does not hold, and of features no model has seen."""
 _WAITING_SHARE = 0.5
 """Of the time that a batch has left, for waiting for places. What remains is to suffice for some of its orders."""
+_LEAST_IN_BLOCK = 10
+"""Orders with callers of their own that are decided in columns: fewer take less time one by one."""
+_MOST_IN_BLOCK = 64
+"""More would wait for each other where the model gets them in several batches."""
+_NEAR_SECONDS = 0.002
+"""By how much their deadlines may differ: a block goes by its earliest one."""
 _OUT_OF_TIME = frozenset(
     (
         pb.DEGRADATION_NO_TIME_FOR_MODEL,
@@ -60,6 +70,16 @@ _OUT_OF_TIME = frozenset(
     )
 )
 """What keeps a model from answering when too many ask it at once."""
+
+
+class Waiting(NamedTuple):
+    """An order that is decided with those that come in the same turn of the event loop."""
+
+    order: Order
+    arrived: float
+    deadline: float
+    """Both in monotonic seconds."""
+    promise: Waited
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +150,9 @@ class DataPlane:
         self._recorder = Recorder(
             recording, self._reply_reserve, self._after, self._after_block, self._too_late, clock, wall_clock_ns
         )
-        self._promises: Promises[Pending] = Promises(self._ended)
-        self._arrived: list[Pending] = []
-        """Cases of this turn of the event loop."""
+        self._promises: Promises[Pending | Joined] = Promises(self._ended)
+        self._arrived: list[Pending | Waiting] = []
+        """Orders of this turn of the event loop."""
         self._results: list[Pending] = []
         """Those whose first attempt has ended in this turn."""
         self._alone: set[asyncio.Task[None]] = set()
@@ -168,7 +188,7 @@ class DataPlane:
         """Why so many orders are not admitted, which are counted as shed."""
         return self._admission.refused(orders)
 
-    async def decide(self, order: Order, arrived: float, deadline: float | None) -> Decided:
+    async def decide(self, order: Order, arrived: float, deadline: float | None) -> OneDecided:
         """Decides one order; the decision is durable when this returns.
 
         The caller of this method reports whether the reply was sent: `heard` or `unheard`.
@@ -202,11 +222,12 @@ class DataPlane:
         if self._clock() >= deadline:
             self._metrics.late += 1
             raise DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival")
-        budget = Budget(arrived, deadline)
         self._admission.admit(order.reduce_only)
         if not order.idempotency_key:
-            return self._arrive(order, budget, has_place=True, in_company=in_company)
-        task = asyncio.get_running_loop().create_task(self._decide_keyed(order, budget))
+            if (in_company or self._admission.in_flight > 1) and _may_join(order):
+                return self._wait(order, arrived, deadline)
+            return self._arrive(order, Budget(arrived, deadline), has_place=True, in_company=in_company)
+        task = asyncio.get_running_loop().create_task(self._decide_keyed(order, Budget(arrived, deadline)))
         task.add_done_callback(self._leave)
         return task
 
@@ -219,11 +240,11 @@ class DataPlane:
         if self._clock() >= deadline or not self._admission.admit_together(len(orders)):
             return None
         begun, now = PendingSlice(len(orders)), self._clock()
-        groups = {"": range(len(orders))} if self._models is None else self._models.groups(orders)
+        groups = self._groups(orders)
         views = self._views(orders, groups, now)
         for model, places in groups.items():
             usual = [place for place in places if views[place] is not None]
-            block = self._begin_block(orders, views, usual, Budget(arrived, deadline), model, now)
+            block = self._begin_block(orders, views, usual, Budget(arrived, deadline), model, now, self._of_one_call)
             if block is not None:
                 begun.add(block, usual)
                 if len(usual) == len(places):
@@ -257,14 +278,21 @@ class DataPlane:
         if future.cancelled():
             self._metrics.cancelled += 1
 
-    def _ended(self, cases: Sequence[Pending]) -> None:
+    def _ended(self, promises: Sequence[Waited]) -> None:
         """These have their decisions, or an error, or their callers have gone."""
         places = 0
-        for case in cases:
-            places += case.has_place
-            if case.future.cancelled():
-                self._metrics.cancelled += case.has_place
-                self._left(case)
+        for promise in promises:
+            case = promise.case
+            if isinstance(case, Pending):
+                places += case.has_place
+                if promise.cancelled():
+                    self._metrics.cancelled += case.has_place
+                    self._left(case.decided)
+            elif promise.cancelled():  # else its block has given its place back
+                places += 1
+                self._metrics.cancelled += 1
+                if case is not None:
+                    self._left(case.leave(promise))
         if places:
             self._admission.leave(places)
 
@@ -287,10 +315,10 @@ class DataPlane:
             nonlocal made
             promise = self._arrive(order, budget, has_place=False)
             try:
-                made = await promise
+                made = _by_itself(await promise)
             except asyncio.CancelledError:
                 if not promise.cancel() and promise.exception() is None:  # it was decided before that was known
-                    made = promise.result()
+                    made = _by_itself(promise.result())
                 raise
             return made
 
@@ -388,7 +416,7 @@ class DataPlane:
 
     def _arrive(
         self, order: Order, budget: Budget, *, has_place: bool, in_company: bool = False, model: str = ""
-    ) -> Promise[Pending]:
+    ) -> Waited:
         """Decides one order, together with those that arrive in the same turn of the event loop.
 
         `model` is whose order it is, where that is known by now.
@@ -402,10 +430,25 @@ class DataPlane:
             asyncio.get_running_loop().call_soon(self._take_up)
         return case.future
 
-    def _pending(self, order: Order, budget: Budget, *, has_place: bool = True) -> Pending:
-        promise: Promise[Pending] = Promise(self._promises)
+    def _wait(self, order: Order, arrived: float, deadline: float) -> Waited:
+        """The same for an order that may be decided in columns."""
+        promise: Waited = Promise(self._promises)
+        self._arrived.append(Waiting(order, arrived, deadline, promise))
+        if len(self._arrived) == 1:
+            asyncio.get_running_loop().call_soon(self._take_up)
+        return promise
+
+    def _pending(
+        self, order: Order, budget: Budget, promise: Waited | None = None, *, has_place: bool = True
+    ) -> Pending:
+        if promise is None:
+            promise = Promise(self._promises)
         case = promise.case = Pending(order, budget, promise, self._answered, has_place)
         return case
+
+    def _groups(self, orders: Sequence[Order]) -> Mapping[str, Sequence[int]]:
+        """The places of the orders by their models; one without a name where there is one model."""
+        return {"": range(len(orders))} if self._models is None else self._models.groups(orders)
 
     def _views(self, orders: Sequence[Order], groups: Mapping[str, Sequence[int]], now: float) -> Sequence[View | None]:
         """What is known of the orders' instruments; None of those that cannot be decided in columns."""
@@ -416,6 +459,9 @@ class DataPlane:
         except Exception:  # each meets it by itself, and tells of it
             return [None] * len(orders)
 
+    def _of_one_call(self, parts: Parts) -> OneCall:
+        return OneCall(parts, self._pending, self._block_left, asyncio.get_running_loop().create_future())
+
     def _begin_block(
         self,
         orders: Sequence[Order],
@@ -424,10 +470,11 @@ class DataPlane:
         budget: Budget,
         model: str,
         now: float,
-    ) -> PendingBlock | None:
+        made: Callable[[Parts], BlockT],
+    ) -> BlockT | None:
         """Life of a request in columns, first part, of the orders at these places.
 
-        None where something about it is not the usual.
+        None where something about it is not the usual. `made` makes the block.
         """
         stage, asked = self._chain.for_blocks()
         if stage is None or not places:
@@ -436,18 +483,16 @@ class DataPlane:
         budget.reserve_seconds = self._reserve(allowed, self._recorder.times.p95)
         budget.charge(pb.STAGE_ADMISSION, allowed, now - budget.arrived)
         budget.charge(pb.STAGE_FEATURES, budget.deadline - now, self._clock() - now)
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        block = PendingBlock(
-            [orders[place] for place in places],
-            [view for place in places if (view := views[place]) is not None],
-            budget,
-            model,
-            stage,
-            asked,
-            self._block_answered,
-            self._pending,
-            self._block_left,
-            future,
+        block = made(
+            Parts(
+                [orders[place] for place in places],
+                [view for place in places if (view := views[place]) is not None],
+                budget,
+                model,
+                stage,
+                asked,
+                self._block_answered,
+            )
         )
         try:
             begun = stage.begin_block(block)
@@ -465,7 +510,7 @@ class DataPlane:
 
     def _settle_block(self, block: PendingBlock) -> None:
         """Life of a request in columns, the rest; an order that a guard objects to goes on alone."""
-        if block.future.done():
+        if block.is_left():
             return
         try:
             block.drop_failures()
@@ -495,8 +540,8 @@ class DataPlane:
             for case in block.part():
                 fail(case, error)
 
-    def _block_left(self, block: PendingBlock) -> None:
-        """The caller of a block has gone: what is written of the decisions has not been heard."""
+    def _block_left(self, block: OneCall) -> None:
+        """The one caller of a block has gone: what is written of the decisions has not been heard."""
         for promise in block.apart.values():
             self.give_up(promise)
         if block.in_block:
@@ -506,14 +551,18 @@ class DataPlane:
             if block.decided is not None:
                 self._replies.unheard(block.decided, "cancelled")
 
-    def _left(self, case: Pending) -> None:
+    def _left(self, decided: Decided | None) -> None:
         """A caller has gone: what is written of the decision has not been heard."""
-        if case.decided is not None:
-            self._replies.unheard(case.decided, "cancelled")
+        if decided is not None:
+            self._replies.unheard(decided, "cancelled")
 
     def _take_up(self) -> None:
         """Life of a request, first part: from its arrival until a model is asked."""
-        cases, self._arrived = [case for case in self._arrived if not case.future.done()], []
+        arrived, self._arrived = self._arrived, []
+        cases = [one for one in arrived if isinstance(one, Pending) and not one.future.done()]
+        cases += self._join([one for one in arrived if isinstance(one, Waiting) and not one.promise.done()])
+        if not cases:
+            return
         with _failing(cases):
             self._take_over(cases)
             self._markets.look_up(cases)
@@ -523,6 +572,47 @@ class DataPlane:
             for case in cases:
                 if not case.asked:
                     self._go_alone(case)
+
+    def _join(self, waiting: list[Waiting]) -> list[Pending]:
+        """Begins with orders in columns, as far as they can be; the others are cases from now on."""
+        if len(waiting) >= _LEAST_IN_BLOCK:
+            now, orders = self._clock(), [one.order for one in waiting]
+            groups = self._groups(orders)
+            views = self._views(orders, groups, now)
+            for model, places in groups.items():
+                for near in _near([place for place in places if views[place] is not None], waiting):
+                    self._begin_joint(waiting, orders, views, near, model, now)
+        return [
+            self._pending(order, Budget(arrived, deadline), promise)
+            for order, arrived, deadline, promise in waiting
+            if promise.case is None
+        ]
+
+    def _begin_joint(
+        self,
+        waiting: Sequence[Waiting],
+        orders: Sequence[Order],
+        views: Sequence[View | None],
+        places: Sequence[int],
+        model: str,
+        now: float,
+    ) -> None:
+        """Begins with the orders at these places, the one with the earliest deadline first."""
+        joined = [waiting[place] for place in places]
+        own = [
+            Own(arrived, deadline, (pb.STAGE_ADMISSION, deadline - arrived, now - arrived, pb.DEGRADATION_UNSPECIFIED))
+            for _, arrived, deadline, _ in joined
+        ]
+        promises = [one.promise for one in joined]
+        self._begin_block(
+            orders,
+            views,
+            places,
+            Budget(own[0].arrived, own[0].deadline),
+            model,
+            now,
+            lambda parts: ManyCalls(parts, own, self._pending, promises),
+        )
 
     def _take_over(self, cases: Sequence[Pending]) -> None:
         """Charges the way until here, and says what models may not touch of the time."""
@@ -589,17 +679,17 @@ class DataPlane:
         self._objective.note(case, by_model=False)
         self._admission.dropped(case.budget.allowed)
 
-    def heard(self, decisions: Sequence[Decided | DecidedBlock]) -> None:
+    def heard(self, decisions: Sequence[OneDecided | DecidedBlock]) -> None:
         """The transport has the decisions' bytes, in time."""
         for decided in decisions:
             self._replies.heard(decided)
 
-    def in_doubt(self, decisions: Sequence[Decided | DecidedBlock]) -> None:
+    def in_doubt(self, decisions: Sequence[OneDecided | DecidedBlock]) -> None:
         """The transport was given the decisions' bytes in time; nobody knows whether it wrote them in time."""
         for decided in decisions:
             self._replies.in_doubt(decided)
 
-    def unheard(self, decided: Decided | DecidedBlock, cause: Cause) -> None:
+    def unheard(self, decided: OneDecided | DecidedBlock, cause: Cause) -> None:
         """The decision was not sent: its caller had gone, or its deadline has passed."""
         if cause == "cancelled":
             self._metrics.cancelled += decided.count
@@ -649,7 +739,6 @@ class DataPlane:
     def _after_block(self, decided: DecidedBlock, now: float) -> None:
         """The same for decisions that were made in columns."""
         block, count = decided.block, len(decided)
-        budget, allowed = block.budget, block.budget.deadline - decided.arrived
         self._cached_scores.remember_block(block, decided.ids)
         if self._control.shadow:
             self._shadow.mirror_block(block, decided.ids)
@@ -657,7 +746,7 @@ class DataPlane:
         self._reports.decided_block(decided, now)
         # Where all this met no bug, nothing is counted twice.
         self._objective.note_block(block)
-        self._admission.answered([(now - budget.arrived, allowed)], count)
+        self._admission.answered([(now - arrived, deadline - arrived) for arrived, deadline in block.times()])
         self._metrics.observe_block(decided, now)
         self._admission.leave(count)
 
@@ -699,6 +788,31 @@ def _failing(cases: Sequence[Pending]) -> Iterator[None]:
 def _goes_the_usual_way(case: Pending) -> bool:
     """False for an order whose attempts are its own affair: they are in its trace, or may fail through its features."""
     return case.order.caller_features is None and not case.order.context.trace_id
+
+
+def _by_itself(decided: OneDecided) -> Decided:
+    """The decision of an order that was in no block."""
+    assert isinstance(decided, Decided)
+    return decided
+
+
+def _may_join(order: Order) -> bool:
+    """Whether an order can be decided in columns: it has no key, and neither features nor a trace of its own."""
+    return order.context is NO_CONTEXT and not order.brings_features
+
+
+def _near(places: list[int], waiting: Sequence[Waiting]) -> Iterator[list[int]]:
+    """Those of some orders that are decided in one block: their deadlines are near each other."""
+    places.sort(key=lambda place: waiting[place].deadline)
+    first = 0
+    while len(places) - first >= _LEAST_IN_BLOCK:
+        latest = waiting[places[first]].deadline + _NEAR_SECONDS
+        last = first + 1
+        while last < len(places) and last - first < _MOST_IN_BLOCK and waiting[places[last]].deadline <= latest:
+            last += 1
+        if last - first >= _LEAST_IN_BLOCK:
+            yield places[first:last]
+        first = last
 
 
 def _cause(error: BaseException) -> Cause:

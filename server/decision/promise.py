@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from server.decision.record import Decided
+    from server.decision.decided_block import OneDecided
 
 
 CaseT = TypeVar("CaseT")
@@ -21,10 +21,10 @@ class Promises(Generic[CaseT]):
     """Tells callers in the next turn of the event loop, all those together whose promises end in this one.
 
     Args:
-        ended: Called with the cases before their callers hear.
+        ended: Called with them before their callers hear.
     """
 
-    def __init__(self, ended: Callable[[Sequence[CaseT]], None]) -> None:
+    def __init__(self, ended: Callable[[Sequence[Promise[CaseT]]], None]) -> None:
         self._ended = ended
         self._telling: list[Promise[CaseT]] = []
 
@@ -37,7 +37,7 @@ class Promises(Generic[CaseT]):
     def _tell(self) -> None:
         told, self._telling = self._telling, []
         try:
-            self._ended([promise.case for promise in told])
+            self._ended(told)
         finally:
             for promise in told:
                 promise.tell()
@@ -48,16 +48,15 @@ class Promise(Generic[CaseT]):
 
     Args:
         promises: Of those that end together with it.
+        case: Set as soon as there is one, and gone when its caller was told: a decision leaves the collector no cycle.
     """
 
     __slots__ = ("_callbacks", "_outcome", "_promises", "_waiter", "case")
 
-    case: CaseT
-    """Set as soon as there is one, and gone when its caller was told: a decision leaves the collector no cycle."""
-
-    def __init__(self, promises: Promises[CaseT]) -> None:
+    def __init__(self, promises: Promises[CaseT], case: CaseT | None = None) -> None:
+        self.case = case
         self._promises = promises
-        self._outcome: Decided | BaseException | None = None
+        self._outcome: OneDecided | BaseException | None = None
         self._callbacks: list[Callable[[Any], object]] = []
         self._waiter: asyncio.Future[None] | None = None
 
@@ -69,7 +68,7 @@ class Promise(Generic[CaseT]):
         """Whether nobody waits any more, and nobody has been answered."""
         return isinstance(self._outcome, asyncio.CancelledError)
 
-    def result(self) -> Decided:
+    def result(self) -> OneDecided:
         """The decision; raises why there is none."""
         outcome = self._outcome
         if outcome is None:
@@ -87,7 +86,7 @@ class Promise(Generic[CaseT]):
             raise outcome
         return outcome if isinstance(outcome, BaseException) else None
 
-    def set_result(self, decided: Decided) -> None:
+    def set_result(self, decided: OneDecided) -> None:
         """It was decided."""
         self._end(decided)
 
@@ -109,13 +108,13 @@ class Promise(Generic[CaseT]):
         else:
             asyncio.get_running_loop().call_soon(callback, self)
 
-    def __await__(self) -> Generator[Any, None, Decided]:
+    def __await__(self) -> Generator[Any, None, OneDecided]:
         if self._outcome is None:
             self._waiter = asyncio.get_running_loop().create_future()
             yield from self._waiter
         return self.result()
 
-    def _end(self, outcome: Decided | BaseException) -> None:
+    def _end(self, outcome: OneDecided | BaseException) -> None:
         if self._outcome is not None:
             raise asyncio.InvalidStateError("it has ended before")
         self._outcome = outcome
@@ -127,7 +126,7 @@ class Promise(Generic[CaseT]):
     def tell(self) -> None:
         """Calls what was to be called, and lets go of it."""
         callbacks, self._callbacks = self._callbacks, []
-        del self.case
+        self.case = None
         for callback in callbacks:
             try:
                 callback(self)

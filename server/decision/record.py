@@ -229,9 +229,7 @@ class Decided:
     @property
     def remembered(self) -> bytes:
         """What repeats of the call need: when the model expires, 8 bytes, and the decision without its `order_ref`."""
-        message = pb.Decision.FromString(self.wire)
-        message.ClearField("order_ref")
-        return _EXPIRES.pack(self.model_expires_at) + message.SerializeToString()
+        return remembered_of(pb.Decision.FromString(self.wire), self.model_expires_at)
 
     def charge_audit(self, budget: Budget, allowed: float, started: float, now: float) -> None:
         """Adds the cost of the durable audit to the ledger and the reply."""
@@ -244,6 +242,12 @@ class Decided:
         self.abstained = True
         self.action = pb.ACTION_ABSTAIN
         self.reasons.append(reason)
+
+
+def remembered_of(message: pb.Decision, model_expires_at: int) -> bytes:
+    """`Decided.remembered` of a decision, which loses its `order_ref`."""
+    message.ClearField("order_ref")
+    return _EXPIRES.pack(model_expires_at) + message.SerializeToString()
 
 
 def hash_of(settings_json: str) -> str:

@@ -177,32 +177,32 @@ class Recorder:
             return
         elif durable.cancelled() or durable.exception() is not None:
             self._end_unwritten_block(block)
-        elif not block.future.done():  # else its caller has gone, which is noted
+        elif not block.is_left():  # else its callers have gone, which is noted
             self._hand_over_block(block)
 
     def block_is_late(self, commit: _BlockCommit) -> None:
         """The time of decisions of a block is up before they are durable."""
         block, commit.block = commit.block, None
-        if block is not None and not block.future.done():
+        if block is not None and not block.is_left():
             commit.apart = _Commit(block.part(), self)
             self.ended(commit.apart, durable=False)
 
     def _end_unwritten_block(self, block: PendingBlock) -> None:
         assert block.decided is not None
         self._replies.forget(block.decided)
-        if not block.future.done():
+        if not block.is_left():
             self._end_unwritten(block.part())
 
     def _hand_over_block(self, block: PendingBlock) -> None:
-        """Gives the decisions of a block to their caller, if there is still time for that."""
+        """Gives the decisions of a block to their callers, if there is still time for that."""
         now, budget, decided = self._clock(), block.budget, block.decided
         assert decided is not None
         self.times.add(now - decided.recorded_at)
-        if now >= budget.deadline:
+        if now >= budget.deadline or block.lost():
             self._hand_over(block.part())
             return
         budget.charge(pb.STAGE_AUDIT, decided.durable_until - decided.recorded_at, now - decided.recorded_at)
-        decided.used_us = max(0, int((now - decided.arrived) * 1e6))
+        decided.ended_at = now
         try:
             self._after_block(decided, now)
         except Exception:  # a bug that one order meets is none of the others' business

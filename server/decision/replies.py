@@ -39,12 +39,13 @@ from typing import TYPE_CHECKING, Final, Self, cast
 
 import structlog
 
+from server.decision.decided_block import DecidedRow
 from server.decision.record import Decided, HeldTogether, ReplyState
 from server.errors import JournalError, JournalFullError
 from server.journal.reply_status import Cause, heard, unconfirmed
 
 if TYPE_CHECKING:
-    from server.decision.decided_block import DecidedBlock
+    from server.decision.decided_block import DecidedBlock, OneDecided
     from server.journal.journal import Journal
 
 _log = structlog.get_logger(__name__)
@@ -143,16 +144,28 @@ class Replies:
                 one.reply = ReplyState.NONE
                 self._release(one)
 
-    def heard(self, decided: Decided | DecidedBlock) -> None:
+    def heard(self, decided: OneDecided | DecidedBlock) -> None:
         """The transport has the reply's bytes, in time."""
         if isinstance(decided, Decided):
             self._heard(decided)
+        elif isinstance(decided, DecidedRow):
+            self._heard_row(decided)
         elif decided.is_apart:
             for one in decided.apart():
                 self._heard(one)
         elif decided.reply is ReplyState.OWED:
             decided.reply = ReplyState.HEARD
             self._release_block(decided)
+
+    def _heard_row(self, row: DecidedRow) -> None:
+        block = row.block
+        if block.is_apart:
+            self._heard(row.apart())
+        elif block.reply is ReplyState.OWED:
+            block.heard.add(row.place)
+            if len(block.heard) == len(block):
+                block.reply = ReplyState.HEARD
+                self._release_block(block)
 
     def _heard(self, decided: Decided) -> None:
         state = decided.reply
@@ -168,9 +181,9 @@ class Replies:
         else:
             self._note(decided, heard(decided.decision_id))
 
-    def in_doubt(self, decided: Decided | DecidedBlock) -> None:
+    def in_doubt(self, decided: OneDecided | DecidedBlock) -> None:
         """The transport was given the reply's bytes in time; nobody knows whether it wrote them in time."""
-        for one in (decided,) if isinstance(decided, Decided) else decided.apart():
+        for one in _each(decided):
             if one.abstained:
                 self.heard(one)  # the row says TRADE or NO_TRADE, which nobody heard
             elif one.reply is ReplyState.OWED:
@@ -186,7 +199,7 @@ class Replies:
         if self.denied(decided):
             decided.reply = ReplyState.REPEATED
 
-    def unheard(self, decided: Decided | DecidedBlock, cause: Cause) -> None:
+    def unheard(self, decided: OneDecided | DecidedBlock, cause: Cause) -> None:
         """The reply was not sent, and will not be. A decision that was heard before stays heard."""
         for one in _each(decided):
             if one.reply is ReplyState.OWED:
@@ -281,6 +294,8 @@ class Replies:
             _log.info("reply_notes_written")
 
 
-def _each(decided: Decided | DecidedBlock) -> Sequence[Decided]:
+def _each(decided: OneDecided | DecidedBlock) -> Sequence[Decided]:
     """Decisions as each is by itself: those of a block are apart from now on."""
-    return (decided,) if isinstance(decided, Decided) else decided.apart()
+    if isinstance(decided, Decided):
+        return (decided,)
+    return (decided.apart(),) if isinstance(decided, DecidedRow) else decided.apart()

@@ -132,15 +132,20 @@ class Sink:
 
     def choose_block(self, decided: DecidedBlock, now: float) -> list[tuple[int, Cause]]:
         """The same of decisions that were made in columns, by their places: none is degraded or in a trace."""
-        places = range(len(decided))
-        cause: Cause = "slow"
-        if now - decided.arrived <= self._slow_seconds:
-            first = self._one_in - self._seen - 1 if self._one_in else len(places)
-            self._seen += len(places)
-            places, cause = places[first :: self._one_in or 1], "sample"
-            if self._one_in:
-                self._seen %= self._one_in
-        return [(place, cause) for place in places if self.admits(cause, now)]
+        places: Sequence[int] = range(len(decided))
+        slow: Sequence[int] = ()
+        if now - decided.arrived > self._slow_seconds:
+            is_slow = [now - arrived > self._slow_seconds for arrived, _ in decided.block.times()]
+            slow = [place for place in places if is_slow[place]]
+            places = [place for place in places if not is_slow[place]]
+        first = self._one_in - self._seen - 1 if self._one_in else len(places)
+        self._seen += len(places)
+        sampled = places[first :: self._one_in or 1]
+        if self._one_in:
+            self._seen %= self._one_in
+        causes: list[tuple[int, Cause]] = [(place, "slow") for place in slow]
+        causes += [(place, "sample") for place in sampled]
+        return [one for one in causes if self.admits(one[1], now)]
 
     def _cause(self, case: Case, used_seconds: float) -> Cause | None:
         """Why to tell of a decision; None to pass it over."""
@@ -205,7 +210,8 @@ class DecisionReports:
         for sink in self.sinks:
             for place, cause in sink.choose_block(decided, now):
                 case, one, ended_ns = decided.block.case(place), decided.one(place), self._wall_clock_ns()
-                sink.put(Report(cause, case.order.message, NO_CONTEXT, decided.arrived, now, ended_ns, case, one, ""))
+                arrived = case.budget.arrived
+                sink.put(Report(cause, case.order.message, NO_CONTEXT, arrived, now, ended_ns, case, one, ""))
 
     def failed(
         self, order: Order | pb.Order, context: CallContext, error: PretradeError, arrived: float, now: float

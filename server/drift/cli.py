@@ -28,9 +28,8 @@ from server.audit.reading.query import AuditQuery
 from server.audit.review import VERSION, Since, Until, decisions_of
 from server.drift.regimes import Regime
 from server.drift.report import write_report
-from server.drift.summary import FEWEST, Drift, Summary, metadata_of, summarise
+from server.drift.summary import FEWEST, Drift, Summary, metadata_of, newest_champion, of_model, summarise
 from server.errors import AuditError, AuditUnavailableError, InvalidRequestError
-from server.inference.model_names import DEFAULT
 from server.models.archive import ModelStore
 from server.models.registry import Registry
 
@@ -72,9 +71,9 @@ def drift(
     store, markout = ModelStore([root]), Registry(root).champions_markout()
     try:
         with closing(AuditQuery(*targets(database_url, journal, directory))) as query:
-            packets = _sample(query, since, until, limit)
-            if model != version:
-                packets = of_model(packets, model)
+            period = _period(query, since, until)
+            name = "" if model == version else model
+            packets = _of_orders(query, period, limit, name) if name else _sample(query, period, limit)
             try:
                 labelled = query.labelled(since, until, markout.horizon_seconds)
             except AuditUnavailableError:
@@ -97,34 +96,47 @@ def drift(
         raise typer.Exit(4)
 
 
-def _sample(
-    query: AuditQuery, since: dt.datetime | None, until: dt.datetime | None, limit: int
-) -> list[packet_pb2.DecisionPacket]:
-    """Decisions of this time, spread evenly over it; of the newest 15 minutes where it has no beginning."""
+def _period(query: AuditQuery, since: dt.datetime | None, until: dt.datetime | None) -> audit_pb2.DecisionFilter:
+    """What was decided in this time: in the newest 15 minutes of decisions where it has no beginning."""
     wanted = audit_pb2.DecisionFilter()
     if until is not None:
         wanted.until.FromDatetime(until)
     newest = next(decisions_of(query, wanted, 1), None)
-    if newest is None:
-        return []
-    end = until or newest.packet.decision.decided_at.ToDatetime(dt.UTC) + dt.timedelta(seconds=1)
+    at = dt.datetime.now(dt.UTC) if newest is None else newest.packet.decision.decided_at.ToDatetime(dt.UTC)
+    end = until or at + dt.timedelta(seconds=1)
     wanted.until.FromDatetime(end)
     wanted.since.FromDatetime(since or end - _WINDOW)
+    return wanted
+
+
+def _sample(
+    query: AuditQuery, period: audit_pb2.DecisionFilter, limit: int, version: str = ""
+) -> list[packet_pb2.DecisionPacket]:
+    """Decisions of a time, spread evenly over it; those by a version where one is given."""
+    wanted = audit_pb2.DecisionFilter(model=version)
+    wanted.MergeFrom(period)
     return query.spread(wanted, limit, lambda what: typer.echo(f"incomplete: {what}", err=True))
 
 
-def of_model(packets: Iterable[packet_pb2.DecisionPacket], name: str) -> list[packet_pb2.DecisionPacket]:
-    """The decisions of orders that the model map gave to a model.
+def _of_orders(
+    query: AuditQuery, period: audit_pb2.DecisionFilter, limit: int, name: str
+) -> list[packet_pb2.DecisionPacket]:
+    """Decisions of orders that the model map gave to a model: also where they are few among those of other models.
 
     Raises:
         InvalidRequestError: There is none.
     """
-    found = [one for one in packets if (one.chosen_model or DEFAULT) == name]
+    sample = _sample(query, period, limit)
+    found = {one.decision.decision_id: one for one in of_model(sample, name)}
     if not found:
         raise InvalidRequestError(
-            f"no decision of this time was of a model {name!r}: `pretrade models map` has the names"
+            f"of the {len(sample):,} decisions that were looked at none was of a model {name!r}: `pretrade models map`"
+            " has the names, and --limit looks at more"
         )
-    return found
+    if champion := newest_champion(found.values()):
+        more = of_model(_sample(query, period, limit, champion), name)
+        found.update((one.decision.decision_id, one) for one in more)
+    return list(found.values())
 
 
 def print_report(found: Summary) -> None:

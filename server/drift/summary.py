@@ -36,6 +36,7 @@ from server.drift.psi import (
 )
 from server.drift.regimes import Regime, by_regime
 from server.errors import ModelUnknownError
+from server.inference.model_names import DEFAULT
 
 SCORE: Final = "score"
 FALSE_ALARMS: Final = 0.01
@@ -160,7 +161,7 @@ def summarise(
     """
     found = sorted(packets, key=lambda packet: packet.decision.decision_id)
     versions = Counter(one.decision.model_version for one in found if one.decision.source in MODEL_SOURCES)
-    version = model_version or _newest_champion(found)
+    version = model_version or newest_champion(found)
     rows, missing = _Rows(), _Missing()
     seen: set[tuple[str, int, int]] = set()
     for packet in found:
@@ -228,6 +229,11 @@ def summarise(
     )
 
 
+def of_model(packets: Iterable[packet_pb2.DecisionPacket], name: str) -> list[packet_pb2.DecisionPacket]:
+    """The decisions of orders that the model map gave to a model, whoever answered."""
+    return [one for one in packets if (one.chosen_model or DEFAULT) == name]
+
+
 def metadata_of(files: Mapping[str, bytes]) -> Mapping[str, Any]:
     """The metadata among an archive's files."""
     found: Mapping[str, Any] = json.loads(files["metadata.json"])
@@ -256,9 +262,11 @@ def _with_scored(
     return found
 
 
-def _newest_champion(found: Sequence[packet_pb2.DecisionPacket]) -> str:
-    champions = (one.decision.model_version for one in reversed(found) if one.decision.source in CHAMPION_SOURCES)
-    return next(champions, "")
+def newest_champion(packets: Iterable[packet_pb2.DecisionPacket]) -> str:
+    """The version of the newest decision by a champion; empty without one."""
+    decisions = (one.decision for one in packets if one.decision.source in CHAMPION_SOURCES)
+    newest = max(decisions, key=lambda one: one.decision_id, default=None)
+    return "" if newest is None else newest.model_version
 
 
 def _decided_at(packet: packet_pb2.DecisionPacket) -> int:

@@ -55,13 +55,13 @@ class DriftWatch:
         while True:
             await asyncio.sleep(self._settings.interval_seconds)
             for model, version in self._champions().items():
-                state = await self._compared(version)
+                state = await self._compared(model, version)
                 before, now = _drifted(self.states[model]), _drifted(state)
                 if before != now and not state.problem:
                     _log.warning("drift", model=model, model_version=state.model_version, drifted=now, rows=state.rows)
                 self.states[model] = state
 
-    async def _compared(self, version: str) -> admin_pb2.DriftStatus:
+    async def _compared(self, model: str, version: str) -> admin_pb2.DriftStatus:
         alone = len(self.states) == 1  # then it is the champion of the newest decision, whoever it was meanwhile
         if not (version or alone):
             return admin_pb2.DriftStatus(problem="it has no champion yet")
@@ -69,6 +69,7 @@ class DriftWatch:
             window_seconds=self._settings.window_seconds,
             max_decisions=self._settings.max_decisions,
             model_version="" if alone else version,
+            model_name=model,
         )
         try:
             answer = await self._reading.ask(Question.DRIFT, request.SerializeToString())

@@ -72,8 +72,8 @@ class _Taker:
         self._has_result = False
 
     def done(self) -> bool:
-        """True when it has its result, or the block's caller has gone."""
-        return self._has_result or self._block.is_left()
+        """True when it has its result, or its caller has gone."""
+        return self._has_result or self._block.is_gone(self._place)
 
     def set_result(self, result: Result) -> None:
         """Gives it to the block."""

@@ -40,13 +40,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Any, Final, Literal, NamedTuple, Protocol, Self
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from feature_cache.backoff import Backoff
 from feature_cache.constants import Constant
+from pretrade.audit.v1.packet_pb2 import DecisionPacket
 from server.errors import (
     JournalClosedError,
     JournalCorruptedError,
@@ -56,7 +57,7 @@ from server.errors import (
     JournalUnwritableError,
 )
 from server.journal.journal_file import JournalFile, checkpoint, make_log_durable
-from server.journal.reply_status import Cause, unknown_replies
+from server.journal.reply_status import Cause, notes_of, unknown_replies
 from server.machine import REAL, Files, Machine, Queue
 from server.timing.histogram import ROW_EDGES, Histogram
 
@@ -84,6 +85,9 @@ _CHECKPOINT_SECONDS: Final = 0.001
 _MARKS: Final = 4_000
 """Rows that are marked in one commit."""
 _TRIM_ROWS: Final = 256  # a trim shares the writer with the callers: small steps, each between two batches
+_LOCK_SECONDS: Final = 0.5
+"""How long a journal that is opened may be in use: another process settles what a killed one left there."""
+_LOCK_AGAIN_SECONDS: Final = 0.005
 _PAGE_BYTES: Final = 4096
 _ROW_BYTES: Final = 48  # of a row besides its entry: position, hash and headers
 _PAGES_PER_COMMIT: Final = 2  # the last leaf of the table and now and then its parent
@@ -129,6 +133,15 @@ class JournalSettings(BaseModel):
     """Longest pause between two probes, in seconds: how long a journal may stay unwritable after its disk is well."""
 
 
+Left = Callable[[Sequence[DecisionPacket]], object]
+"""Told of the decisions of a killed process of which it is unknown whether their callers heard them, before any of them
+counts as settled. Called in the thread that reads them."""
+
+
+def _nobody(_: Sequence[DecisionPacket]) -> None:
+    """Nobody wants to know."""
+
+
 class Batch(Protocol):
     """Decisions that become durable together; `len` is how many, and never changes once they were appended."""
 
@@ -150,6 +163,7 @@ class Journal:
         settings: Where and how.
         machine: Whose disk, threads and clock it uses.
         on_volume: How many journals with these settings share the volume, with this one.
+        left: Told what the process before this one left, when the journal is opened.
     """
 
     def __init__(
@@ -157,7 +171,9 @@ class Journal:
         settings: JournalSettings,
         machine: Machine = REAL,
         on_volume: int = 1,
+        left: Left = _nobody,
     ) -> None:
+        self._left = left
         self.settings: Final = settings
         self.on_volume: Final = on_volume
         self.machine: Final = machine
@@ -245,7 +261,7 @@ class Journal:
         self._loop = asyncio.get_running_loop()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         opened: asyncio.Future[None] = self._loop.create_future()
-        self._lock = _lock(self.machine.files, self.settings.path)
+        self._lock = await self._take_lock()
         self._thread = self.machine.threads.start(lambda: self._run(opened), "audit-journal")
         try:
             await opened
@@ -255,6 +271,16 @@ class Journal:
         self._open = True
         self._measured(self.bytes, self.limit_bytes)
         return self
+
+    async def _take_lock(self) -> int:
+        until = self.machine.clock() + _LOCK_SECONDS
+        while True:
+            try:
+                return _lock(self.machine.files, self.settings.path)
+            except JournalInUseError:
+                if self.machine.clock() >= until:
+                    raise
+            await asyncio.sleep(_LOCK_AGAIN_SECONDS)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -475,7 +501,7 @@ class Journal:
         post = self._loop.call_soon_threadsafe
         try:
             with _Writer(self, self._work, post) as writer:
-                writer.settle_what_was_left()
+                writer.settle_what_was_left(self._left)
                 self.position = writer.position
                 self.bytes, self.limit_bytes = writer.measure()
                 self.writable = True
@@ -589,14 +615,14 @@ class _Writer:
             limit = min(limit, size + volume.free_bytes - reserve)
         return self._file.used_bytes(), limit
 
-    def settle_what_was_left(self) -> None:
+    def settle_what_was_left(self, left: Left) -> None:
         """Marks the decisions of a killed process whose replies are unknown."""
-        self._mark(self._settled, "killed")
+        self._mark(self._settled, "killed", left)
         self._write_settled(self.position)
 
-    def _mark(self, after: int, cause: Cause) -> None:
+    def _mark(self, after: int, cause: Literal["killed", "not_durable"], left: Left = _nobody) -> None:
         """Notes that the replies of the decisions after a position are unknown."""
-        marked = _mark(self._file, after, cause, self._settled)
+        marked = _mark(self._file, after, cause, self._settled, left)
         if marked:
             self._post(self._journal._note_marked, cause, marked)
 
@@ -818,19 +844,27 @@ def _joins(before: _Append, append: _Append) -> bool:
     return before.batch is not None and append.batch is not None and before.batch.can_join(append.batch)
 
 
-def settle_what_was_left(path: Path, machine: Machine = REAL) -> int:
+def settle_what_was_left(path: Path, machine: Machine = REAL, left: Left = _nobody, *, waits: bool = True) -> int:
     """Marks what a killed process left in its journal, which no process writes now; returns the last position.
+
+    What it does not find there will never be found: it writes, in the place of a commit that SQLite had not completed.
+
+    Args:
+        path: The journal's file.
+        machine: Whose disk it is on.
+        left: Told what the process left.
+        waits: Whether to wait for another one who does the same.
 
     Raises:
         JournalInUseError: A process writes it.
         JournalError: It cannot be opened, or its tail is not what was written.
         sqlite3.Error: It cannot be read or written.
     """
-    lock = _lock(machine.files, path)
+    lock = _lock_patiently(machine, path, _LOCK_SECONDS if waits else 0.0)
     try:
         file = _open(path, machine, sync_commits=True)
         try:
-            marked = _mark(file, file.settled, "killed", file.settled)
+            marked = _mark(file, file.settled, "killed", file.settled, left)
             file.settle(file.head.position)
         finally:
             file.close()
@@ -860,12 +894,27 @@ def _open(path: Path, machine: Machine, *, sync_commits: bool) -> JournalFile:
     return JournalFile(path, sync_commits=sync_commits, random_bytes=machine.random_bytes)
 
 
-def _mark(file: JournalFile, after: int, cause: Cause, settled: int) -> int:
+def _mark(
+    file: JournalFile, after: int, cause: Literal["killed", "not_durable"], settled: int, left: Left = _nobody
+) -> int:
     """Notes that the replies of the decisions after a position are unknown; returns how many they are."""
-    marks = unknown_replies(file.rows_after(after), cause)
+    unknown = unknown_replies(file.rows_after(after))
+    left(unknown)
+    marks = notes_of(unknown, cause)
     for first in range(0, len(marks), _MARKS):
         file.append(marks[first : first + _MARKS], settled)
     return len(marks)
+
+
+def _lock_patiently(machine: Machine, path: Path, seconds: float) -> int:
+    until = machine.clock() + seconds
+    while True:
+        try:
+            return _lock(machine.files, path)
+        except JournalInUseError:
+            if machine.clock() >= until:
+                raise
+        machine.threads.sleep(_LOCK_AGAIN_SECONDS)
 
 
 def _lock(files: Files, path: Path) -> int:

@@ -140,21 +140,27 @@ def heard(decision_id: str) -> bytes:
     return packet_pb2.JournalEntry(reply_heard=packet_pb2.ReplyHeard(decision_id=decision_id)).SerializeToString()
 
 
-def unknown_replies(rows: Iterable[Row], cause: Cause) -> list[bytes]:
-    """Notes for the decisions among some rows of which no other of these rows says what became of the reply."""
-    unknown: dict[str, pb.Decision] = {}
+def unknown_replies(rows: Iterable[Row]) -> list[packet_pb2.DecisionPacket]:
+    """The decisions among some rows of which no other of these rows says what became of the reply."""
+    unknown: dict[str, packet_pb2.DecisionPacket] = {}
     for row in rows:
         entry = entry_of(row.entry)
-        unknown.update((packet.decision.decision_id, packet.decision) for packet in packets(entry))
+        unknown.update((packet.decision.decision_id, packet) for packet in packets(entry))
         if entry.HasField("reply_unconfirmed") and entry.reply_unconfirmed.cause != "repeated":
             unknown.pop(entry.reply_unconfirmed.decision_id, None)
         elif entry.HasField("reply_heard"):
             unknown.pop(entry.reply_heard.decision_id, None)
+    return list(unknown.values())
+
+
+def notes_of(unknown: Iterable[packet_pb2.DecisionPacket], cause: Literal["killed", "not_durable"]) -> list[bytes]:
+    """The serialised journal entries that say that it is unknown what became of the replies to these decisions."""
+    decisions = [packet.decision for packet in unknown]
     if cause != "not_durable":
-        return [unconfirmed(decision_id, cause) for decision_id in unknown]
+        return [unconfirmed(decision.decision_id, cause) for decision in decisions]
     # The commit had failed, so that the callers were told what `server.decision.recorder` says then.
     failed = pb.REASON_CODE_AUDIT_UNAVAILABLE
     return [
-        unconfirmed(decision_id, cause, pb.ACTION_ABSTAIN, [*decision.reasons, failed])
-        for decision_id, decision in unknown.items()
+        unconfirmed(decision.decision_id, cause, pb.ACTION_ABSTAIN, [*decision.reasons, failed])
+        for decision in decisions
     ]

@@ -217,10 +217,12 @@ class RunningModels:
 
     Args:
         archive_of: The archive of this model version; raises `ModelUnknownError`.
+        most: So many are kept running.
     """
 
-    def __init__(self, archive_of: Callable[[str], Archive]) -> None:
+    def __init__(self, archive_of: Callable[[str], Archive], most: int = _MOST_RUNNING) -> None:
         self._archive_of = archive_of
+        self._most = most
         self._running: OrderedDict[str, tuple[RunningModel, ExitStack]] = OrderedDict()
         """By version, the longest unused first."""
 
@@ -241,7 +243,7 @@ class RunningModels:
         """
         if version not in self._running:
             archive = self._archive_of(version)
-            if len(self._running) == _MOST_RUNNING:
+            if len(self._running) == self._most:
                 self._end(next(iter(self._running)))
             started = ExitStack()
             self._running[version] = (started.enter_context(RunningModel(archive)), started)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from fallback.embedded import Embedded
     from server.inference.embedded_check import EmbeddedCheck
+    from server.inference.model_map import ModelMap
     from server.inference.replica import Replica
     from server.models.embedding import EmbeddedModel
     from server.models.expiry import ModelExpiry
@@ -37,6 +38,12 @@ MODEL_EXPIRES_IN_SECONDS: Final = Gauge(
     "Time of the market until the replica's model may not decide any more, negative once it may not; of models that"
     " expire.",
     ("replica",),
+)
+
+MODEL_REACHED: Final = Gauge(
+    "pretrade_model_reached",
+    "1 while the model map can give an order to the model, 0 while no rule leads to it.",
+    ("model",),
 )
 
 METRICS: Final = declared(globals())
@@ -68,4 +75,12 @@ def of_expiry(replicas: Iterable[Replica], expiry: ModelExpiry) -> Iterator[Metr
         left = None if replica.model is None else expiry.left_seconds(replica.model.expires_at)
         if left is not None:
             family.add_metric((replica.name,), left)
+    yield family
+
+
+def of_map(names: Iterable[str], model_map: ModelMap) -> Iterator[Metric]:
+    """One scrape, of every named model."""
+    family = MODEL_REACHED.family()
+    for name in names:
+        family.add_metric((name,), name in model_map.reached)
     yield family

@@ -29,6 +29,7 @@ from server.process.slot import Slot
 from server.rpc.call import Call
 from server.rpc.models import ModelSteering
 from server.rpc.steering import Steering, duration
+from server.security import methods
 from server.security.identity import known_name, longest_name
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["AdminService"].full_name
@@ -169,6 +170,17 @@ class AdminServicer:
         others = [index for index in range(slot.processes + 1) if index != slot.index]
         answers = await asyncio.gather(*(_ask(slot.admin_address(index), index) for index in others))
         return sorted((this, *filter(None, answers)), key=lambda process: process.index)
+
+    async def GetCaller(self, request: pb.GetCallerRequest, call: Call) -> pb.GetCallerResponse:
+        """Who asks, and what that caller may do."""
+        caller = call.caller
+        assert caller is not None, "the admin port always asks for credentials"
+        return pb.GetCallerResponse(
+            name=caller.name,
+            states_author=caller.stands_for_others,
+            roles=sorted(caller.grants.roles),
+            methods=methods.allowed(caller.grants.roles),
+        )
 
     async def GetControl(self, request: pb.GetControlRequest, call: Call) -> pb.GetControlResponse:
         """Every value that was set."""

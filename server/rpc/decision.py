@@ -19,12 +19,11 @@ from feature_cache.constants import Constant
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explaining import Explaining
 from server.decision.convert import OrderReader
-from server.decision.decided_block import DecidedBlock
+from server.decision.decided_block import DecidedBlock, OneDecided
 from server.decision.metrics import DecisionMetrics
 from server.decision.pending_slice import PendingSlice
 from server.decision.plane import DataPlane, Deciding
 from server.decision.protowire import prefixed, template
-from server.decision.record import Decided
 from server.decision.reports import DecisionReports
 from server.errors import DeadlineError, InternalError, InvalidOrderError, PretradeError
 from server.rpc import status
@@ -89,7 +88,7 @@ class Reply:
 
     __slots__ = ("deadline", "decisions", "wire")
 
-    def __init__(self, wire: bytes, *decisions: Decided | DecidedBlock) -> None:
+    def __init__(self, wire: bytes, *decisions: OneDecided | DecidedBlock) -> None:
         self.wire = wire
         self.decisions = decisions
         self.deadline = math.inf
@@ -213,7 +212,7 @@ class DecisionServicer:
             await self._explain(reply, decided, call.deadline)
         return reply
 
-    async def _explain(self, reply: Reply, decided: Decided, deadline: float | None) -> None:
+    async def _explain(self, reply: Reply, decided: OneDecided, deadline: float | None) -> None:
         """Adds the explanation of its decision to a reply, or the reason why that is not there."""
         try:
             explanation = await self._explaining.explanation(decided, deadline)
@@ -250,7 +249,7 @@ class DecisionServicer:
         """Whether the order of a call without a deadline waits for a place."""
         return self._dataplane.must_wait and not (_has_timeout(order) or order.reduce_only)
 
-    def reply(self, decided: Decided) -> Reply:
+    def reply(self, decided: OneDecided) -> Reply:
         """The answer with a decision."""
         return Reply(_DECIDED % prefixed(decided.wire), decided)
 
@@ -342,7 +341,7 @@ class DecisionServicer:
         return result
 
     def _results_together(self, begun: BegunTogether, call: Call) -> Reply:
-        decisions: list[Decided | DecidedBlock] = []
+        decisions: list[OneDecided | DecidedBlock] = []
         wires = []
         for order, outcome in zip(begun.orders, begun.decided.outcomes(), strict=True):
             if isinstance(outcome, bytes):
@@ -396,8 +395,7 @@ class DecisionServicer:
                     result = ready.get_nowait() if len(under_way) < most and not ready.empty() else None
                 if under_way:
                     yield [Reply(_RESULT % prefixed(one.wire)) for one in under_way]
-                for one in under_way:
-                    self.sent(one)
+                self._dataplane.heard([decided for one in under_way for decided in one.decisions])
                 under_way = []
             await reader
         finally:
@@ -434,7 +432,7 @@ class DecisionServicer:
         if result.deadline == math.inf or self._clock() < result.deadline:
             return result
         (decided,) = result.decisions
-        assert isinstance(decided, Decided), "a block has no deadline but its call's"
+        assert not isinstance(decided, DecidedBlock), "a block has no deadline but its call's"
         return self._refused(decided.order_ref, self.too_late(result))
 
     def _refused(self, order_ref: str, error: PretradeError) -> Reply:
@@ -471,7 +469,7 @@ class DecisionServicer:
         except Exception as error:
             return Begun(asked, arrived, self._failed(error, asked, arrived, call), None)
 
-    async def _decide(self, asked: Asked, arrived: float, call: Call) -> Decided:
+    async def _decide(self, asked: Asked, arrived: float, call: Call) -> OneDecided:
         """Decides the order of a call."""
         try:
             order = self._read(asked, call)

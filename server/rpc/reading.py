@@ -27,7 +27,7 @@ from server.audit.reading.journals import Journals
 from server.audit.reading.query import AuditQuery
 from server.audit.reading.reading import Question, Task
 from server.audit.replay.replay import Replay, Replayer
-from server.drift.summary import Summary, metadata_of, summarise
+from server.drift.summary import Summary, metadata_of, of_model, summarise
 from server.errors import AuditUnavailableError
 from server.journal.reply_status import REPLIED
 from server.models.archive import ModelStore
@@ -73,7 +73,7 @@ class ReadingServicer:
         self._watching = Lane(lambda: Journals(task.journal))
         self._comparing = Lane(self._query)
         self._replays = Lane(lambda: Replays(self._query(), self._store))
-        self._explanations = Lane(lambda: _Explanations(self._query(), self._store))
+        self._explanations = Lane(lambda: _Explanations(self._query(), self._store, task.models))
 
     def _query(self) -> AuditQuery:
         return AuditQuery(self._task.database_url, self._task.journal)
@@ -157,9 +157,9 @@ class Replays:
 class _Explanations:
     """Explains decisions of the audit."""
 
-    def __init__(self, query: AuditQuery, store: ModelStore) -> None:
+    def __init__(self, query: AuditQuery, store: ModelStore, models: int) -> None:
         self._query = query
-        self._explainer = Explainer(query.packet, store.find)
+        self._explainer = Explainer(query.packet, store.find, models)
 
     def explain(self, decision_id: str) -> pb.Explanation:
         # A decision that was just made is in the journal, whatever the database does.
@@ -220,7 +220,7 @@ def _drift(query: AuditQuery, store: ModelStore, request: reading_pb2.CompareDri
     wanted.since.FromNanoseconds(now - int(request.window_seconds * 1e9))
     wanted.until.FromNanoseconds(now)
     wanted.model = request.model_version
-    packets = query.spread(wanted, request.max_decisions)
+    packets = of_model(query.spread(wanted, request.max_decisions), request.model_name)
     return drift_status(
         summarise(packets, lambda version: metadata_of(store.find(version).files), request.model_version)
     )

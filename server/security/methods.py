@@ -22,6 +22,7 @@ ROLES: Final = {
     f"{_DECISION}DecideBatch": frozenset({Role.TRADER}),
     f"{_DECISION}DecideStream": frozenset({Role.TRADER}),
     f"{_ADMIN}GetStatus": _READS,
+    f"{_ADMIN}GetCaller": _ANY_ROLE,
     f"{_ADMIN}GetControl": _READS,
     f"{_ADMIN}ListChanges": _READS,
     f"{_ADMIN}ListReplicas": _READS,
@@ -58,6 +59,11 @@ ROLES: Final = {
 
 OF_SIBLINGS: Final = frozenset({f"{_ADMIN}GetStatus"})
 """What the processes of one server ask each other, on a socket of their machine."""
+
+
+def allowed(held: frozenset[Role]) -> list[str]:
+    """The methods that a caller with these roles may call, sorted."""
+    return sorted(method for method, wanted in ROLES.items() if wanted & held)
 
 
 def roles(method: str) -> frozenset[Role]:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 import yaml
 from support.dashboards import DASHBOARDS, OBSERVABILITY, RULES, queries, rules, series_asked_for, series_that_exist
+from support.healthy_hours import CARRIED, RECORDINGS, STEP_SECONDS, hour
 from support.pages import complaint_about
 
 from local.stack.stack import PARTS
@@ -49,6 +50,22 @@ def test_budgets_page_when_they_burn_and_not_for_few_calls() -> None:
     promtool("test", "rules", "slo.test.yaml")
 
 
+@pytest.mark.parametrize("edge", CARRIED)
+def test_no_alert_fires_in_an_hour_in_which_nothing_is_wrong(edge: str, tmp_path: Path) -> None:
+    """What a real stack's metrics did under each load, repeated for an hour: see `support.healthy_hours`."""
+    recording = json.loads((RECORDINGS / f"{edge}.json").read_text())
+    assert list(recording) == CARRIED[edge]
+    asked = [{"eval_time": "1h", "expr": 'ALERTS{alertstate="firing"}', "exp_samples": []}]
+    hours = [
+        {"name": load, "interval": f"{STEP_SECONDS}s", "input_series": hour(series), "promql_expr_test": asked}
+        for load, series in recording.items()
+    ]
+    files = [str(path) for path in RULES.glob("*.rules.yaml")]
+    path = tmp_path / "healthy.yaml"
+    path.write_text(json.dumps({"rule_files": files, "evaluation_interval": "30s", "tests": hours}))
+    promtool("test", "rules", str(path))
+
+
 def test_no_alert_is_untested() -> None:
     tested = "".join(path.read_text() for path in RULES.glob("*.test.yaml"))
     missing = [rule["alert"] for rule in ALERTS if f'{{alertname="{rule["alert"]}"' not in tested]
@@ -68,6 +85,22 @@ def test_an_alert_says_how_urgent_it_is_and_leads_to_its_section(rule: dict[str,
 def test_no_section_is_about_an_alert_that_is_gone() -> None:
     assert set(SECTIONS) == {"quick card", *SLOS} | {
         rule["alert"].lower() for rule in ALERTS if not rule["alert"].startswith("BudgetBurns")
+    }
+
+
+def test_the_page_about_alerts_has_the_promises_with_the_budgets_that_the_rules_have() -> None:
+    page = (ROOT / "docs" / "alerts.md").read_text()
+    listed = {
+        slo: float(budget) / 100 for slo, budget in re.findall(r"^\| `([\w-]+)` \|.*\| ([\d.]+) % \|$", page, re.M)
+    }
+    budgets = [rule for rule in rules() if rule.get("record") == "pretrade:slo_budget:ratio"]
+    assert {(rule["labels"]["slo"], float(rule["expr"][len("vector(") : -1])) for rule in budgets} == set(
+        listed.items()
+    )
+    asked = " ".join(rule["expr"] for rule in rules() if rule.get("record") == "pretrade:slo_bad:rate5m")
+    thresholds = {float(edge) * 1000 for edge in re.findall(r'le="([\d.]+)"', asked)}
+    assert thresholds == {
+        float(found) for found in re.findall(r"(\d+) ms", page.split("`answered-fast` |")[1].split("\n")[0])
     }
 
 

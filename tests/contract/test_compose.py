@@ -34,7 +34,17 @@ def settings(service: str, module: str) -> dict[str, Any]:
 
 
 def test_the_whole_system_is_there() -> None:
-    assert {*OURS, "kafka", "redis", "postgres", "prometheus", "grafana", "otel-collector", "jaeger"} == set(SERVICES)
+    assert {
+        *OURS,
+        "kafka",
+        "redis",
+        "postgres",
+        "prometheus",
+        "alertmanager",
+        "grafana",
+        "otel-collector",
+        "jaeger",
+    } == set(SERVICES)
 
 
 def test_every_image_can_be_given_by_its_digest_and_none_is_the_latest() -> None:
@@ -132,6 +142,20 @@ def test_prometheus_scrapes_the_ports_on_which_metrics_are_served() -> None:
         "pretrade-server": [f"server:{settings('server', 'server')['metrics']['port']}"],
         "pretrade-worker": [f"worker:{settings('worker', 'feature_cache.worker')['metrics_port']}"],
     }
+
+
+def test_prometheus_tells_alertmanager_which_finds_its_configuration_and_the_users_secrets() -> None:
+    told = yaml.safe_load((ROOT / "k8s/observability/prometheus/prometheus.yaml").read_text())["alerting"]
+    (addresses,) = told["alertmanagers"][0]["static_configs"]
+    (port,) = SERVICES["alertmanager"]["ports"]
+    assert addresses["targets"] == [f"alertmanager:{port.rpartition(':')[2]}"]
+    folder, secrets, _ = SERVICES["alertmanager"]["volumes"]
+    source, mounted, _ = folder.split(":")
+    path, _, name = SERVICES["alertmanager"]["command"][0].removeprefix("--config.file=").rpartition("/")
+    assert path == mounted
+    configuration = (ROOT / source / name).read_text()
+    where = secrets.rpartition(":ro")[0].rpartition(":")[2]
+    assert set(re.findall(r"_file: ([^\s}]+)/", configuration)) == {where}
 
 
 def test_a_live_feed_is_only_there_when_asked_for_and_takes_its_arguments() -> None:

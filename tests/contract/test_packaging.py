@@ -44,6 +44,8 @@ LIGHT: Final = {"grpcio", "protobuf"}
 """All that `pretrade` requires."""
 COMMAND_LINE: Final = {"rich", "typer"}
 """What its extra `cli` adds."""
+CONSOLE: Final = {"jinja2", "starlette", "uvicorn"}
+"""What its extra `console` adds to that."""
 
 
 def project(name: str) -> dict[str, Any]:
@@ -119,6 +121,12 @@ def of_an_operator(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
+def of_a_console(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    required = LIGHT | COMMAND_LINE | CONSOLE
+    return Environment(tmp_path_factory.mktemp("console"), required, wheels["pretrade"])
+
+
+@pytest.fixture(scope="module")
 def without_extras(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return Environment(tmp_path_factory.mktemp("both"), LIGHT | COMMAND_LINE, *wheels.values())
 
@@ -133,7 +141,9 @@ def test_the_wheels_hold_the_product_and_nothing_else(wheels: dict[str, Path]) -
     light, heavy = (names_in(wheels[name]) for name in FOLDERS)
     assert {name.split("/")[0] for name in light} == {"pretrade"}
     assert {name.split("/")[0] for name in heavy} == set(OURS)
-    assert {Path(name).suffix for name in light} == {".py", ".pyi", ".typed"}
+    code = {name for name in light if not re.match(r"pretrade/console/(static|templates)/", name)}
+    assert {Path(name).suffix for name in code} == {".py", ".pyi", ".typed"}
+    assert {Path(name).suffix for name in light - code} == {".css", ".html", ".js", ".svg", ".txt"}
     assert not light & heavy
 
 
@@ -147,6 +157,12 @@ def test_the_wheel_of_a_server_carries_its_compiled_modules(wheels: dict[str, Pa
         assert f"{path}.pyx" in names
         assert f"{path}{sysconfig.get_config_var('EXT_SUFFIX')}" in names
     assert f"-cp{sys.version_info.major}{sys.version_info.minor}-" in wheels["pretrade-server"].name
+
+
+def test_the_wheel_of_a_server_carries_what_its_http_port_serves(wheels: dict[str, Path]) -> None:
+    served = {path.relative_to(ROOT).as_posix() for path in (ROOT / "server/http/static").iterdir()}
+    assert "server/http/static/openapi.json" in served
+    assert served <= names_in(wheels["pretrade-server"])
 
 
 def test_pretrade_is_a_namespace_of_stubs_and_client(wheels: dict[str, Path]) -> None:
@@ -197,7 +213,10 @@ def test_the_stubs_are_typed_and_work_without_the_rest(wheels: dict[str, Path], 
 def test_the_light_distribution_needs_little() -> None:
     assert {Requirement(one).name for one in project("pretrade")["dependencies"]} == LIGHT
     extras = project("pretrade")["optional-dependencies"]
-    assert {name: {Requirement(one).name for one in extra} for name, extra in extras.items()} == {"cli": COMMAND_LINE}
+    assert {name: {Requirement(one).name for one in extra} for name, extra in extras.items()} == {
+        "cli": COMMAND_LINE,
+        "console": CONSOLE | {"pretrade"},  # with its extra `cli`
+    }
     assert len(with_what_they_require(LIGHT)) <= 10  # packages that `pip install pretrade` brings besides itself
 
 
@@ -209,10 +228,12 @@ def test_who_installs_pretrade_gets_nothing_that_serves(of_a_caller: Environment
 
 
 def test_every_module_of_the_light_distribution_needs_nothing_but_what_it_requires(
-    wheels: dict[str, Path], of_a_caller: Environment, of_an_operator: Environment
+    wheels: dict[str, Path], of_a_caller: Environment, of_an_operator: Environment, of_a_console: Environment
 ) -> None:
     paths = sorted(name for name in names_in(wheels["pretrade"]) if name.endswith(".py"))
     modules = [path.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".") for path in paths]
+    console = [module for module in modules if module.startswith("pretrade.console")]
+    modules = [module for module in modules if module not in console]
     library = [module for module in modules if not module.startswith("pretrade.client.cli")]
     assert "pretrade.client.cli.main" in modules
     assert "pretrade.client.testing" in library
@@ -222,7 +243,10 @@ def test_every_module_of_the_light_distribution_needs_nothing_but_what_it_requir
     found = of_an_operator.run("python", "-W", "error", "-c", code)
     assert found.returncode == 0, found.stderr
     # Typer loads pydantic when it reads a command's arguments; nothing of ours does.
-    assert not {"numpy", "pydantic", "sqlalchemy", "structlog"} & set(found.stdout.split())
+    assert not {"numpy", "pydantic", "sqlalchemy", "starlette", "structlog"} & set(found.stdout.split())
+    assert "pretrade.console.cli" in console
+    found = of_a_console.run("python", "-W", "error", "-c", f"import {', '.join(console)}")
+    assert found.returncode == 0, found.stderr
 
 
 def test_the_command_without_its_libraries_says_what_to_install(of_a_caller: Environment) -> None:
@@ -259,6 +283,13 @@ def test_the_command_asks_a_server_without_what_serves(of_an_operator: Environme
     assert found.returncode == 0, found.stderr
     assert "far-away" in found.stdout
     assert "HALTED" in found.stdout
+
+
+def test_the_console_without_its_libraries_says_what_to_install(of_an_operator: Environment) -> None:
+    assert of_an_operator.run("pretrade", "console", "--help").returncode == 0
+    found = of_an_operator.run("pretrade", "console", "--target", "127.0.0.1:7002")
+    assert found.returncode == 1
+    assert re.fullmatch(r"(jinja2|starlette|uvicorn) is missing: pip install 'pretrade\[console\]'\n", found.stderr)
 
 
 def test_a_command_that_is_not_installed_says_where_it_is_to_be_had(of_an_operator: Environment) -> None:

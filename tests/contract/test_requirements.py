@@ -40,6 +40,8 @@ def wanted(extra: str) -> list[Requirement]:
         requirement = Requirement(pin)
         if requirement.name == "pretrade-server":
             found += [inner for name in requirement.extras for inner in wanted(name)]
+        elif requirement.name == "pretrade":
+            found += [Requirement(one) for one in CLIENT["project"]["optional-dependencies"]["console"] if "==" in one]
         else:
             found.append(requirement)
     return found

@@ -25,7 +25,7 @@ from support.secure_server import SECONDS, SecureServer, bearer, decide, halt, r
 from support.server_group import RARELY_ON_ENVOY
 
 from local.stack.ports import free_ports
-from pretrade.admin.v1 import admin_pb2
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.client.retries import retry_delay
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -73,6 +73,27 @@ def socket_of(server: SecureServer, index: int) -> Path:
     children = psutil.Process(server.process.pid).children()
     found = {str(one.laddr) for child in children for one in child.net_connections("unix") if one.laddr}
     return Path(next(path for path in found if path.endswith(f"/process-{index}.sock")))
+
+
+def test_callers_learn_who_they_are_and_what_they_may_do(two: SecureServer) -> None:
+    service = "/pretrade.admin.v1.AdminService/"
+
+    def known(role: str) -> admin_pb2.GetCallerResponse:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        request = admin_pb2.GetCallerRequest()
+        return stub.GetCaller(request, timeout=SECONDS, metadata=bearer(two.token(role, sub="ann")))
+
+    with two.channel(two.admin) as channel:
+        found = {role: known(role) for role in ("trader", "viewer", "operator", "admin")}
+        assert refused(known, "nobody") is _CODES.PERMISSION_DENIED
+    assert all((one.name, one.states_author) == ("ann", False) for one in found.values())
+    assert list(found["operator"].roles) == ["operator", "viewer"]
+    may = {role: {one.removeprefix(service) for one in caller.methods} for role, caller in found.items()}
+    assert "GetCaller" in may["trader"]
+    assert "GetStatus" not in may["trader"]
+    assert {"GetStatus", "SetFlag"} & may["viewer"] == {"GetStatus"}
+    assert {"SetFlag", "SetChain"} & may["operator"] == {"SetFlag"}
+    assert {"SetFlag", "SetChain", "PromoteCanary"} <= may["admin"]
 
 
 def test_the_sockets_between_processes_are_the_servers_own(two: SecureServer) -> None:

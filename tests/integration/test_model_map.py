@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import grpc
+import psutil
 import pytest
 from support.guest_model import write_guest_model
 from support.guest_sets import know
@@ -51,6 +52,16 @@ def rule(model: str, instrument: str = "", strategy: str = "") -> admin_pb2.Mode
 def set_map(rig: Rig, *rules: admin_pb2.ModelMapRule) -> admin_pb2.SetModelMapResponse:
     request = admin_pb2.SetModelMapRequest(rules=rules, author="ann", reason="the desk's own")
     return rig.server.admin.SetModelMap(request, timeout=10.0)
+
+
+def explained(rig: Rig) -> set[str]:
+    """The versions that a server has loaded to explain their decisions."""
+    found = set()
+    for process in rig.server.process.children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            command = process.cmdline()
+            found |= {command[-1]} if "server.models.model_process" in command else set()
+    return found
 
 
 @pytest.fixture
@@ -147,6 +158,9 @@ async def test_two_models_with_different_sets_decide_different_orders_at_once_an
     server.switch("cached_score", enabled=False)
     assert server.decide(instrument=INSTRUMENTS[1]).source == pb.SOURCE_RULES
     assert server.decide().source == pb.SOURCE_PRIMARY
+
+    # Both are ready to be explained before anybody asks, and the one that no order reaches takes no memory for it.
+    eventually(lambda: explained(rig), lambda versions: versions == {before.model_version, version}, 60.0)
 
     server.drain_audit()
     packets = {packet.decision.decision_id: packet for packet, _ in server.audited()}

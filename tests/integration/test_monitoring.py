@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import yaml
 from support.dashboards import OBSERVABILITY, RULES, Query, queries
 from support.harness import eventually, stack_admin_channel
 from support.on_call import TITLE, burning, picture
+from support.receivers import Mailbox, Webhook, running_alertmanager, serving
 
 from local.stack.ports import free_ports
 from local.stack.settings import LocalSettings
@@ -42,6 +44,10 @@ def adapter_rules() -> list[dict[str, Any]]:
 
 POD = {"namespace": "pretrade", "pod": "server-0"}
 """What Kubernetes' service discovery adds, and the autoscaler's queries go by."""
+
+
+SOON = ("ReplicaDown", "ModelDrift")
+"""Alerts that are told here as soon as they have lasted for some seconds."""
 
 
 class Prometheus:
@@ -76,13 +82,16 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stack(directory: Path, model_store: Path) -> Iterator[Stack]:
-    with Stack(LocalSettings(dir=directory, model_store=model_store)) as stack:
-        yield stack
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PRETRADE_DRIFT__INTERVAL_SECONDS", "2")
+        environment.setenv("PRETRADE_DRIFT__WINDOW_SECONDS", "60")
+        with Stack(LocalSettings(dir=directory, model_store=model_store)) as stack:
+            yield stack
 
 
 @pytest.fixture(scope="module")
-def orders(stack: Stack) -> Iterator[None]:
-    """A trickle of orders for as long as the tests of this file run."""
+def orders(stack: Stack) -> Iterator[threading.Event]:
+    """A trickle of orders for as long as the tests of this file run, or until the event is set."""
     done = threading.Event()
 
     def send() -> None:
@@ -92,17 +101,28 @@ def orders(stack: Stack) -> Iterator[None]:
                 instrument=stack.endpoints.instruments[0], side=decision_pb2.SIDE_BUY, quantity=0.01, strategy="test"
             )
             while not done.wait(0.05):
-                stub.Decide(decision_pb2.DecideRequest(order=order), timeout=2.0)
+                with contextlib.suppress(grpc.RpcError):  # late on a busy machine, and not what is tested here
+                    stub.Decide(decision_pb2.DecideRequest(order=order), timeout=2.0)
 
     sender = threading.Thread(target=send)
     sender.start()
-    yield
+    yield done
     done.set()
     sender.join()
 
 
 @pytest.fixture(scope="module")
-def prometheus(stack: Stack, orders: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def mails(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Mailbox]]:
+    """The URL of an Alertmanager, and where its mail arrives."""
+    pages, mails = Webhook(), Mailbox()
+    with serving(pages, mails), running_alertmanager(tmp_path_factory.mktemp("told"), pages, mails) as url:
+        yield url, mails
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    stack: Stack, orders: threading.Event, mails: tuple[str, Mailbox], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("needs prometheus (Debian: prometheus)")
@@ -114,10 +134,15 @@ def prometheus(stack: Stack, orders: None, tmp_path_factory: pytest.TempPathFact
         rules = yaml.safe_load(path.read_text())
         for group in rules["groups"]:
             group["interval"] = "1s"
+            for rule in group["rules"]:
+                if rule.get("alert") in SOON:
+                    rule["for"] = "5s"
         # A window's first point comes with the clock's next full step, for which nobody waits here.
         (folder / path.name).write_text(yaml.safe_dump(rules, width=10_000).replace(":5m]", ":5s]"))
         config["rule_files"].append(str(folder / path.name))
     addresses = {"pretrade-server": stack.endpoints.metrics_url, "pretrade-worker": stack.endpoints.worker_url}
+    (told,) = config["alerting"]["alertmanagers"]
+    told["static_configs"] = [{"targets": [mails[0].removeprefix("http://")]}]
     config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] in addresses]
     for job in config["scrape_configs"]:
         (static,) = job["static_configs"]
@@ -218,3 +243,19 @@ def test_a_killed_primary_is_told_and_nothing_else(prometheus: Prometheus, direc
     os.kill(running.processes["primary"], signal.SIGKILL)
     alerts = eventually(prometheus.alerts, lambda alerts: ("ReplicaDown", "primary") in alerts)
     assert alerts - before == {("ReplicaDown", "primary")}
+
+
+def test_a_killed_primary_and_drift_are_each_told_once_and_once_more_when_they_are_over(
+    prometheus: Prometheus, stack: Stack, orders: threading.Event, mails: tuple[str, Mailbox]
+) -> None:
+    """The test before killed the primary. The model learnt from random rows: to it, every market has drifted."""
+    faults = {"ReplicaDown", "ModelDrift of the model default"}
+
+    def told() -> list[str]:
+        return [subject for subject in mails[1].subjects() if subject.partition(" ")[2] in faults]
+
+    eventually(told, lambda subjects: sorted(subjects) == sorted(f"TICKET {fault}" for fault in faults), 180.0)
+    stack.restart("primary")
+    orders.set()
+    over = eventually(told, lambda subjects: len(subjects) == 4, 180.0)
+    assert sorted(over[2:]) == sorted(f"RESOLVED {fault}" for fault in faults)

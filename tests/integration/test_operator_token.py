@@ -65,6 +65,9 @@ def test_whoever_has_not_the_token_steers_nothing(group: Group, shown: str | Non
 def test_whoever_has_it_says_who_he_is(group: Group) -> None:
     with admin_channel(group.env) as channel:
         assert halt(channel).change.author == "ann"
+        known = admin_pb2_grpc.AdminServiceStub(channel).GetCaller(admin_pb2.GetCallerRequest(), timeout=5.0)
+        assert known.states_author
+        assert "admin" in known.roles
         back = admin_pb2.SetTradingStateRequest(state=admin_pb2.TRADING_STATE_ACTIVE, author="bob", reason="test")
         assert admin_pb2_grpc.AdminServiceStub(channel).SetTradingState(back, timeout=5.0).change.author == "bob"
 

@@ -12,7 +12,8 @@ They are called I1 to I8 as in `tests/support/invariants.py`, which checks the s
 * I6 Breakers make legal transitions only.
 * I7 Once healed, a server holds no more tasks and connections than when it had started.
 * I8 See `register.py`.
-* key: A key gives one decision while it is remembered, to its own caller and nobody else. What a repeat hears instead
+* key: A key gives one decision while it is remembered, to its own caller and nobody else, also where its server is
+  killed and started again. What a repeat hears instead
   of TRADE is noted in the audit, and every later repeat hears it, too.
 * pool: See `check_pool`.
 * model: See `check_models`.
@@ -24,13 +25,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import defaultdict
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from feature_cache import features
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.journal.reply_status import reply_of
-from simulation.audit import Audit
+from simulation.audit import Audit, Row
 from simulation.guest import GUEST, MODEL
 from simulation.replica import SECOND
 
@@ -54,6 +56,8 @@ _TICK_SECONDS: Final = 0.25
 """A vector may be this old when the next one comes."""
 _EVENTS_OF_BUGS: Final = {"decision failed", "call failed", "batch failed unexpectedly", "canary not judged"}
 _TOLD_SECONDS: Final = 1.0
+_REMEMBERED_SECONDS: Final = 9.0
+"""A key is remembered for longer than this."""
 _MORE_TASKS: Final = 4
 _MAY_BE_DEAD: Final = 2
 """Endpoints of the primary's four."""
@@ -221,6 +225,36 @@ def check_keys(scene: Scene) -> list[str]:
         if len(ids) > 1
     ]
     return found
+
+
+def check_killed_keys(scene: Scene, audit: Audit) -> list[str]:
+    """Keys whose orders a killed process had decided: the process after it decides none of them again."""
+    if scene.history.clock_wrong_since:
+        return []  # how long a key is remembered, and in which order rows were made, is told by the wall clock
+    decided: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row, *_ in audit.decisions.values():
+        order = row.packet.order
+        if order.idempotency_key:
+            decided[row.journal_id, order.order_ref, order.idempotency_key].append(row)
+    found = []
+    for (_, ref, key), rows in decided.items():
+        rows.sort(key=_decided_at)
+        for first, second in pairwise(rows):
+            was_left = "killed" in audit.notes.get(first.packet.decision.decision_id, ())
+            if was_left and _follows(first, second) and _decided_at(second) - _decided_at(first) < _REMEMBERED_SECONDS:
+                found.append(f"key: {ref}'s key {key} was decided by a killed process, and again by the next one")
+    return found
+
+
+def _decided_at(row: Row) -> float:
+    """When a decision was made, in seconds."""
+    return row.packet.decision.decided_at.ToNanoseconds() / 1e9
+
+
+def _follows(first: Row, second: Row) -> bool:
+    """Whether the second row is of the server process that was started next: `a.2` after `a.1`."""
+    before, after = (row.packet.instance_id.partition("-")[0].rpartition(".") for row in (first, second))
+    return before[0] == after[0] and int(before[2]) + 1 == int(after[2])
 
 
 def _less_safe(

@@ -130,7 +130,7 @@ PROFILES: Final[Mapping[str, _Profile]] = {
         servers=(1, 1),
         calls=(15, 35),
         asked={"key": 9, "key_stream": 3, "state": 1},
-        faults={"disk_slow": 0.4, "model_slow": 0.4, "stall": 0.4, "disk_stuck": 0.3},
+        faults={"disk_slow": 0.4, "model_slow": 0.4, "stall": 0.4, "disk_stuck": 0.3, "kill": 0.3},
     ),
     "models": _Profile(
         1.5,

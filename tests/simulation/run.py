@@ -130,6 +130,7 @@ class _Runner:
         violations += checks.check_decisions(self.scene, audit)
         violations += checks.check_freshness(self.scene)
         violations += checks.check_keys(self.scene)
+        violations += checks.check_killed_keys(self.scene, audit)
         violations += checks.check_breakers(self.scene)
         violations += checks.check_pool(self.scene, audit)
         violations += checks.check_models(audit)

@@ -28,6 +28,7 @@ from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.convert import OrderReader
 from server.decision.idempotency import IdempotencyWindow
+from server.decision.left_keys import LeftKeys
 from server.decision.markets import Markets
 from server.decision.metrics import DecisionMetrics
 from server.decision.packets import PacketWriter
@@ -72,7 +73,9 @@ class Gate:
 class RequestPath:
     """A servicer, and what is behind it."""
 
-    def __init__(self, journal: Journal, budget: BudgetSettings, max_in_flight: int, keys: int) -> None:
+    def __init__(
+        self, journal: Journal, budget: BudgetSettings, max_in_flight: int, keys: SharedKeys, left: LeftKeys
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.ahead_seconds = 0.0
         """How far the path's clock is ahead of the event loop's: a test moves it, and what it waits for still comes."""
@@ -102,7 +105,7 @@ class RequestPath:
         self.admission = Admission(AdmissionSettings(), clock)
         self.dataplane = DataPlane(
             admission=self.admission,
-            idempotency=IdempotencyWindow(clock, SharedKeys(keys, 60.0, clock)),
+            idempotency=IdempotencyWindow(clock, keys, left.resolve),
             markets=Markets(FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,)), 1.0, clock),
             chain=Chain({"model": self.gate, "cached_score": self.gate, "rules": self.gate}, ("rules",), clock),
             cached_scores=CachedScores(CachedScoreSettings(), clock),
@@ -160,22 +163,30 @@ class RequestPath:
 
 @asynccontextmanager
 async def request_path(
-    path: Path, budget: BudgetSettings = PATIENT, max_in_flight: int = 256, **changes: object
+    path: Path, budget: BudgetSettings = PATIENT, max_in_flight: int = 256, shared: int | None = None, **changes: object
 ) -> AsyncIterator[RequestPath]:
-    """One on a journal in this directory."""
+    """One on a journal in this directory. It shares a memory of keys, if one is given, with a process in slot 1.
+
+    The journal of that slot is in the directory `1` beside this one.
+    """
     path.mkdir(exist_ok=True)  # noqa: ASYNC240 - nothing else runs yet
     fields = {"path": path / "journal.db", "retry_min_seconds": 0.01, "retry_max_seconds": 0.05, **changes}
-    keys = make_memory(1_000)
+    memory = shared or make_memory(1_000)
+    loop, paths = asyncio.get_running_loop(), list[RequestPath]()
+    keys = SharedKeys(memory, 60.0, lambda: paths[0].clock() if paths else loop.time())
+    left = LeftKeys(keys, 60.0, lambda slot: path.with_name(str(slot)) / "journal.db")
     try:
-        async with Journal(JournalSettings.model_validate(fields)) as journal:
-            made = RequestPath(journal, budget, max_in_flight, keys)
+        async with Journal(JournalSettings.model_validate(fields), left=left.take_over) as journal:
+            made = RequestPath(journal, budget, max_in_flight, keys, left)
+            paths.append(made)
             try:
                 async with made.replies:
                     yield made
             finally:
                 await made.replica.batcher.close()
     finally:
-        os.close(keys)
+        if shared is None:
+            os.close(memory)
 
 
 def order(ref: str, **changes: Any) -> pb.Order:

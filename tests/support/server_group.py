@@ -38,8 +38,7 @@ WAYS_IN: Final = (*EDGES, "envoy by ASGI alone")
 RARELY_ON_ENVOY: Final = ("grpcio", pytest.param("envoy", marks=pytest.mark.long))
 """The same, where that takes more time than it tells."""
 _CALL_SECONDS = 10.0
-"""Room for an order whose process was killed: its key is claimed for as long as the cap below, and then asked for again
-for as long."""
+"""Room for an order that is asked again, on a machine that has other work."""
 _START_SECONDS = 120.0
 """Process after process loads, on a machine that has other work."""
 _SETTINGS = {

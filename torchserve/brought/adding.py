@@ -240,6 +240,12 @@ class _Learnt(NamedTuple):
                 f"no threshold is sure to reach a precision of {settings.target_precision:g}: the surest is taken,"
                 f" {cut_.precision:.3f} (at least {cut_.low:.3f}) at a coverage of {cut_.coverage:.2f}"
             )
+        undefined = np.isnan(samples.rows).all(axis=0)
+        if undefined.any():
+            names = ", ".join(np.array(adding.feature_set.names)[undefined].tolist())
+            notes.append(
+                f"undefined in every row of the dataset, so that nothing is known of the model with a value: {names}"
+            )
         if not data.has_time:
             notes.append("each row counts as independent of all others, as the dataset has no column `time`")
         return cls(

@@ -24,6 +24,7 @@ from torchserve.dataset import Samples, SamplesError
 from torchserve.label import Label
 from torchserve.point_in_time import SIDES, check_unit
 from torchserve.sources import sha256_of
+from torchserve.tables import read_table
 
 LABELS: Final = ("eligible", "label")
 """Columns that are looked for where none is named."""
@@ -54,8 +55,9 @@ def read_data(path: Path, feature_set: FeatureSet, label_column: str = "", label
 
     Raises:
         BroughtError: A column is missing or holds something else, or there are too few rows.
+        SamplesError: The file cannot be read.
     """
-    table = _table(path)
+    table = read_table(path)
     named = set(table.column_names)
     missing = [name for name in feature_set.names if name not in named]
     if missing:
@@ -94,20 +96,9 @@ def read_data(path: Path, feature_set: FeatureSet, label_column: str = "", label
     return Data(samples, has_time, _step_seconds(samples) if has_time else 0.0)
 
 
-def _table(path: Path) -> Any:
-    import pyarrow as pa  # noqa: PLC0415 - a model without a dataset does not need it
-    import pyarrow.csv  # noqa: PLC0415
-    import pyarrow.parquet  # noqa: PLC0415
-
-    try:
-        return pa.csv.read_csv(path) if path.suffix == ".csv" else pa.parquet.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise BroughtError(f"{path} is neither Parquet nor CSV that can be read: {error}") from error
-
-
 def _floats(path: Path, table: Any, name: str) -> NDArray[np.float64]:
     """A column of numbers; what is not there is NaN."""
-    import pyarrow as pa  # noqa: PLC0415 - as above
+    import pyarrow as pa  # noqa: PLC0415 - a model without a dataset does not need it
 
     try:
         column = table.column(name)
@@ -148,7 +139,10 @@ def _instruments(table: Any, count: int) -> tuple[NDArray[np.int16], tuple[str, 
 def _sells(path: Path, table: Any, count: int) -> NDArray[np.bool_]:
     """Which rows are of a sell, as our own datasets say it (`sell`) or as orders do (`side`)."""
     if "sell" in table.column_names:
-        found: NDArray[np.bool_] = _floats(path, table, "sell") > 0
+        values = _floats(path, table, "sell")
+        if not np.isin(values, (0, 1)).all():
+            raise BroughtError(f"{path}: column sell must hold true or false, and no hole")
+        found: NDArray[np.bool_] = values > 0
         return found
     if "side" not in table.column_names:
         return np.zeros(count, np.bool_)
@@ -169,7 +163,7 @@ def _check_rows(path: Path, rows: NDArray[np.float32], feature_set: FeatureSet) 
         column = rows[:, feature_set.index[one.name]]
         raise BroughtError(
             f"{path}: column {one.name} goes from {np.nanmin(column):.6g} to {np.nanmax(column):.6g}, {feature_set.id}"
-            f" has it from {one.lowest:g} to {one.highest:g} {one.unit}: is it in another unit?"
+            f" has it from {one.lowest:g} to {one.highest:g}{one.unit and f' {one.unit}'}: is it in another unit?"
         )
 
 

@@ -123,6 +123,8 @@ def check_undefined(brought: Brought, feature_set: FeatureSet) -> None:
     rows = np.zeros((len(feature_set) + 1, len(feature_set)), dtype=np.float32)
     rows[np.arange(len(feature_set)), np.arange(len(feature_set))] = np.nan
     rows[-1] = np.nan
+    if not np.isfinite(brought.margin()(np.zeros((1, len(feature_set)), dtype=np.float32))).all():
+        raise BroughtError("the model gives no finite score for a row of zeros, in which nothing is undefined")
     without = np.flatnonzero(~np.isfinite(brought.margin()(rows)))
     if len(without):
         name = "any" if without[0] == len(feature_set) else repr(feature_set.names[without[0]])

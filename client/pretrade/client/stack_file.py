@@ -68,6 +68,10 @@ class Endpoints:
     token_files: Mapping[str, str] = field(default_factory=dict)
     """`key_file.json` of each TorchServe that asks for tokens, by part."""
     instruments: tuple[str, ...]
+    prometheus_url: str | None = None
+    """Base URL of Prometheus and its page."""
+    alertmanager_url: str | None = None
+    """Base URL of Alertmanager, its API and its page."""
 
     @property
     def redis_address(self) -> str | None:

@@ -25,15 +25,17 @@ class Explainer:
     Args:
         packet_of: The packet of this decision, or None.
         archive_of: The archive of this model version; raises `ModelUnknownError`.
+        models: How many models decide orders, each of which may have another version on trial.
     """
 
     def __init__(
         self,
         packet_of: Callable[[str], packet_pb2.DecisionPacket | None],
         archive_of: Callable[[str], Archive],
+        models: int = 1,
     ) -> None:
         self._packet_of = packet_of
-        self._models = RunningModels(archive_of)
+        self._models = RunningModels(archive_of, models + 1)
 
     def __enter__(self) -> Self:
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -45,8 +45,8 @@ class ExplainSettings(BaseModel):
 
     patience_seconds: float = Field(default=0.25, ge=0, le=10)
     """How long a reply waits for its explanation, in seconds, if the call's deadline allows it; 0: not at all. A server
-    has the model that decides loaded before it is ready; after a change of model, explanations of the first seconds
-    are LATE."""
+    has the model that decides loaded before it is ready, and those that the model map names soon after; after a change
+    of model, explanations of the first seconds are LATE."""
     reply_reserve_seconds: Constant[float] = 0.005
     """Kept before the call's deadline for sending the reply, in seconds."""
 
@@ -61,8 +61,8 @@ class Explaining:
         settings: How long to wait.
         counts: Explanations asked for beside replies, by status; added to here.
         clock: Monotonic seconds, the event loop's own.
-        version: The model version that decides, which is loaded before anybody asks; empty while that is not known.
-            None: nothing is loaded before it is asked for.
+        versions: The model versions that decide, which are loaded before anybody asks, as far as they are known; the
+            first one before the server serves.
     """
 
     def __init__(
@@ -71,47 +71,62 @@ class Explaining:
         settings: ExplainSettings,
         counts: Counter[int],
         clock: Callable[[], float],
-        version: Callable[[], str] | None = None,
+        versions: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._reading = reading
         self._settings = settings
         self._counts = counts
         self._clock = clock
         self._asking: set[asyncio.Task[bytes]] = set()
-        self._version = version if version is not None and settings.patience_seconds else lambda: ""
+        self._versions = versions if settings.patience_seconds else tuple
         self._tried = False
-        self.problem = ""
-        """Why the model that decides cannot be explained; empty when it can, or nobody knows yet."""
+        self._loaded: dict[str, int] = {}
+        """The versions that were loaded, each with how many processes had ended before."""
+        self._problems: dict[str, tuple[str, float]] = {}
+        """Why a version that decides is not loaded, and when it is tried again."""
+
+    @property
+    def problem(self) -> str:
+        """Why a model that decides cannot be explained; empty when each can, or nobody knows yet."""
+        return "; ".join(problem for problem, _ in self._problems.values())
 
     @property
     def warming_up(self) -> bool:
         """True while the first model that decides is being loaded, for a bounded time."""
-        return bool(self._version()) and not self._tried
+        return not self._tried and bool(self._versions())
 
     async def keep_warm(self) -> None:
-        """Has the model that decides loaded, also after another one took its place, until cancelled."""
-        loaded: tuple[str, int] | None = None
+        """Has the models that decide loaded, also after others took their places, until cancelled."""
         while True:
-            wanted = self._version(), self._reading.ended
-            if not wanted[0] or wanted == loaded:
+            version = self._next()
+            if version is None:
                 await asyncio.sleep(_LOOK_SECONDS)
-            elif await self._warm_up(wanted[0]):
-                loaded = wanted
             else:
-                await asyncio.sleep(_AGAIN_SECONDS)
+                await self._warm_up(version)
 
-    async def _warm_up(self, version: str) -> bool:
-        request = reading_pb2.WarmUpRequest(model_version=version)
+    def _next(self) -> str | None:
+        """The version to load now; forgets those that decide no more."""
+        wanted = self._versions()
+        for known in (self._loaded, self._problems):
+            for version in known.keys() - set(wanted):
+                del known[version]
+        now, ended = self._clock(), self._reading.ended
+        waiting = (one for one in wanted if self._loaded.get(one) != ended)
+        return next((one for one in waiting if one not in self._problems or self._problems[one][1] <= now), None)
+
+    async def _warm_up(self, version: str) -> None:
+        request, ended = reading_pb2.WarmUpRequest(model_version=version), self._reading.ended
         try:
             async with asyncio.timeout(_WARM_UP_SECONDS):
                 await self._reading.ask(Question.WARM_UP, request.SerializeToString())
         except (AuditError, TimeoutError) as error:
-            self.problem = f"version {version} is not loaded: {str(error) or 'it takes too long'}"
-            _log.warning("no explanations", problem=self.problem)
+            problem = f"version {version} is not loaded: {str(error) or 'it takes too long'}"
+            self._problems[version] = problem, self._clock() + _AGAIN_SECONDS
+            _log.warning("no explanations", problem=problem)
         else:
-            self.problem = ""
+            self._problems.pop(version, None)
+            self._loaded[version] = ended
         self._tried = True
-        return not self.problem
 
     async def explanation(self, decision: Explained, deadline: float | None) -> pb.Explanation:
         """The explanation of a durable decision, or why there is none.

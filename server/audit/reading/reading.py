@@ -110,6 +110,8 @@ class Task(BaseModel):
     database_url: str
     """SQLAlchemy URL; may hold a password, and therefore is not a command-line argument."""
     model_store: Path | None
+    models: int = 1
+    """How many models decide orders."""
     socket: Path = Path()
     """Set for every process anew."""
 

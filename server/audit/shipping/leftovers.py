@@ -11,14 +11,16 @@ import structlog
 from server.audit.shipping.heads import slot_of
 from server.audit.shipping.shipping import Progress, ShippingSettings, Task
 from server.errors import JournalError
-from server.journal.journal import settle_what_was_left
+from server.journal.journal import Left, settle_what_was_left
 from server.machine import REAL
 from server.process import child
 
 _log = structlog.get_logger(__name__)
 
 
-async def ship_leftovers(journal: Path, database_url: str, settings: ShippingSettings) -> None:
+async def ship_leftovers(
+    journal: Path, database_url: str, settings: ShippingSettings, left: Left | None = None
+) -> None:
     """Ships a journal that no process writes, however long the database takes. Cancel it before a process writes again.
 
     It first marks the decisions of which the process could not note any more whether their callers received them.
@@ -27,9 +29,10 @@ async def ship_leftovers(journal: Path, database_url: str, settings: ShippingSet
         journal: The journal's file; it need not be there.
         database_url: SQLAlchemy URL of the audit database.
         settings: How.
+        left: Told what the ended process left, if anybody wants to know.
     """
     try:
-        rows = await _settled(journal)
+        rows = await _settled(journal, left or (lambda _: None))
     except (JournalError, sqlite3.Error, OSError) as error:
         _log.error("journal_left_unshipped", path=str(journal), error=str(error))
         return
@@ -49,9 +52,9 @@ async def ship_leftovers(journal: Path, database_url: str, settings: ShippingSet
         await child.end(process)  # nothing is lost by that
 
 
-async def _settled(journal: Path) -> int:
+async def _settled(journal: Path, left: Left) -> int:
     """The last position of a journal, all of whose rows are settled; 0 without one."""
-    settling = asyncio.ensure_future(asyncio.to_thread(_settle, journal))
+    settling = asyncio.ensure_future(asyncio.to_thread(_settle, journal, left))
     try:
         return await asyncio.shield(settling)
     except asyncio.CancelledError:
@@ -59,5 +62,5 @@ async def _settled(journal: Path) -> int:
         raise
 
 
-def _settle(journal: Path) -> int:
-    return settle_what_was_left(journal) if journal.exists() else 0
+def _settle(journal: Path, left: Left) -> int:
+    return settle_what_was_left(journal, left=left) if journal.exists() else 0

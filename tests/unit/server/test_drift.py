@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import accumulate
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import brier_score_loss
 from support.drift_alarms import rates
 from support.guest_sets import know
+from support.waiting import until
 from torchmetrics.classification import BinaryCalibrationError
 from typer.testing import CliRunner
 
@@ -28,9 +30,10 @@ from feature_cache.feature_set import CALLER, Feature, FeatureSet
 from feature_cache.feature_sets import Registered
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.wire.reading import reading_pb2
 from server.audit.commands import app as commands
 from server.audit.reading.labels import LabelledDecision, quality
-from server.audit.reading.reading import Reading, ReadingProcess, Task
+from server.audit.reading.reading import Question, Reading, ReadingProcess, Task
 from server.decision.ids import id_bound
 from server.drift.cli import print_report
 from server.drift.psi import Reference, independent_values, limit, psi, references_of
@@ -39,7 +42,8 @@ from server.drift.summary import Drift, Summary, summarise
 from server.drift.watch import DriftSettings, DriftWatch
 from server.errors import ModelUnknownError
 from server.journal.journal_file import JournalFile
-from server.rpc.reading import drift_status
+from server.rpc.call import Call
+from server.rpc.reading import ReadingServicer, drift_status
 from torchserve.dataset import STEP_NS, Samples
 from torchserve.reference import correlation_steps, reference_histogram
 
@@ -365,27 +369,91 @@ def test_a_canary_is_compared_when_it_is_asked_for_and_is_no_champion() -> None:
     assert (found.rows, found.problem) == (200, "")
 
 
+def said_of(folder: Path, *arguments: str) -> str:
+    """What the command says of a journal."""
+    given = ["drift", "--journal", str(folder / "journal.db"), "--models", str(folder), *arguments]
+    return CliRunner().invoke(commands, given, env={"COLUMNS": "200"}).output
+
+
+def write_journal(folder: Path, written: Iterable[tuple[int, packet_pb2.DecisionPacket]]) -> None:
+    """Writes decisions to a journal: each with the milliseconds after the first at which it was made."""
+    entries = []
+    for number, (at_ms, packet) in enumerate(written):
+        packet.decision.decided_at.FromMilliseconds(1_700_000_000_000 + at_ms)
+        made = id_bound(packet.decision.decided_at.ToDatetime(dt.UTC))
+        packet.decision.decision_id = f"{made}-7000-8000-{number:012}"
+        entries.append(packet_pb2.JournalEntry(decision=packet).SerializeToString())
+    with closing(JournalFile(folder / "journal.db", sync_commits=False)) as journal:
+        journal.append(entries)
+
+
 def test_of_several_models_the_command_compares_the_one_that_is_named(tmp_path: Path) -> None:
     ours, theirs = (packets(market(9, 1), uniform(9), version=letter * 16) for letter in "ab")
-    for number, packet in enumerate([*theirs, *ours]):
-        packet.decision.decided_at.FromSeconds(1_700_000_000 + number)
-        at = packet.decision.decided_at.ToDatetime(dt.UTC)
-        packet.decision.decision_id = f"{id_bound(at)}-7000-8000-{number:012}"
     for packet in theirs:
         packet.chosen_model = "desk"
-    journal = tmp_path / "journal.db"
-    with closing(JournalFile(journal, sync_commits=False)) as written:
-        written.append([packet_pb2.JournalEntry(decision=one).SerializeToString() for one in [*theirs, *ours]])
+    write_journal(tmp_path, ((1_000 * second, packet) for second, packet in enumerate([*theirs, *ours])))
+    by_newest = said_of(tmp_path)
+    assert by_newest.startswith("model aaaaaaaaaaaaaaaa: 18 decisions looked at, 9 different"), by_newest
+    by_version, by_name = said_of(tmp_path, "--model", "b" * 16), said_of(tmp_path, "--model", "desk")
+    assert by_version.startswith("model bbbbbbbbbbbbbbbb: 18 decisions looked at, 9 different"), by_version
+    assert by_name.startswith("model bbbbbbbbbbbbbbbb: 9 decisions looked at, 9 different"), by_name
+    default = said_of(tmp_path, "--model", "default")
+    assert default.startswith("model aaaaaaaaaaaaaaaa: 9 decisions looked at, 9 different"), default
+    unknown = said_of(tmp_path, "--model", "scalper")
+    assert "of the 18 decisions that were looked at none was of a model 'scalper': " in unknown
 
-    def said_of(*arguments: str) -> str:
-        given = ["drift", "--journal", str(journal), "--models", str(tmp_path), *arguments]
-        return CliRunner().invoke(commands, given, env={"COLUMNS": "200"}).output
 
-    assert said_of().startswith("model aaaaaaaaaaaaaaaa: 18 decisions looked at, 9 different"), "that of the newest one"
-    assert said_of("--model", "b" * 16).startswith("model bbbbbbbbbbbbbbbb: 18 decisions looked at, 9 different")
-    assert said_of("--model", "desk").startswith("model bbbbbbbbbbbbbbbb: 9 decisions looked at, 9 different")
-    assert said_of("--model", "default").startswith("model aaaaaaaaaaaaaaaa: 9 decisions looked at, 9 different")
-    assert "no decision of this time was of a model 'scalper': " in said_of("--model", "scalper")
+def test_a_model_of_few_orders_is_compared_by_all_of_them_that_the_limit_allows(tmp_path: Path) -> None:
+    """A sample of every model's decisions has one of its own in a second; so many of them would say nothing."""
+    ours = packets(market(480, 1), uniform(480), version="a" * 16)
+    theirs = packets(market(30, 2), uniform(30), version="b" * 16)
+    for packet in theirs:
+        packet.chosen_model = "desk"
+    busy = [(1_000 * (number // 4) + number % 4, packet) for number, packet in enumerate(ours)]
+    rare = [(4_000 * number + (500 if number == 9 else 0), packet) for number, packet in enumerate(theirs)]
+    write_journal(tmp_path, sorted([*rare, *busy], key=lambda one: one[0]))
+    begin, end = (dt.datetime.fromtimestamp(1_700_000_000 + second, dt.UTC).isoformat() for second in (0, 120))
+    said = said_of(tmp_path, "--model", "desk", "--limit", "120", "--since", begin, "--until", end)
+    assert said.startswith("model bbbbbbbbbbbbbbbb: 30 decisions looked at, 30 different"), said
+
+
+async def test_the_server_compares_two_models_of_one_version_by_the_orders_of_each(tmp_path: Path) -> None:
+    ours, theirs = packets(market(40, 1), uniform(40)), packets(market(9, 2), uniform(9))
+    for packet in theirs:
+        packet.chosen_model = "desk"
+    now_ms = time.time_ns() // 10**6 - 1_700_000_000_000
+    write_journal(
+        tmp_path, ((now_ms - 60_000 + 1_000 * second, packet) for second, packet in enumerate([*ours, *theirs]))
+    )
+    task = Task(journal=tmp_path / "journal.db", database_url=f"sqlite:///{tmp_path / 'audit.db'}", model_store=None)
+    reader = ReadingServicer(task)
+
+    async def rows_of(name: str) -> int:
+        request = reading_pb2.CompareDriftRequest(
+            window_seconds=900, max_decisions=2_000, model_version="v1", model_name=name
+        )
+        return (await reader.CompareDrift(request, Call(None, ()))).rows
+
+    assert [await rows_of(name) for name in ("default", "desk", "nobody")] == [40, 9, 0]
+
+
+async def test_the_server_asks_for_each_model_by_its_name_and_the_version_that_decides() -> None:
+    asked: list[tuple[str, str]] = []
+
+    class Recorder(Reading):
+        async def ask(self, question: Question, request: bytes) -> bytes:
+            wanted = reading_pb2.CompareDriftRequest.FromString(request)
+            asked.append((wanted.model_name, wanted.model_version))
+            return b""
+
+    task = Task(journal=Path("nowhere"), database_url="sqlite://", model_store=None)
+    reading = Recorder("drift", ReadingProcess("reads", task))
+    champions = {"default": "v1", "desk": "v1", "new": ""}
+    watch = DriftWatch(reading, DriftSettings(interval_seconds=0.001), lambda: champions)
+    watching = asyncio.create_task(watch.run())
+    await until(lambda: len(asked) >= 2)
+    watching.cancel()
+    assert asked[:2] == [("default", "v1"), ("desk", "v1")]
 
 
 def test_ages_are_shown_and_not_judged_because_training_knows_nothing_of_the_way_to_the_server() -> None:

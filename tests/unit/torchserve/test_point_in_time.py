@@ -268,7 +268,7 @@ def test_the_command_keeps_the_columns_of_the_orders_and_adds_the_features(tmp_p
         ("instrument,time\nX,noon\n", "time must be a date and time in UTC, or nanoseconds"),
         ("instrument,time\nX,\nX,1\n", "every order needs an instrument and a time"),
         ("instrument,time,side\nX,1,hold\n", "side must be buy or sell, not 'hold'"),
-        ("", "orders.csv: "),
+        ("", "orders.csv is no CSV that can be read: "),
     ],
 )
 def test_orders_that_cannot_be_used_are_refused_with_the_rule(tmp_path: Path, text: str, said: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, cast
 
 import grpc
@@ -103,10 +103,16 @@ def show(response: Message, change: admin_pb2.Change, *, as_json: bool) -> None:
 
 def without(stub: admin_pb2_grpc.AdminServiceStub, replica: str) -> str:
     """The risk of taking a replica out: none while another champion gets orders."""
-    model, _, name = replica.rpartition("/")
-    if not name.startswith(("primary", "secondary")):
+    if not _is_champions(replica):
         return ""
-    found = stub.ListReplicas(admin_pb2.ListReplicasRequest(), timeout=RPC_SECONDS).replicas
+    return risk_without(stub.ListReplicas(admin_pb2.ListReplicasRequest(), timeout=RPC_SECONDS).replicas, replica)
+
+
+def risk_without(found: Iterable[admin_pb2.ReplicaStatus], replica: str) -> str:
+    """The same, where it is known which replicas there are."""
+    if not _is_champions(replica):
+        return ""
+    model, _, name = replica.rpartition("/")
     others = [
         one
         for one in found
@@ -118,6 +124,10 @@ def without(stub: admin_pb2_grpc.AdminServiceStub, replica: str) -> str:
     if any(one.healthy and not one.drained and _passes(one) for one in others):
         return ""
     return "No champion is left then: cached scores, rules or no source will answer."
+
+
+def _is_champions(replica: str) -> bool:
+    return replica.rpartition("/")[2].startswith(("primary", "secondary"))
 
 
 def _role_of(replica: admin_pb2.ReplicaStatus) -> str:

@@ -45,6 +45,11 @@ COMMANDS: Final = {
             f"{_OURS}.status",
         ),
         (
+            "console",
+            "Serve the console: pages for on-call and compliance, in a browser, until Ctrl-C.",
+            "pretrade.console.cli",
+        ),
+        (
             "state",
             "Show the trading state, or set it: active, reducing or halted. Asks before it becomes less strict.",
             f"{_OURS}.steering",
@@ -63,6 +68,7 @@ COMMANDS: Final = {
         ("changes", "Show who changed what, when and why, the newest first.", f"{_OURS}.steering"),
         ("replica", "List replicas, drain one, or resume it.", f"{_OURS}.steering"),
         ("config", "Reload the servers' configuration.", f"{_OURS}.steering"),
+        ("alerts", "List the alerts that fire, silence some of them, or end a silence.", f"{_OURS}.alerts"),
         ("audit", "Look decisions up, recompute and export them, and verify that none was changed."),
     ),
     **_panel(

@@ -115,7 +115,7 @@ def _champions(status: pb.GetStatusResponse) -> Iterator[Fault]:
     for name, champions in by_model.items():
         model = next((one for one in status.models if one.name == name), None) if name else None
         if model is not None and not model.champion_version:
-            if any(rule.model == name for rule in status.model_map):
+            if _gets_orders(status, name):
                 what = f"model {name} has no champion, and the model map gives it orders: rules or no source answer"
                 yield Fault(what, "BothChampionsBroken")
             continue
@@ -140,6 +140,16 @@ def _champions_of(
             flaps = one.healthy and not _is_steered(one) and not one.ejected
             section = "BreakerFlapping" if flaps else "ReplicaDown"
             yield Fault(f"{out[one.name]}; {others or 'nothing'} answers instead", section)
+
+
+def _gets_orders(status: pb.GetStatusResponse, name: str) -> bool:
+    """Whether a rule of the model map comes to a model before one that fits every order."""
+    for rule in status.model_map:
+        if rule.model == name:
+            return True
+        if set(rule.instrument + rule.strategy) <= {"*"}:
+            return False
+    return name == "default"
 
 
 def _model_of(replica: pb.ReplicaStatus) -> str:
@@ -172,12 +182,17 @@ def _on(status: pb.GetStatusResponse, flag: str) -> bool:
 
 def _expired(status: pb.GetStatusResponse) -> Iterator[Fault]:
     champion = status.champion
-    if champion.HasField("expires_in") and champion.expires_in.ToTimedelta() <= dt.timedelta():
+    if _is_past(champion) and _gets_orders(status, "default"):
         yield Fault(f"model {champion.model_version[:8]} has expired, so that orders get ABSTAIN", "ModelExpired")
     for one in status.models:
-        if one.name != "default" and one.HasField("expires_in") and one.expires_in.ToTimedelta() <= dt.timedelta():
+        if one.name != "default" and _is_past(one) and _gets_orders(status, one.name):
             what = f"model {one.champion_version[:8]} of {one.name} has expired, so that its orders get ABSTAIN"
             yield Fault(what, "ModelExpired")
+
+
+def _is_past(model: pb.ChampionStatus | pb.NamedModel) -> bool:
+    """Whether a model may not decide any more."""
+    return model.HasField("expires_in") and model.expires_in.ToTimedelta() <= dt.timedelta()
 
 
 def _processes(status: pb.GetStatusResponse) -> Iterator[Fault]:

@@ -239,6 +239,7 @@ def test_a_model_without_a_champion_is_a_fault_once_it_is_given_orders() -> None
 
 def test_a_named_model_that_has_expired_is_a_fault_of_its_own() -> None:
     def expired(status: pb.GetStatusResponse) -> None:
+        status.model_map.add(instrument="*", strategy="s*", model="scalper")
         status.models.add(name="default", champion_version="aa" * 8, expires_in={"seconds": -1})
         status.models.add(name="scalper", champion_version="bb" * 8, expires_in={"seconds": -1})
 
@@ -247,3 +248,13 @@ def test_a_named_model_that_has_expired_is_a_fault_of_its_own() -> None:
         "model bbbbbbbb of scalper has expired, so that its orders get ABSTAIN",
         "ModelExpired",
     )
+
+
+def test_a_model_that_the_map_gives_no_order_may_expire() -> None:
+    status = sound()
+    expired(status)
+    status.models.add(name="scalper", champion_version="cc" * 8, expires_in={"seconds": -1})
+    assert [one.what for one in faults(status)] == ["model bbbbbbbb has expired, so that orders get ABSTAIN"]
+    status.model_map.add(instrument="*", strategy="*", model="slow")
+    status.model_map.add(instrument="*", strategy="s*", model="scalper")
+    assert faults(status) == [], "no order comes past the first rule"

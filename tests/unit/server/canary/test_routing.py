@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,10 +13,12 @@ import pytest
 from support.cases import new_case
 from support.scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 
+from fallback.block import Block, View
 from fallback.budget import BudgetSettings
 from fallback.joint_case import JointCase
 from fallback.order import Case
 from feature_cache import features
+from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.burn import Objective, SloSettings
 from server.canary.evidence import FirstAttempt, Side
@@ -128,6 +130,44 @@ async def test_orders_that_a_canary_does_not_cover_are_decided_together_as_witho
         assert (answer.source, d.observed) == (pb.SOURCE_CANARY, [True])
         await asyncio.sleep(0.01)
         assert results == [begun]
+
+
+class Columns(Block):
+    """Orders in columns that tell only that their attempt has ended."""
+
+    __slots__ = ("ended",)
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        snapshot = new_case(sequence=1).snapshot
+        assert snapshot is not None
+        row = np.zeros(len(MF1), np.float32)
+        view = View(snapshot, 0.0, 100.0, row, row.tobytes())
+        super().__init__([case.order for case in cases], [view] * len(cases), cases[0].budget)
+        self.ended = asyncio.Event()
+
+    def complete(self) -> None:
+        self.ended.set()
+
+    def is_gone(self, place: int) -> bool:
+        return False
+
+    def put_failure(self, place: int, result: Any) -> None:
+        self.put(place, result)
+
+
+async def test_orders_in_columns_stay_there_where_a_canary_covers_none_of_them() -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        own, *others = (d.case(strategy=one) for one in ("sweep-1", "sweep-10", "twap"))
+        assert not d.routing.begin_block(Columns(others)), "this one covers every order"
+        d.routing.canary = CANARY.model_copy(update={"strategy": "sweep-?"})
+        assert not d.routing.begin_block(Columns([*others, own]))
+        assert d.primary.calls == 0
+        block = Columns(others)
+        assert d.routing.begin_block(block)
+        await block.ended.wait()
+        assert d.routing.settle_block(block)
+        assert (block.source, d.primary.calls, d.canary.calls) == (pb.SOURCE_PRIMARY, 1, 0)
+        assert (d.observed, d.controls) == ([], [])
 
 
 async def test_it_knows_how_many_flows_there_are_and_how_many_of_them_are_its_own() -> None:

@@ -23,6 +23,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.decision.convert import order_timeout_seconds
+from server.decision.idempotency import identify
 from server.decision.packets import PacketWriter, write_entry_plainly
 from server.decision.record import Decided, hash_of
 from server.inference import model_sets
@@ -103,6 +104,7 @@ def by_itself(case: Case, answer: Answer, decided: Decided, control: ControlStat
         model_expires_at=answer.model_expires_at,
         trace_id=case.order.context.trace_id,
         correlation_id=case.order.context.correlation_id,
+        caller=case.order.caller if case.order.idempotency_key else "",
     )
     packet.decision.control_version = control.version
     if case.features is not None:
@@ -173,6 +175,7 @@ def cases(draw: st.DrawFn) -> tuple[Case, Answer]:
         idempotency_key=message.idempotency_key,
         timeout_seconds=order_timeout_seconds(message),
         context=draw(st.sampled_from((case.order.context, CallContext("ab" * 16, correlation_id="mine")))),
+        caller=draw(st.sampled_from(("", "desk"))),
     )
     if draw(st.booleans()):
         case.features = None
@@ -247,6 +250,18 @@ def test_compiled_and_plain_write_the_same_entry(writer: PacketWriter, decisions
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("server.decision.packets._compiled", compiled_here("server.decision.entry_wire_c"))
         assert batch.entry() == plain
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(one=cases())
+def test_a_packet_names_the_key_and_the_order_as_a_repeat_does(writer: PacketWriter, one: tuple[Case, Answer]) -> None:
+    """What a killed process left is found by it."""
+    case, answer = one
+    batch, order = writer.batch(), case.order
+    batch.add(case, answer, made(case, answer), NOW, WALL_NS)
+    (packet,) = packets(entry_of(batch.entry()))
+    assert packet.caller == (order.caller if order.idempotency_key else "")
+    assert identify(packet.order, "") == identify(order.message, "")
 
 
 def test_an_entry_says_once_what_its_decisions_have_in_common(writer: PacketWriter) -> None:

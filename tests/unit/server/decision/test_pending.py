@@ -23,7 +23,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
 from server.decision.pending import Pending
 from server.decision.plane import Deciding
-from server.decision.record import ReplyState
+from server.decision.record import Decided, ReplyState
 from server.inference.outcome import Outcome
 from server.inference.rows import Row
 from server.inference.wire import ModelIdentity, ScoreBatch
@@ -112,7 +112,9 @@ async def test_what_is_given_up_is_noted_whether_it_was_decided_or_not(tmp_path:
         with pytest.raises(asyncio.CancelledError):
             await left
         await asyncio.sleep(0)
-        assert decided.result().reply is ReplyState.UNHEARD
+        made = decided.result()
+        assert isinstance(made, Decided)
+        assert made.reply is ReplyState.UNHEARD
         assert (p.metrics.cancelled, p.admission.in_flight) == (2, 0)
 
 

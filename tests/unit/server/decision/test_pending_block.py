@@ -23,7 +23,7 @@ from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.decided_block import DecidedBlock
-from server.decision.pending_block import PendingBlock
+from server.decision.pending_block import OneCall
 from server.decision.record import Decided
 from server.errors import DeadlineError
 from server.inference.outcome import Outcome
@@ -32,7 +32,7 @@ _IN_COLUMNS = {0, 1, 2, 5, 8, 9}
 """Runs in which some orders stay in columns until the end; in the others all meet something."""
 
 
-async def in_columns(p: Plane, orders: Sequence[Order], seconds: float = 9.0) -> PendingBlock:
+async def in_columns(p: Plane, orders: Sequence[Order], seconds: float = 9.0) -> OneCall:
     arrived = p.clock()
     begun = p.dataplane.begin_together(orders, arrived, arrived + seconds)
     assert begun is not None
@@ -42,7 +42,7 @@ async def in_columns(p: Plane, orders: Sequence[Order], seconds: float = 9.0) ->
     return block
 
 
-async def results(block: PendingBlock) -> list[pb.Decision]:
+async def results(block: OneCall) -> list[pb.Decision]:
     """The decision of each order, in the order of the call."""
     found = []
     for outcome in block.outcomes():
@@ -286,7 +286,7 @@ async def test_a_block_that_was_answered_leaves_the_collector_nothing(tmp_path: 
             del block, decided
             await p.journal.flush()
             await asyncio.sleep(0)
-            left = [one for one in gc.get_objects() if type(one) in (PendingBlock, DecidedBlock)]
+            left = [one for one in gc.get_objects() if type(one) in (OneCall, DecidedBlock)]
         finally:
             gc.enable()
         assert len(left) <= 2, "the last one, which deadlines may still know"

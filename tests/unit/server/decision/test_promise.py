@@ -17,7 +17,7 @@ class Told:
 
     def __init__(self) -> None:
         self.events: list[Any] = []
-        self.promises: Promises[Any] = Promises(lambda cases: self.events.append([*cases]))
+        self.promises: Promises[Any] = Promises(lambda ended: self.events.append([one.case for one in ended]))
 
     def promise(self, name: Any) -> Promise[Any]:
         made: Promise[Any] = Promise(self.promises)

@@ -44,6 +44,7 @@ from server.journal.reply_status import (
     WITHDRAWN,
     Reply,
     Statuses,
+    notes_of,
     reply_of,
     unknown_replies,
 )
@@ -739,14 +740,14 @@ def test_without_an_action_nothing_was_heard_or_nobody_knows(
 
 def test_that_a_repeat_may_hear_a_decision_does_not_say_what_the_first_call_heard() -> None:
     repeated = reply_status.unconfirmed("d", "repeated")
-    (note,) = unknown_replies([Row(1, packet("d"), b""), Row(2, repeated, b"")], "killed")
+    (note,) = notes_of(unknown_replies([Row(1, packet("d"), b""), Row(2, repeated, b"")]), "killed")
     assert packet_pb2.JournalEntry.FromString(note).reply_unconfirmed.cause == "killed"
 
 
 def test_what_a_failed_commit_left_on_disk_was_heard_as_an_abstention() -> None:
     entry = packet_pb2.JournalEntry.FromString(packet("d"))
     entry.decision.decision.reasons.append(pb.REASON_CODE_RULES_PASSED)
-    (note,) = unknown_replies([Row(1, entry.SerializeToString(), b"")], "not_durable")
+    (note,) = notes_of(unknown_replies([Row(1, entry.SerializeToString(), b"")]), "not_durable")
     reply = reply_of(packet_pb2.JournalEntry.FromString(note).reply_unconfirmed)
     reasons = (pb.REASON_CODE_RULES_PASSED, pb.REASON_CODE_AUDIT_UNAVAILABLE)
     assert reply == Reply("reply_unconfirmed:not_durable", audit_pb2.HEARD_ACTION_ABSTAIN, reasons)

@@ -25,6 +25,18 @@ def test_the_first_rule_that_fits_holds_and_an_order_that_none_fits_goes_to_the_
     assert ModelMap().of_order("BTCUSDT.BINANCE", "twap") == DEFAULT
 
 
+def test_the_models_that_get_orders_are_those_of_the_rules_up_to_one_that_fits_every_order() -> None:
+    assert ModelMap().reached == {DEFAULT}
+    model_map = mapped(("BTC*", "*", "scalper"), ("*", "s*", "slow"))
+    assert model_map.reached == {"scalper", "slow", DEFAULT}
+    model_map.set(mapped(("BTC*", "*", "scalper"), ("**", "*", "slow"), ("*", "s*", "eth")).rules)
+    assert model_map.reached == {"scalper", "slow"}
+    model_map.set(mapped(("BTC*", "s*", "scalper"), ("BTC*", "s*", "slow")).rules)
+    assert model_map.reached == {"scalper", DEFAULT}, "no order comes past the same patterns"
+    model_map.set(())
+    assert model_map.reached == {DEFAULT}
+
+
 def test_an_order_keeps_its_model_whatever_becomes_of_the_map() -> None:
     model_map, case = mapped(("*", "*", "scalper")), new_case()
     assert model_map.of(case) == "scalper"

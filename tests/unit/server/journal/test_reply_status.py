@@ -6,7 +6,7 @@ from support.batches import together
 
 from pretrade.audit.v1 import packet_pb2
 from server.journal.journal_file import Row
-from server.journal.reply_status import heard, unconfirmed, unknown_replies
+from server.journal.reply_status import heard, notes_of, unconfirmed, unknown_replies
 
 
 def packet(decision_id: str) -> packet_pb2.DecisionPacket:
@@ -24,4 +24,6 @@ def test_each_decision_of_an_entry_is_unknown_unless_another_entry_tells() -> No
         b"of no format",
     ]
     rows = [Row(position, entry, b"") for position, entry in enumerate(entries, 1)]
-    assert unknown_replies(rows, "killed") == [unconfirmed("c", "killed"), unconfirmed("d", "killed")]
+    unknown = unknown_replies(rows)
+    assert [packet.decision.decision_id for packet in unknown] == ["c", "d"]
+    assert notes_of(unknown, "killed") == [unconfirmed("c", "killed"), unconfirmed("d", "killed")]

@@ -200,13 +200,17 @@ def test_a_dataset_is_checked_column_by_column(tmp_path: Path) -> None:
         ({"ofi_1s": None, "ofi_5s": None}, "has no column ofi_1s, ofi_5s, of mf1/.*: add them"),
         ({"label": None}, "has no column eligible or label: name the 0/1 label with --label-column"),
         ({"label": pa.array(half)}, "column label must hold 0 and 1 alone"),
-        ({"imbalance_l1": pa.array(half * 100)}, "column imbalance_l1 goes from 50 to 50, mf1 has it from -1 to 1"),
+        (
+            {"imbalance_l1": pa.array(half * 100)},
+            "column imbalance_l1 goes from 50 to 50, mf1 has it from -1 to 1: is it",
+        ),
         ({"ofi_1s": pa.array(half * np.inf)}, "column ofi_1s holds an infinity: write what is undefined as NaN"),
         ({"ofi_1s": pa.array(["much"] * 600)}, "column ofi_1s holds something else than numbers"),
         ({"time": pa.array(half)}, "column time must be timestamps or nanoseconds"),
         ({"time": milliseconds}, r"time must be nanoseconds since 1970, and looks like milliseconds \(1763942400000\)"),
         ({"time": pa.array(np.arange(600) + 1_763_942_400)}, "looks like seconds .*: multiply it by 1,000,000,000"),
         ({"time": pa.array([10**18] * 600, pa.timestamp("us"))}, "column time must be of the years 1678 to 2261"),
+        ({"sell": pa.array(half)}, "column sell must hold true or false, and no hole"),
         ({"side": pa.array(["short"] * 600)}, "column side must hold buy or sell, not 'short'"),
     ]
     for change, message in causes:
@@ -215,9 +219,14 @@ def test_a_dataset_is_checked_column_by_column(tmp_path: Path) -> None:
             read_data(written(tmp_path, columns), MF1)
     with pytest.raises(BroughtError, match="has 100 rows: calibration, threshold and test need at least 500"):
         read_data(written(tmp_path, table(100)), MF1)
-    (tmp_path / "no.parquet").write_bytes(b"no table")
-    with pytest.raises(BroughtError, match="is neither Parquet nor CSV"):
-        read_data(tmp_path / "no.parquet", MF1)
+
+
+def test_what_is_undefined_in_every_row_is_told(made: dict[str, Path], tmp_path: Path) -> None:
+    columns = table() | {"n_50": pa.array(np.full(3_000, np.nan)), "rv_1s_bps": pa.array(np.full(3_000, np.nan))}
+    read = read_data(written(tmp_path, columns), MF1, label=LABEL)
+    added = add(read_model(made["trees.txt"], "lightgbm", MF1), read, Adding(MF1))
+    (told,) = (note for note in added.notes if "undefined in every row" in note)
+    assert told.endswith(": n_50, rv_1s_bps")
 
 
 def test_what_is_null_is_undefined(tmp_path: Path) -> None:

@@ -105,6 +105,14 @@ def test_a_model_in_onnx_is_read_by_its_only_output_of_floats(onnx_file: Onnx) -
     np.testing.assert_allclose(share.margin()(rows), (rows @ weights)[:, 0], rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_that_never_gives_a_score_is_not_said_to_miss_what_is_undefined(onnx_file: Onnx) -> None:
+    nodes = [("MatMul", ["row", "w"], ["sum"]), ("Sub", ["sum", "sum"], ["nothing"]), ("Log", ["nothing"], ["out"])]
+    path = onnx_file(nodes, [("out", ["rows", 1])], weights={"w": np.ones((len(MF1), 1), np.float32)})
+    brought = read_model(path, "onnx", MF1, output_is="margin")
+    with pytest.raises(BroughtError, match="no finite score for a row of zeros, in which nothing is undefined"):
+        check_undefined(brought, MF1)
+
+
 def test_what_a_model_in_onnx_takes_and_gives_is_checked(onnx_file: Onnx, tmp_path: Path) -> None:
     weights = np.ones((len(MF1), 1), np.float32)
     both = [("MatMul", ["row", "w"], ["sum"]), ("Sigmoid", ["sum"], ["share"])]

@@ -373,6 +373,65 @@ class Restriction(_message.Message):
 Global___Restriction: _TypeAlias = Restriction  # noqa: Y015
 
 @_typing.final
+class GetCallerRequest(_message.Message):
+    """Request of `GetCaller`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCallerRequest: _TypeAlias = GetCallerRequest  # noqa: Y015
+
+@_typing.final
+class GetCallerResponse(_message.Message):
+    """Response of `GetCaller`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATES_AUTHOR_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The caller's name, for people and for the audit."""
+    states_author: _builtins.bool
+    """True when the credentials are those of a machine, as the operator token is: the caller then says who it is in `author`.
+    False when `name` is the author of each of its changes, whatever the request says.
+    """
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the caller may be, sorted: `admin`, `operator`, `trader`, `viewer`."""
+
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The methods that these roles allow, sorted, as `/package.Service/Method`. Each call is checked by itself: this list
+        serves to offer a person nothing that would be refused.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        states_author: _builtins.bool = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+        methods: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["methods", b"methods", "name", b"name", "roles", b"roles", "states_author", b"states_author"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCallerResponse: _TypeAlias = GetCallerResponse  # noqa: Y015
+
+@_typing.final
 class GetControlRequest(_message.Message):
     """Request of `GetControl`."""
 

@@ -76,6 +76,11 @@ class AdminServiceStub:
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.GetCaller = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/GetCaller',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetCallerRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetCallerResponse.FromString,
+                _registered_method=True)
         self.GetControl = channel.unary_unary(
                 '/pretrade.admin.v1.AdminService/GetControl',
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetControlRequest.SerializeToString,
@@ -230,6 +235,13 @@ class AdminServiceServicer:
 
     def GetStatus(self, request, context):
         """State of replicas, breakers, flags, features and the audit journal.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCaller(self, request, context):
+        """Who calls, as the server knows the caller, and which methods of its services this caller may call. Every role may ask.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -398,6 +410,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetStatusRequest.FromString,
                     response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'GetCaller': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCaller,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetCallerRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetCallerResponse.SerializeToString,
             ),
             'GetControl': grpc.unary_unary_rpc_method_handler(
                     servicer.GetControl,
@@ -574,6 +591,33 @@ class AdminService:
             '/pretrade.admin.v1.AdminService/GetStatus',
             pretrade_dot_admin_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
             pretrade_dot_admin_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCaller(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/GetCaller',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.GetCallerRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.GetCallerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -72,6 +72,8 @@ class AdminServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]
     """State of replicas, breakers, flags, features and the audit journal."""
+    GetCaller: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetCallerRequest, _admin_pb2.GetCallerResponse]
+    """Who calls, as the server knows the caller, and which methods of its services this caller may call. Every role may ask."""
     GetControl: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetControlRequest, _admin_pb2.GetControlResponse]
     """The control state: everything that was set, until when, and whether it is up to date."""
     ListChanges: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListChangesRequest, _admin_pb2.ListChangesResponse]
@@ -165,6 +167,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]  # type: ignore[assignment]
     """State of replicas, breakers, flags, features and the audit journal."""
+    GetCaller: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetCallerRequest, _admin_pb2.GetCallerResponse]  # type: ignore[assignment]
+    """Who calls, as the server knows the caller, and which methods of its services this caller may call. Every role may ask."""
     GetControl: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetControlRequest, _admin_pb2.GetControlResponse]  # type: ignore[assignment]
     """The control state: everything that was set, until when, and whether it is up to date."""
     ListChanges: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListChangesRequest, _admin_pb2.ListChangesResponse]  # type: ignore[assignment]
@@ -261,6 +265,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetStatusResponse, _abc.Awaitable[_admin_pb2.GetStatusResponse]]:
         """State of replicas, breakers, flags, features and the audit journal."""
+
+    @_abc_1.abstractmethod
+    def GetCaller(
+        self,
+        request: _admin_pb2.GetCallerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetCallerResponse, _abc.Awaitable[_admin_pb2.GetCallerResponse]]:
+        """Who calls, as the server knows the caller, and which methods of its services this caller may call. Every role may ask."""
 
     @_abc_1.abstractmethod
     def GetControl(

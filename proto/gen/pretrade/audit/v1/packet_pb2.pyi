@@ -156,6 +156,7 @@ class DecisionPacket(_message.Message):
     CHOSEN_MODEL_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
     model_input: _builtins.bytes
     """The feature vector of `feature_set_id` (turned for the side), little-endian float32; empty without features. It is what rules
     and guards saw, and the model, unless there is a `scored_input`.
@@ -194,6 +195,8 @@ class DecisionPacket(_message.Message):
     """The trace the call belongs to (W3C Trace Context), 32 hex digits; empty when nobody traced it."""
     correlation_id: _builtins.str
     """The caller's own id for the work the call was part of, as it gave it in `x-correlation-id`."""
+    caller: _builtins.str
+    """Of an order with an idempotency key: the caller whose key it is, by its credentials; empty on a port without them."""
     @_builtins.property
     def order(self) -> _decision_pb2.Order:
         """What was asked."""
@@ -245,10 +248,11 @@ class DecisionPacket(_message.Message):
         chosen_model: _builtins.str = ...,
         trace_id: _builtins.str = ...,
         correlation_id: _builtins.str = ...,
+        caller: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "features", b"features", "order", b"order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_monotonic_ns", b"arrived_monotonic_ns", "attempts", b"attempts", "cached_from_decision_id", b"cached_from_decision_id", "chain_stages", b"chain_stages", "chosen_model", b"chosen_model", "config_hash", b"config_hash", "correlation_id", b"correlation_id", "decided_monotonic_ns", b"decided_monotonic_ns", "decision", b"decision", "durability", b"durability", "feature_set_id", b"feature_set_id", "features", b"features", "flags_on", b"flags_on", "instance_id", b"instance_id", "mid_price", b"mid_price", "model_expires_at", b"model_expires_at", "model_input", b"model_input", "order", b"order", "scored_feature_set", b"scored_feature_set", "scored_input", b"scored_input", "trace_id", b"trace_id", "trading_state", b"trading_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_monotonic_ns", b"arrived_monotonic_ns", "attempts", b"attempts", "cached_from_decision_id", b"cached_from_decision_id", "caller", b"caller", "chain_stages", b"chain_stages", "chosen_model", b"chosen_model", "config_hash", b"config_hash", "correlation_id", b"correlation_id", "decided_monotonic_ns", b"decided_monotonic_ns", "decision", b"decision", "durability", b"durability", "feature_set_id", b"feature_set_id", "features", b"features", "flags_on", b"flags_on", "instance_id", b"instance_id", "mid_price", b"mid_price", "model_expires_at", b"model_expires_at", "model_input", b"model_input", "order", b"order", "scored_feature_set", b"scored_feature_set", "scored_input", b"scored_input", "trace_id", b"trace_id", "trading_state", b"trading_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from pretrade.audit.v1 import audit_pb2 as pretrade_dot_audit_dot_v1_dot_audit__
 from pretrade.audit.v1 import packet_pb2 as pretrade_dot_audit_dot_v1_dot_packet__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#pretrade/wire/reading/reading.proto\x12\x15pretrade.wire.reading\x1a\x1dpretrade/admin/v1/admin.proto\x1a\x1dpretrade/audit/v1/audit.proto\x1a\x1epretrade/audit/v1/packet.proto\"L\n\x11NextEventsRequest\x12\x37\n\x05watch\x18\x01 \x01(\x0b\x32(.pretrade.audit.v1.WatchDecisionsRequest\"B\n\x12NextEventsResponse\x12\x0e\n\x06\x65vents\x18\x01 \x03(\x0c\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x0c\n\x04more\x18\x03 \x01(\x08\"A\n\x12\x46indOutcomeRequest\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"B\n\x13\x46indOutcomeResponse\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"[\n\x13\x43ompareDriftRequest\x12\x16\n\x0ewindow_seconds\x18\x01 \x01(\x01\x12\x15\n\rmax_decisions\x18\x02 \x01(\r\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"&\n\rWarmUpRequest\x12\x15\n\rmodel_version\x18\x01 \x01(\t\"\x10\n\x0eWarmUpResponse2\x8c\x03\n\x0eReadingService\x12\x61\n\nNextEvents\x12(.pretrade.wire.reading.NextEventsRequest\x1a).pretrade.wire.reading.NextEventsResponse\x12\x64\n\x0b\x46indOutcome\x12).pretrade.wire.reading.FindOutcomeRequest\x1a*.pretrade.wire.reading.FindOutcomeResponse\x12Z\n\x0c\x43ompareDrift\x12*.pretrade.wire.reading.CompareDriftRequest\x1a\x1e.pretrade.admin.v1.DriftStatus\x12U\n\x06WarmUp\x12$.pretrade.wire.reading.WarmUpRequest\x1a%.pretrade.wire.reading.WarmUpResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#pretrade/wire/reading/reading.proto\x12\x15pretrade.wire.reading\x1a\x1dpretrade/admin/v1/admin.proto\x1a\x1dpretrade/audit/v1/audit.proto\x1a\x1epretrade/audit/v1/packet.proto\"L\n\x11NextEventsRequest\x12\x37\n\x05watch\x18\x01 \x01(\x0b\x32(.pretrade.audit.v1.WatchDecisionsRequest\"B\n\x12NextEventsResponse\x12\x0e\n\x06\x65vents\x18\x01 \x03(\x0c\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x0c\n\x04more\x18\x03 \x01(\x08\"A\n\x12\x46indOutcomeRequest\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"B\n\x13\x46indOutcomeResponse\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"o\n\x13\x43ompareDriftRequest\x12\x16\n\x0ewindow_seconds\x18\x01 \x01(\x01\x12\x15\n\rmax_decisions\x18\x02 \x01(\r\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x12\n\nmodel_name\x18\x04 \x01(\t\"&\n\rWarmUpRequest\x12\x15\n\rmodel_version\x18\x01 \x01(\t\"\x10\n\x0eWarmUpResponse2\x8c\x03\n\x0eReadingService\x12\x61\n\nNextEvents\x12(.pretrade.wire.reading.NextEventsRequest\x1a).pretrade.wire.reading.NextEventsResponse\x12\x64\n\x0b\x46indOutcome\x12).pretrade.wire.reading.FindOutcomeRequest\x1a*.pretrade.wire.reading.FindOutcomeResponse\x12Z\n\x0c\x43ompareDrift\x12*.pretrade.wire.reading.CompareDriftRequest\x1a\x1e.pretrade.admin.v1.DriftStatus\x12U\n\x06WarmUp\x12$.pretrade.wire.reading.WarmUpRequest\x1a%.pretrade.wire.reading.WarmUpResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,11 +43,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINDOUTCOMERESPONSE']._serialized_start=369
   _globals['_FINDOUTCOMERESPONSE']._serialized_end=435
   _globals['_COMPAREDRIFTREQUEST']._serialized_start=437
-  _globals['_COMPAREDRIFTREQUEST']._serialized_end=528
-  _globals['_WARMUPREQUEST']._serialized_start=530
-  _globals['_WARMUPREQUEST']._serialized_end=568
-  _globals['_WARMUPRESPONSE']._serialized_start=570
-  _globals['_WARMUPRESPONSE']._serialized_end=586
-  _globals['_READINGSERVICE']._serialized_start=589
-  _globals['_READINGSERVICE']._serialized_end=985
+  _globals['_COMPAREDRIFTREQUEST']._serialized_end=548
+  _globals['_WARMUPREQUEST']._serialized_start=550
+  _globals['_WARMUPREQUEST']._serialized_end=588
+  _globals['_WARMUPRESPONSE']._serialized_start=590
+  _globals['_WARMUPRESPONSE']._serialized_end=606
+  _globals['_READINGSERVICE']._serialized_start=609
+  _globals['_READINGSERVICE']._serialized_end=1005
 # @@protoc_insertion_point(module_scope)

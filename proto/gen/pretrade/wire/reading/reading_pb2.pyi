@@ -135,22 +135,26 @@ class CompareDriftRequest(_message.Message):
     WINDOW_SECONDS_FIELD_NUMBER: _builtins.int
     MAX_DECISIONS_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
     window_seconds: _builtins.float
     """How far back to look."""
     max_decisions: _builtins.int
     """So many decisions at most, spread evenly over that time."""
     model_version: _builtins.str
     """Those of this model version alone; empty: the champion of the newest decision."""
+    model_name: _builtins.str
+    """Those of orders that the model map gave to this model alone."""
     def __init__(
         self,
         *,
         window_seconds: _builtins.float = ...,
         max_decisions: _builtins.int = ...,
         model_version: _builtins.str = ...,
+        model_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_decisions", b"max_decisions", "model_version", b"model_version", "window_seconds", b"window_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_decisions", b"max_decisions", "model_name", b"model_name", "model_version", b"model_version", "window_seconds", b"window_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class Scripted(Reading):
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.questions: list[tuple[Question, str]] = []
         self.answered = 0
+        self.refused: set[str] = set()
 
     async def ask(self, question: Question, request: bytes) -> bytes:
         if question is Question.WARM_UP:
@@ -45,6 +46,8 @@ class Scripted(Reading):
         else:
             about = audit_pb2.ExplainDecisionRequest.FromString(request).decision_id
         self.questions.append((question, about))
+        if about in self.refused:
+            raise NotReplayableError("no such archive")
         answer = await asyncio.shield(self.answer)
         self.answered += 1
         return answer
@@ -128,8 +131,10 @@ def in_virtual_time(test: Callable[[], Coroutine[None, None, None]]) -> Callable
 
 
 @asynccontextmanager
-async def kept_warm(reading: Reading, version: Callable[[], str], **settings: float) -> AsyncIterator[Explaining]:
-    asked = Explaining(reading, ExplainSettings(**settings), Counter(), asyncio.get_running_loop().time, version)
+async def kept_warm(
+    reading: Reading, versions: Callable[[], Sequence[str]], **settings: float
+) -> AsyncIterator[Explaining]:
+    asked = Explaining(reading, ExplainSettings(**settings), Counter(), asyncio.get_running_loop().time, versions)
     task = asyncio.create_task(asked.keep_warm())
     try:
         yield asked
@@ -140,7 +145,7 @@ async def kept_warm(reading: Reading, version: Callable[[], str], **settings: fl
 @in_virtual_time
 async def test_the_model_that_decides_is_loaded_before_anybody_asks_and_so_is_the_next_one() -> None:
     reading, version = Scripted(), ""
-    async with kept_warm(reading, lambda: version) as asked:
+    async with kept_warm(reading, lambda: (version,) if version else ()) as asked:
         await asyncio.sleep(3)
         assert (reading.questions, asked.warming_up) == ([], False), "nobody knows yet which one decides"
         version = "aa" * 8
@@ -160,7 +165,7 @@ async def test_the_model_that_decides_is_loaded_before_anybody_asks_and_so_is_th
 async def test_a_model_is_loaded_again_into_a_new_process() -> None:
     reading = Scripted()
     reading.answer.set_result(b"")
-    async with kept_warm(reading, lambda: "aa" * 8):
+    async with kept_warm(reading, lambda: ("aa" * 8,)):
         await asyncio.sleep(3)
         assert len(reading.questions) == 1
         reading._process.ended += 1
@@ -171,7 +176,7 @@ async def test_a_model_is_loaded_again_into_a_new_process() -> None:
 @in_virtual_time
 async def test_a_model_that_cannot_be_loaded_holds_the_start_up_only_once() -> None:
     reading = Scripted()
-    async with kept_warm(reading, lambda: "aa" * 8) as asked:
+    async with kept_warm(reading, lambda: ("aa" * 8,)) as asked:
         await asyncio.sleep(14)
         assert asked.warming_up
         await asyncio.sleep(2)
@@ -183,8 +188,47 @@ async def test_a_model_that_cannot_be_loaded_holds_the_start_up_only_once() -> N
 
 
 @in_virtual_time
+async def test_the_models_of_all_orders_are_loaded_and_the_first_alone_holds_the_start_up() -> None:
+    reading, versions = Scripted(), ["aa" * 8, "bb" * 8]
+    async with kept_warm(reading, lambda: versions) as asked:
+        await asyncio.sleep(3)
+        assert (asked.warming_up, reading.questions) == (True, [(Question.WARM_UP, "aa" * 8)])
+        reading.answer.set_result(b"")
+        await asyncio.sleep(3)
+        assert (asked.warming_up, reading.questions[1:]) == (False, [(Question.WARM_UP, "bb" * 8)])
+        versions.append("cc" * 8)
+        await asyncio.sleep(3)
+        assert reading.questions[2:] == [(Question.WARM_UP, "cc" * 8)], "those that are loaded stay as they are"
+        reading._process.ended += 1
+        await asyncio.sleep(3)
+        assert [about for _, about in reading.questions[3:]] == versions, "a new process has loaded none"
+
+
+@in_virtual_time
+async def test_a_model_that_cannot_be_loaded_keeps_no_other_from_it_and_is_forgotten_with_its_orders() -> None:
+    reading, versions = Scripted(), ["aa" * 8, "bb" * 8]
+    reading.answer.set_result(b"")
+    reading.refused.add("aa" * 8)
+    async with kept_warm(reading, lambda: versions) as asked:
+        await asyncio.sleep(3)
+        assert [about for _, about in reading.questions] == versions
+        assert asked.problem == f"version {'aa' * 8} is not loaded: no such archive"
+        reading.refused.clear()
+        await asyncio.sleep(60)
+        assert [about for _, about in reading.questions[2:]] == ["aa" * 8], "tried again"
+        assert asked.problem == ""
+        reading.refused.add("cc" * 8)
+        versions[:] = ["cc" * 8]
+        await asyncio.sleep(3)
+        assert asked.problem == f"version {'cc' * 8} is not loaded: no such archive"
+        versions[:] = ["bb" * 8]
+        await asyncio.sleep(3)
+        assert asked.problem == ""
+
+
+@in_virtual_time
 async def test_nothing_is_loaded_where_no_reply_waits_for_an_explanation() -> None:
     reading = Scripted()
-    async with kept_warm(reading, lambda: "aa" * 8, patience_seconds=0) as asked:
+    async with kept_warm(reading, lambda: ("aa" * 8,), patience_seconds=0) as asked:
         await asyncio.sleep(3)
         assert (reading.questions, asked.warming_up) == ([], False)

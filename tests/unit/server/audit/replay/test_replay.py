@@ -445,6 +445,11 @@ def test_of_many_models_only_the_two_used_last_keep_running(model_store: Path) -
             assert running() <= 2
         assert started == ["champion", "challenger", "champion'", "challenger"]
     assert not running()
+    with RunningModels(archive_of, most=3) as running_models:
+        for version in ("champion", "challenger", "champion'", "champion"):
+            running_models.ask(version, lambda model: model.archive)
+        assert running() == 3
+    assert not running()
 
 
 @pytest.mark.parametrize("in_process", [False, True], ids=["replica", "embedded"])

@@ -1,0 +1,228 @@
+"""What can be changed from the console: the request that each act makes of a form, and what it may do to trading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pretrade.admin.v1 import admin_pb2 as pb
+from pretrade.client.cli.changing import risk_without
+from pretrade.client.cli.options import span_seconds
+from pretrade.client.enum_names import enum_choices, enum_name
+
+Form = Mapping[str, str]
+
+STAGES: Final = ("model", "embedded", "cached_score", "rules")
+"""Those of the fallback chain that may be asked, in the order of the settings' default."""
+MODES: Final[Mapping[str, str]] = {
+    "automatic": "automatic, by the outcomes of calls",
+    "forced_open": "forced open: it gets no orders",
+    "forced_closed": "forced closed: it gets every order",
+    "metrics_only": "metrics only: every call passes",
+}
+_STRICTNESS: Final = (pb.TRADING_STATE_ACTIVE, pb.TRADING_STATE_REDUCING, pb.TRADING_STATE_HALTED)
+_LONGEST_REASON: Final = 256
+
+
+class FormError(Exception):
+    """A form cannot be understood; says which field, and what is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a page knows of the server when it offers an act."""
+
+    status: pb.GetStatusResponse
+    control: pb.GetControlResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One thing that can be changed."""
+
+    name: str
+    """In paths."""
+    title: str
+    method: str
+    """Of `AdminService`."""
+    request: Callable[[Form], Any]
+    """The request, without author, reason and the like. Raises `FormError`."""
+    risk: Callable[[Form, Known], str] = lambda _form, _known: ""
+    """What it may do to trading, in a sentence; empty for nothing to speak of."""
+    can_end: bool = True
+    """Whether it may be made for a limited time."""
+
+    def complete(self, form: Form, author: str) -> Any:
+        """The whole request, but for the version that it expects and whether it is a dry run.
+
+        Raises:
+            FormError: A field cannot be understood.
+        """
+        request = self.request(form)
+        request.author = author
+        request.reason = form.get("reason", "").strip()
+        if len(request.reason) > _LONGEST_REASON:
+            raise FormError(f"Why: at most {_LONGEST_REASON} characters.")
+        if self.can_end and (text := form.get("span", "").strip()):
+            seconds = span_seconds(text)
+            if not seconds:
+                raise FormError("For how long: a number with its unit, like 90s, 10m, 2h or 1d; empty for no end.")
+            request.expires_in.FromNanoseconds(int(seconds * 1e9))
+        return request
+
+    def is_bound(self, request: Any, known_state: int) -> bool:
+        """Whether it is made exactly as it was shown, or not at all, if somebody else makes a change meanwhile.
+
+        Stopping trade must not wait for that.
+        """
+        if isinstance(request, pb.SetTradingStateRequest):
+            return _is_looser(request.state, known_state)
+        return True
+
+
+def _trading_state(form: Form) -> pb.SetTradingStateRequest:
+    state = _choice(form, "state", enum_choices(pb.TradingState))
+    lift = form.get("lift", "")
+    return pb.SetTradingStateRequest(state=state, lifts=[lift] if lift else [])  # type: ignore[arg-type]  # a number
+
+
+def _risk_of_state(form: Form, known: Known) -> str:
+    wanted = enum_choices(pb.TradingState).get(form.get("state", ""), pb.TRADING_STATE_HALTED)
+    if _is_looser(wanted, known.control.trading_state):
+        return "Orders may trade again."
+    if form.get("span", "").strip() and wanted != pb.TRADING_STATE_ACTIVE:
+        return f"Orders may trade again BY THEMSELVES after {form['span'].strip()}, without another question."
+    return ""
+
+
+def _is_looser(wanted: int, now: int) -> bool:
+    return now in _STRICTNESS and wanted in _STRICTNESS[: _STRICTNESS.index(now)]
+
+
+def _breaker(form: Form) -> pb.SetBreakerRequest:
+    mode = _choice(form, "mode", enum_choices(pb.BreakerMode))
+    return pb.SetBreakerRequest(replica=_needed(form, "replica"), mode=mode)  # type: ignore[arg-type]  # a number
+
+
+def _risk_of_breaker(form: Form, known: Known) -> str:
+    replica, mode = form.get("replica", ""), form.get("mode", "")
+    if mode == "forced_closed":
+        return f"{replica} then gets every order, whatever it answers."
+    return risk_without(known.status.replicas, replica) if mode == "forced_open" else ""
+
+
+def _drain(form: Form) -> pb.DrainReplicaRequest:
+    return pb.DrainReplicaRequest(replica=_needed(form, "replica"))
+
+
+def _resume(form: Form) -> pb.ResumeReplicaRequest:
+    return pb.ResumeReplicaRequest(replica=_needed(form, "replica"))
+
+
+def _flag(form: Form) -> pb.SetFlagRequest:
+    return pb.SetFlagRequest(name=_needed(form, "flag"), enabled=bool(_choice(form, "value", {"on": 1, "off": 0})))
+
+
+def _chain(form: Form) -> pb.SetChainRequest:
+    stages = [stage for number in range(len(STAGES)) if (stage := form.get(f"stage{number}", ""))]
+    for stage in stages:
+        if stage not in STAGES:
+            raise FormError(f"The stages are {', '.join(STAGES)}.")
+    if len(set(stages)) < len(stages):
+        raise FormError("Each stage stands in the chain at most once.")
+    return pb.SetChainRequest(stages=stages)
+
+
+def _abort(form: Form) -> pb.AbortCanaryRequest:
+    return pb.AbortCanaryRequest(model=form.get("model", ""))
+
+
+def _promote(form: Form) -> pb.PromoteCanaryRequest:
+    return pb.PromoteCanaryRequest(model=form.get("model", ""))
+
+
+def _weight(form: Form) -> pb.SetCanaryWeightRequest:
+    try:
+        percent = float(form.get("percent", ""))
+    except ValueError:
+        percent = -1.0
+    if not 0 <= percent <= 100:
+        raise FormError("Share of the flows: a number of percent, 0 to 100.")
+    hold = _choice(form, "hold", {"yes": 1, "no": 0})
+    return pb.SetCanaryWeightRequest(model=form.get("model", ""), weight=percent / 100, hold=bool(hold))
+
+
+def _roll_back(form: Form) -> pb.RollBackRequest:
+    return pb.RollBackRequest(model=form.get("model", ""))
+
+
+_NEW_DECIDER: Final = "Another model then decides every order of this model."
+
+ACTS: Final[Mapping[str, Act]] = {
+    act.name: act
+    for act in (
+        Act("trading_state", "Set the trading state", "SetTradingState", _trading_state, _risk_of_state),
+        Act("breaker", "Set a breaker", "SetBreaker", _breaker, _risk_of_breaker),
+        Act(
+            "drain",
+            "Drain a replica",
+            "DrainReplica",
+            _drain,
+            lambda form, known: risk_without(known.status.replicas, form.get("replica", "")),
+        ),
+        Act("resume", "Give a replica its orders back", "ResumeReplica", _resume, can_end=False),
+        Act("flag", "Set a flag", "SetFlag", _flag),
+        Act(
+            "chain",
+            "Set the fallback chain",
+            "SetChain",
+            _chain,
+            lambda _form, _known: "Every order is answered by other sources, or in another order.",
+        ),
+        Act("canary_abort", "End the canary", "AbortCanary", _abort, can_end=False),
+        Act(
+            "canary_promote",
+            "Make the canary the champion",
+            "PromoteCanary",
+            _promote,
+            lambda _form, _known: _NEW_DECIDER,
+            can_end=False,
+        ),
+        Act("canary_weight", "Set the canary's share", "SetCanaryWeight", _weight, can_end=False),
+        Act(
+            "roll_back",
+            "Make the previous champion the champion again",
+            "RollBack",
+            _roll_back,
+            lambda _form, _known: _NEW_DECIDER,
+            can_end=False,
+        ),
+    )
+}
+"""By name."""
+
+
+def replica_names(replicas: Iterable[pb.ReplicaStatus]) -> list[str]:
+    """What a form offers: every replica, and a role with several endpoints for all of them."""
+    found: list[str] = []
+    for one in replicas:
+        model, _, name = one.name.rpartition("/")
+        role = enum_name(pb.ReplicaRole, one.role).lower()
+        for offered in (f"{model}/{role}" if model else role, one.name):
+            if offered not in found and (name != role or offered == one.name):
+                found.append(offered)
+    return found
+
+
+def _needed(form: Form, field: str) -> str:
+    if not (value := form.get(field, "").strip()):
+        raise FormError(f"{field.capitalize()}: one must be chosen.")
+    return value
+
+
+def _choice(form: Form, field: str, choices: Mapping[str, int]) -> int:
+    value = form.get(field, "")
+    if value not in choices:
+        raise FormError(f"{field.capitalize()}: one of {', '.join(choices)}.")
+    return choices[value]

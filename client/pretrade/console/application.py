@@ -1,0 +1,80 @@
+"""The console as an application: its pages, its static files, and the guard in front of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from pretrade.client.credentials import ClientCredentials
+from pretrade.console.guard import Guard
+from pretrade.console.pages.decisions import Decisions
+from pretrade.console.pages.login import Login
+from pretrade.console.pages.models import Models
+from pretrade.console.pages.overview import Overview
+from pretrade.console.pages.steering import Steering
+from pretrade.console.rendering import Pages
+from pretrade.console.sessions import Sessions, Ticket
+from pretrade.console.site import Site
+
+_STATIC: Final = Path(__file__).parent / "static"
+
+
+class _Static(StaticFiles):
+    """Our own files, which a browser keeps and asks after."""
+
+    def file_response(self, *arguments: object, **named: object) -> Response:
+        """One file."""
+        response = super().file_response(*arguments, **named)  # type: ignore[arg-type]  # as it is given to us
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+
+async def _health(_: Request) -> Response:
+    return PlainTextResponse("the console serves\n")
+
+
+class Console:
+    """The console of one server.
+
+    Args:
+        address: `host:port` of the server's admin port.
+        credentials: How the server is reached, and what whoever started the console shows to it.
+        hosts: Names by which browsers may call the console.
+        is_secure: Whether browsers reach it by TLS.
+    """
+
+    def __init__(
+        self, address: str, credentials: ClientCredentials, *, hosts: Collection[str], is_secure: bool
+    ) -> None:
+        has_own = credentials.token or credentials.token_file or credentials.certificate
+        self.ticket: Final = Ticket(time.monotonic) if has_own else None
+        self._sessions = Sessions(time.monotonic)
+        site = Site(address, credentials, self._sessions, Pages(), self.ticket, is_secure)
+        self._decisions = Decisions(site)
+        routes: list[Route | Mount] = [
+            Route("/health", _health, methods=["GET"]),
+            Mount("/static", _Static(directory=_STATIC)),
+            *Login(site).routes(),
+            *Overview(site).routes(),
+            *Steering(site).routes(),
+            *self._decisions.routes(),
+            *Models(site).routes(),
+        ]
+        self.asgi: Final[ASGIApp] = Guard(Starlette(routes=routes), hosts)
+
+    def begin_end(self) -> None:
+        """Ends the answers that would go on for ever."""
+        self._decisions.end()
+
+    async def end(self) -> None:
+        """Ends every session and its connection."""
+        await self._sessions.end_all()

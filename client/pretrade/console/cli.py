@@ -1,0 +1,90 @@
+"""The command `console`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from pretrade.client.addresses import is_loopback
+from pretrade.client.cli.options import ADMIN_TARGET, UNREACHABLE, AdminTarget, Directory
+from pretrade.client.stack_file import DEFAULT_DIRECTORY, NoStackError, stack_endpoint
+
+PORT: Final = 7020
+_LIBRARIES: Final = ("jinja2", "starlette", "uvicorn")
+"""What the extra `console` brings."""
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Exit codes: 0 stopped; 1 the port is taken; 2 wrong usage; 3 no server was named and no stack runs."
+)
+def console(
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    host: Annotated[
+        str, typer.Option(envvar="PRETRADE_CONSOLE_HOST", help="Address to listen on. Beyond loopback it needs TLS.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(envvar="PRETRADE_CONSOLE_PORT", min=0, max=65_535, help="Port to listen on; 0: any free one.")
+    ] = PORT,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(envvar="PRETRADE_CONSOLE_CERTIFICATE", help="Certificate that browsers are shown, in PEM."),
+    ] = None,
+    private_key: Annotated[
+        Path | None, typer.Option(envvar="PRETRADE_CONSOLE_PRIVATE_KEY", help="The certificate's private key, in PEM.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A name by which browsers call the console, besides localhost; can be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Serve the console: pages for on-call and compliance, in a browser, until Ctrl-C.
+
+    People log in with the tokens that this command line takes, and may do there what their roles allow. The command
+    prints a link that logs you in once with your own credentials.
+    """
+    if (certificate is None) != (private_key is None):
+        raise typer.BadParameter("--certificate and --private-key go together")
+    if certificate is None and not is_loopback(host):
+        raise typer.BadParameter(
+            f"--host {host}: beyond loopback tokens would travel in the open. Give --certificate and --private-key"
+        )
+    import asyncio
+
+    from pretrade.client.cli.connection import credentials
+    from pretrade.client.errors import CredentialsError
+
+    try:
+        from pretrade.console.serving import serve
+    except ModuleNotFoundError as error:
+        if error.name not in _LIBRARIES:
+            raise
+        raise SystemExit(f"{error.name} is missing: pip install 'pretrade[console]'") from error
+    try:
+        address = target or stack_endpoint(directory, "admin", f"--target HOST:PORT, or {ADMIN_TARGET}")
+        shown = credentials(address, directory, admin=True)
+        # A token is never sent in the open: said here, and not to the first who logs in.
+        shown.with_changes({"token": "none"}).plain_channel(address, []).close()
+        tls = None if certificate is None or private_key is None else (certificate, private_key)
+        names = [*(allow_host or ()), *([host] if host not in ("0.0.0.0", "::") else [])]  # noqa: S104 - not listened on
+        asyncio.run(serve(address, shown, host=host, port=port, hosts=names, tls=tls, announce=_announce))
+    except NoStackError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(UNREACHABLE) from None
+    except CredentialsError as error:
+        raise typer.BadParameter(str(error)) from None
+    except OSError as error:
+        typer.echo(f"cannot listen on {host}:{port}: {error}. Another port: --port", err=True)
+        raise typer.Exit(1) from None
+
+
+def _announce(url: str) -> None:
+    typer.echo(f"console: {url}")
+    if "ticket" in url:
+        typer.echo("The link logs you in once. Ctrl-C stops the console.")

@@ -1,0 +1,1 @@
+"""The pages: what each asks the server for, and what it shows of the answers."""
