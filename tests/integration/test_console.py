@@ -383,3 +383,12 @@ def test_a_console_that_stops_ends_its_live_pages(server: SecureServer) -> None:
             console.process.send_signal(signal.SIGTERM)
             assert next(events) == ("ended", {"why": "The console stops."})
         assert console.process.wait(30) == 0
+
+
+def test_the_models_page_shows_what_the_server_has(viewer: Visitor, operator: Visitor) -> None:
+    assert "Roll back" not in viewer.get("/models").text
+    assert "/act/roll_back" in operator.get("/models").text
+    shown = viewer.part("/models/live")
+    assert "There is no canary" in shown
+    assert "this server has no model store" in shown
+    assert "<h2>Drift</h2>" in shown
