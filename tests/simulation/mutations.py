@@ -168,7 +168,7 @@ MUTATIONS: Final = (
     Mutation(
         "what a killed process left counts as replied",
         "server/journal/journal.py",
-        "                writer.settle_what_was_left()\n",
+        "                writer.settle_what_was_left(self._left)\n",
         "",
         "its row says it was replied",
         "audit",
