@@ -167,7 +167,7 @@ def test_decisions_are_watched_searched_and_explained(
         picture(page, "decision", tmp_path)
 
 
-def test_pages_fit_a_phone_and_load_within_a_second_of_work(
+def test_pages_fit_a_phone(
     product: Product, console: RunningConsole, token: str, browser: Browser, tmp_path: Path
 ) -> None:
     with opened(browser, console, viewport=PHONE) as page:
@@ -176,6 +176,8 @@ def test_pages_fit_a_phone_and_load_within_a_second_of_work(
         picture(page, "phone", tmp_path, whole=False)
         for path in ("/", "/decisions", "/act/trading_state?state=halted", "/act/chain"):
             page.goto(path)
+            if path == "/":
+                expect(page.locator("#parts table").first).to_be_visible()
             width = page.evaluate("document.documentElement.scrollWidth")
             assert width <= PHONE["width"], f"{path} is {width} pixels wide"
 
