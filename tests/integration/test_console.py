@@ -277,6 +277,7 @@ def test_nothing_is_changed_by_a_form_of_another_session(operator: Visitor, admi
     assert trading_state(operator) == "ACTIVE"
 
 
+@pytest.mark.long  # two servers start; tests/unit/console/pages/test_login.py has the link alone
 def test_the_link_logs_in_once_and_outlives_a_restart_of_the_server(tmp_path: Path) -> None:
     """The operator token is another one after each start; the session reads it where the command line does."""
     with server_group(tmp_path, 1) as group:
