@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from local.bench.client_js import measure, table
+from local.bench.client import table
+from local.bench.client_js import measure
 
 
 @pytest.mark.usefixtures("js_client")
