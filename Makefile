@@ -12,7 +12,7 @@ WITH_DATA = $(if $(DATA),--data "$(DATA)")
 WITH_JSON = $(if $(JSON),--json "$(JSON)")
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all clean check check-deploy js protos lock pages test-long simulate simulate-mutations fuzz faults mlserver models canaries bench bench-compare bench-costs bench-path bench-client bench-faults bench-flips bench-features bench-indicators bench-lookups bench-serving sizing soak
+.PHONY: help setup demo test test-all clean check check-deploy js protos lock pages test-long simulate simulate-mutations fuzz faults mlserver models canaries bench bench-compare bench-costs bench-path bench-client bench-client-js bench-faults bench-flips bench-features bench-indicators bench-lookups bench-serving sizing soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,6 +111,9 @@ bench-path: setup  ## CPU of a decision on the event loop and in the journal's t
 
 bench-client: setup  ## what the Python client costs its callers, next to raw stubs, and what shared calls and a stream gain (ARGS='--target HOST:PORT')
 	$(BIN)/python -m local.bench.client $(ARGS)
+
+bench-client-js: js  ## the same of the JavaScript client in Node (ARGS='--target HOST:PORT')
+	$(BIN)/python -m local.bench.client_js $(ARGS)
 
 bench-faults: setup  ## the figures that are claimed of a server in trouble, on a machine with nothing else to do (EDGE=envoy ARGS='-k ten')
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults tests/integration -m '' --figures $(ARGS)

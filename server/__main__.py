@@ -25,7 +25,7 @@ from server.control.flags import FlagProviderError
 from server.errors import AuditError
 from server.process.slot import Slot
 from server.process.stopping import Leash
-from server.settings import Settings, load
+from server.settings import Settings, load, problems_of
 
 _log = structlog.get_logger(__name__)
 
@@ -41,9 +41,7 @@ def main() -> int:
     try:
         settings = load()
     except ValidationError as error:
-        for problem in error.errors():
-            name = "__".join(map(str, problem["loc"])).upper()
-            print(f"PRETRADE_{name}: {problem['msg']}", file=sys.stderr)
+        print(*problems_of(error), sep="\n", file=sys.stderr)
         return 2
     except ValueError as error:
         print(error, file=sys.stderr)

@@ -17,11 +17,12 @@ from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, PrivateAttr, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -327,6 +328,17 @@ def _refuse(unknown: Iterable[str]) -> None:
         raise ValueError(f"unknown settings: {', '.join(names)}")
 
 
+def problems_of(error: ValidationError) -> Iterator[str]:
+    """What is wrong with settings, a line each that names the variable."""
+    for problem in error.errors():
+        *path, last = map(str, problem["loc"]) if problem["loc"] else ("",)
+        if last == "[key]":
+            *path, name = path
+            yield f"{PREFIX}{'__'.join(path).upper()}: the name {name!r}: {problem['msg']}"
+        else:
+            yield f"{PREFIX}{'__'.join((*path, last)).upper()}: {problem['msg']}"
+
+
 def load() -> Settings:
     """Settings from the environment.
 
@@ -348,6 +360,9 @@ def load() -> Settings:
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(2, "no such file")
         settings = Settings()
+    except SettingsError as error:
+        field = str(error).partition('"')[2].partition('"')[0]
+        raise ValueError(f"{PREFIX}{field.upper()}, or a part of it: must be JSON: {error.__cause__}") from error
     except (OSError, TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{CONFIG_FILE}: {path}: {getattr(error, 'strerror', None) or error}") from error
     _refuse(f"{PREFIX}{path.replace('.', '__').upper()}" for path in _constants_set("", settings))

@@ -16,10 +16,10 @@ import itertools
 import statistics
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import grpc
 import grpc.aio
@@ -38,7 +38,7 @@ _BATCH: Final = 64
 _BATCH_CALLERS: Final = 4
 _DEADLINE_SECONDS: Final = 5.0
 _INSTRUMENT: Final = "BTCUSDT.SIM"
-_ECHOED: Final = pb.DecideResponse(
+ECHOED: Final = pb.DecideResponse(
     decision=pb.Decision(
         decision_id="01a2051f-c1a7-7003-b3fc-320084d24e7f",
         action=pb.ACTION_NO_TRADE,
@@ -48,6 +48,7 @@ _ECHOED: Final = pb.DecideResponse(
         reasons=[pb.REASON_CODE_SCORE_BELOW_THRESHOLD],
     )
 )
+_Named = TypeVar("_Named", bound="WayName")
 
 
 class Cost(NamedTuple):
@@ -59,13 +60,19 @@ class Cost(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to ask."""
+class WayName:
+    """What one way to ask is called."""
 
     callers: str
     """How many there are, and of which kind."""
     by: str
     """`stubs` or `library`, and how."""
+
+
+@dataclass(frozen=True)
+class Way(WayName):
+    """One way to ask."""
+
     measure: Callable[[str, float], Awaitable[Cost]]
     """Takes address and seconds."""
 
@@ -264,7 +271,7 @@ WAYS: Final = (
 """The first of each kind of callers is what the others are compared with."""
 
 
-def table(found: dict[Way, list[Cost]]) -> Table:
+def table(found: Mapping[_Named, list[Cost]]) -> Table:
     """Medians of the rounds, and the median of each round's ratio to the stubs of the same round."""
     shown = Table(box=SIMPLE)
     for heading in ("callers", "by", "orders/s", "of the stubs'", "CPU µs an order", "of the stubs'"):
@@ -293,7 +300,7 @@ async def measure(target: str | None, seconds: float, rounds: int) -> dict[Way, 
     """
     found: dict[Way, list[Cost]] = {way: [] for way in WAYS}
     async with AsyncExitStack() as opened:
-        address = await opened.enter_async_context(echo_server(_ECHOED)) if target is None else target
+        address = await opened.enter_async_context(echo_server(ECHOED)) if target is None else target
         for _ in range(rounds):
             for way in WAYS:
                 found[way].append(await way.measure(address, seconds))

@@ -103,4 +103,4 @@ def check_steps(steps: tuple[float, ...]) -> None:
     """Raises ValueError unless the steps increase from above 0 to 1."""
     # Written so that NaN, which compares with nothing, is refused.
     if not steps or steps[-1] != 1.0 or not all(a < b for a, b in pairwise((0.0, *steps))):
-        raise ValueError("must increase from above 0 to 1")
+        raise ValueError("must increase from above 0 to 1, which is every order flow")

@@ -85,7 +85,7 @@ class ManyCalls(PendingBlock):
             self._send_alone(places)
 
     def leave(self, promise: Waited) -> Decided | None:
-        """The caller of an order has gone; its decision, if that is written down by now."""
+        """See `pending.Joined`."""
         if promise not in self._promises:
             return None  # its order had left the block
         place = self._promises.index(promise)

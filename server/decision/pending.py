@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from fallback.joint_case import JointCase
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from fallback.budget import Budget
     from fallback.order import Answer, Order
-    from server.decision.many_calls import ManyCalls
     from server.decision.promise import Promise
     from server.decision.record import Decided
 
@@ -44,5 +43,13 @@ class Pending(JointCase):
         """Until when the caller can wait for it."""
 
 
-Waited: TypeAlias = "Promise[Pending | ManyCalls]"
+class Joined(Protocol):
+    """Orders that are decided together with others; see `many_calls.py`."""
+
+    def leave(self, promise: Waited) -> Decided | None:
+        """The caller of an order has gone; its decision, if that is written down by now."""
+        ...
+
+
+Waited: TypeAlias = "Promise[Pending | Joined]"
 """What the caller of an order waits for. Its case is the block that the order is in, as long as it is in one."""

@@ -18,7 +18,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.decided_block import OneDecided
 from server.decision.idempotency import ClaimLostError, identify
 from server.decision.many_calls import ManyCalls
-from server.decision.pending import Pending, Waited
+from server.decision.pending import Joined, Pending, Waited
 from server.decision.pending_block import OneCall, Parts, PendingBlock
 from server.decision.pending_slice import PendingSlice
 from server.decision.promise import Promise, Promises
@@ -54,7 +54,7 @@ _NOT_AGAIN = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_L
 """Scores that are not used for a later order: those that the audit does not hold, and of features no model has seen."""
 _WAITING_SHARE = 0.5
 """Of the time that a batch has left, for waiting for places. What remains is to suffice for some of its orders."""
-_LEAST_IN_BLOCK = 4
+_LEAST_IN_BLOCK = 10
 """Orders with callers of their own that are decided in columns: fewer take less time one by one."""
 _MOST_IN_BLOCK = 64
 """More would wait for each other where the model gets them in several batches."""
@@ -150,7 +150,7 @@ class DataPlane:
         self._recorder = Recorder(
             recording, self._reply_reserve, self._after, self._after_block, self._too_late, clock, wall_clock_ns
         )
-        self._promises: Promises[Pending | ManyCalls] = Promises(self._ended)
+        self._promises: Promises[Pending | Joined] = Promises(self._ended)
         self._arrived: list[Pending | Waiting] = []
         """Orders of this turn of the event loop."""
         self._results: list[Pending] = []

@@ -28,7 +28,7 @@ RESERVED: Final = frozenset((DEFAULT, "champion", "challenger", "previous", "can
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 """What a model is called in settings, commands and the audit."""
 Pattern = Annotated[str, Field(pattern=r"^[!-~]{1,64}$")]
-_PATTERN_RULE: Final = "must be a pattern of 1 to 64 characters of ASCII without a space; `?` stands for any other"
+PATTERN_RULE: Final = "must be a pattern of 1 to 64 characters of ASCII without a space; `?` stands for any other"
 MOST_RULES: Final = 100
 """What an instrument and strategy that come for the first time may cost: some 0.1 ms."""
 _MOST_CHOSEN: Final = 10_000
@@ -46,6 +46,10 @@ class MapRule(BaseModel):
 
     def __str__(self) -> str:
         return f"{self.instrument} {self.strategy} → {self.model}"
+
+    def hides(self, later: MapRule) -> bool:
+        """Whether no order comes past this rule to a later one: its patterns are the same, or stand for every text."""
+        return _is_as_wide(self.instrument, later.instrument) and _is_as_wide(self.strategy, later.strategy)
 
 
 Rules = tuple[MapRule, ...]
@@ -65,7 +69,7 @@ def read_rules(rules: str | list[dict[str, str]]) -> Rules:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        said = _PATTERN_RULE if first["loc"][-1:] in (("instrument",), ("strategy",)) else first["msg"]
+        said = PATTERN_RULE if first["loc"][-1:] in (("instrument",), ("strategy",)) else first["msg"]
         raise ValueError(f"rules{f'.{where}' if where else ''}: {said}") from None
 
 
@@ -111,14 +115,16 @@ class ModelMap:
         return self._choose(instrument, strategy)
 
 
+def _is_as_wide(pattern: str, other: str) -> bool:
+    return pattern == other or not pattern.strip("*")
+
+
 def _reached(rules: Sequence[MapRule]) -> frozenset[str]:
-    """The models of the rules up to one that fits every order, or else up to the default one."""
-    found = set()
-    for rule in rules:
-        found.add(rule.model)
-        if set(rule.instrument) == set(rule.strategy) == {"*"}:
-            return frozenset(found)
-    return frozenset((*found, DEFAULT))
+    """The models of the rules, and the default one, that no earlier rule hides."""
+    every = (*rules, MapRule(model=DEFAULT))
+    return frozenset(
+        rule.model for place, rule in enumerate(every) if not any(one.hides(rule) for one in every[:place])
+    )
 
 
 def _chooser(rules: Sequence[MapRule]) -> Callable[[str, str], str]:

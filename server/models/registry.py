@@ -104,6 +104,7 @@ class Registry:
 
     def __init__(self, root: Path, model: str = DEFAULT) -> None:
         self.root = root
+        self._model = model
         self._aliases = root / _ALIASES if model == DEFAULT else root / _ALIASES / model
 
     def records(self) -> list[ModelRecord]:
@@ -135,9 +136,15 @@ class Registry:
         version = self._read_alias(version_or_alias) if version_or_alias in ALIASES else version_or_alias
         if version is None or not is_version(version) or not self.path(version).is_file():
             if version_or_alias == CANDIDATE:
-                raise ModelUnknownError("there is no candidate yet: `pretrade train` makes one, or name a version")
+                raise ModelUnknownError(self._no_candidate())
             raise ModelUnknownError(f"no model {version_or_alias!r} in {self.root}: `pretrade models list` names them")
         return version
+
+    def _no_candidate(self) -> str:
+        if self._model == DEFAULT:
+            return "there is no candidate yet: `pretrade train` and `pretrade models add` make one, or name a version"
+        adds = f"`pretrade models add … --model {self._model}` makes one"
+        return f"the model {self._model} has no candidate of its own yet: {adds}, or name a version"
 
     def path(self, version: str) -> Path:
         """Where a version's archive is."""

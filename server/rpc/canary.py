@@ -25,6 +25,7 @@ from server.errors import (
     UnknownSubjectError,
 )
 from server.inference import model_sets
+from server.inference.model_map import PATTERN_RULE
 from server.inference.model_names import DEFAULT, qualified
 from server.inference.replicas import Replicas
 from server.models.deployment import Deployment, DeploymentError
@@ -144,7 +145,7 @@ class CanarySteering:
             )
         except ValidationError as error:
             wrong = error.errors(include_url=False)[0]
-            raise InvalidChangeError(f"{wrong['loc'][0]}: must be a pattern of at most 64 characters") from None
+            raise InvalidChangeError(f"{wrong['loc'][0]}: {PATTERN_RULE}") from None
         if request.dry_run:
             change = await self._put(request, author, self._canary_subject, canary.model_dump_json())
             return pb.StartCanaryResponse(canary=self._message(canary, checks=False), change=change)
@@ -225,6 +226,11 @@ class CanarySteering:
         """The version of each of its aliases, which follow its name where it is not the default model. Blocks."""
         found = _aliases(self._deployment.registry, self._deployment.champion_version)
         return {qualified(self._model, alias): version for alias, version in found.items()}
+
+    @property
+    def champion_version(self) -> str:
+        """The version that decides without a canary; empty while none is known."""
+        return self._deployment.champion_version
 
     def standing_of_model(self) -> pb.NamedModel:
         """What is known of the model in one line."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -133,12 +133,18 @@ class ModelSteering:
         before = self._map.rules
         gone = [f"- {rule}" for rule in before if rule not in rules]
         came = [f"+ {rule}" for rule in rules if rule not in before]
-        empty = [
-            f"{rule}: fits no instrument of this server"
-            for rule in rules
-            if not any(fits(rule.instrument, name) for name in self._instruments)
-        ]
-        return (*gone, *came, *empty)
+        return (*gone, *came, *self._warnings(rules))
+
+    def _warnings(self, rules: Rules) -> Iterator[str]:
+        """What rules do that nobody can have meant, a line each."""
+        for place, rule in enumerate(rules):
+            hidden_by = next((one for one in rules[:place] if one.hides(rule)), None)
+            if hidden_by is not None:
+                yield f"{rule}: gets no order, as {hidden_by} comes first"
+            elif not any(fits(rule.instrument, name) for name in self._instruments):
+                yield f"{rule}: fits no instrument of this server"
+            elif not self._models[rule.model].canaries.champion_version:
+                yield f"{rule}: {rule.model} has no champion yet, so that its orders go down the chain"
 
 
 def _described(model: SteeredModel) -> pb.NamedModel:

@@ -159,6 +159,12 @@ def test_the_wheel_of_a_server_carries_its_compiled_modules(wheels: dict[str, Pa
     assert f"-cp{sys.version_info.major}{sys.version_info.minor}-" in wheels["pretrade-server"].name
 
 
+def test_the_wheel_of_a_server_carries_what_its_http_port_serves(wheels: dict[str, Path]) -> None:
+    served = {path.relative_to(ROOT).as_posix() for path in (ROOT / "server/http/static").iterdir()}
+    assert "server/http/static/openapi.json" in served
+    assert served <= names_in(wheels["pretrade-server"])
+
+
 def test_pretrade_is_a_namespace_of_stubs_and_client(wheels: dict[str, Path]) -> None:
     light = names_in(wheels["pretrade"])
     assert {"pretrade/client/credentials.py", "pretrade/decision/v1/decision_pb2.py"} <= light

@@ -277,6 +277,7 @@ def test_nothing_is_changed_by_a_form_of_another_session(operator: Visitor, admi
     assert trading_state(operator) == "ACTIVE"
 
 
+@pytest.mark.long  # two servers start; tests/unit/console/pages/test_login.py has the link alone
 def test_the_link_logs_in_once_and_outlives_a_restart_of_the_server(tmp_path: Path) -> None:
     """The operator token is another one after each start; the session reads it where the command line does."""
     with server_group(tmp_path, 1) as group:
@@ -383,3 +384,12 @@ def test_a_console_that_stops_ends_its_live_pages(server: SecureServer) -> None:
             console.process.send_signal(signal.SIGTERM)
             assert next(events) == ("ended", {"why": "The console stops."})
         assert console.process.wait(30) == 0
+
+
+def test_the_models_page_shows_what_the_server_has(viewer: Visitor, operator: Visitor) -> None:
+    assert "Roll back" not in viewer.get("/models").text
+    assert "/act/roll_back" in operator.get("/models").text
+    shown = viewer.part("/models/live")
+    assert "There is no canary" in shown
+    assert "this server has no model store" in shown
+    assert "<h2>Drift</h2>" in shown

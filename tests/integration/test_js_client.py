@@ -7,9 +7,8 @@ import os
 import re
 import signal
 import subprocess
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,15 @@ from support.js_client import PACKAGE, node, node_tests
 from support.leash import LeashedPopen
 from support.pages import DOCS
 from support.secure_server import SecureServer
-from support.server_group import EDGES, server_group
+from support.server_group import EDGES, Group, server_group
 
 from local.stack.ports import free_ports
 from pretrade.client.credential_variables import CA, CERTIFICATE, KEY, TOKEN_FILE
 from server.security.private import write_private
 
 pytestmark = pytest.mark.usefixtures("js_client")
-_CALLERS = 4
+_CALLERS = 6
+"""By gRPC, and as many by HTTP."""
 _SECONDS = 120.0
 
 
@@ -101,6 +101,7 @@ def test_a_page_of_an_allowed_site_asks_in_every_way_and_a_page_of_another_may_n
         }
         assert said["batch"] == [["a", "ABSTAIN"], ["b", "INVALID_QUANTITY"], ["c", "ABSTAIN"]]
         assert said["shared"] == [f"{number}" for number in range(100)]
+        assert said["failedOver"] == "elsewhere"
         assert said["closed"]["status"] == "CANCELLED"
         assert allowed.said_in(browser, "/documented", tmp_path / "documented") == "ABSTAIN NO_SOURCE"
         refused = other.said_in(browser, f"/?server={url}", tmp_path / "other")
@@ -108,25 +109,57 @@ def test_a_page_of_an_allowed_site_asks_in_every_way_and_a_page_of_another_may_n
 
 
 class Asking:
-    """A program that asks one decision after another, by `keep_asking.js`."""
+    """Programs that ask one decision after another, by `keep_asking.js`."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline()) == "asking"
+    def __init__(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        self._processes = processes
+        for process in processes:
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline()) == "asking"
 
-    def end(self) -> tuple[Counter[str], list[str]]:
-        """How often each order was heard to be decided, and what failed."""
-        output, _ = self._process.communicate(timeout=_SECONDS)
-        found = json.loads(output)
-        return Counter(ref for ref, _ in found["heard"]), found["failed"]
+    def end(self) -> tuple[dict[str, str], list[str]]:
+        """The ids of the decisions that were heard, by their orders' references, and what failed."""
+        heard: list[tuple[str, str]] = []
+        failed: list[str] = []
+        for process in self._processes:
+            output, _ = process.communicate(timeout=_SECONDS)
+            found = json.loads(output)
+            heard += found["heard"]
+            failed += found["failed"]
+        assert len({ref for ref, _ in heard}) == len(heard), "each order is heard of once"
+        return dict(heard), failed
 
 
 @contextmanager
-def asking(*servers: str) -> Iterator[Asking]:
-    argv = ["node", "test/keep_asking.js", f"{_CALLERS}", *servers]
-    with LeashedPopen(argv, cwd=PACKAGE, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        yield Asking(process)
+def asking(*groups: Group) -> Iterator[Asking]:
+    """Callers by gRPC and by HTTP, of servers of which the first is asked while it is up."""
+    addresses = [group.decision for group in groups], [http_url(group) for group in groups]
+    with ExitStack() as running:
+        argvs = (["node", "test/keep_asking.js", f"{_CALLERS}", *servers] for servers in addresses)
+        started = [LeashedPopen(argv, cwd=PACKAGE, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for argv in argvs]
+        yield Asking([running.enter_context(process) for process in started])
+
+
+@contextmanager
+def group_of(directory: Path, processes: int, edge: str) -> Iterator[Group]:
+    """Servers that answer gRPC and JSON."""
+    directory.mkdir()
+    (http,) = free_ports(1)
+    changes = {"PRETRADE_GRPC__EDGE": edge, "PRETRADE_HTTP__PORT": str(http)}
+    with server_group(directory, processes, **changes) as group:
+        yield group
+
+
+def http_url(group: Group) -> str:
+    return f"http://127.0.0.1:{group.env['PRETRADE_HTTP__PORT']}"
+
+
+def heard_and_audited(calls: Asking, group: Group) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The ids of the decisions that were heard and that are in the audit; no call has failed."""
+    heard, failed = calls.end()
+    assert failed == []
+    assert group.stop() == 0
+    return heard, group.audited()
 
 
 @pytest.mark.stack
@@ -134,14 +167,24 @@ def asking(*servers: str) -> Iterator[Asking]:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("edge", EDGES)
 def test_no_call_fails_in_a_rolling_restart_and_each_order_is_decided_once(tmp_path: Path, edge: str) -> None:
-    with server_group(tmp_path, 2, PRETRADE_GRPC__EDGE=edge) as group, asking(group.decision) as calls:
+    with group_of(tmp_path / "group", 2, edge) as group, asking(group) as calls:
         group.replace()
-        heard, failed = calls.end()
-        assert failed == []
-        assert group.stop() == 0
-        decided = group.audited()
-        assert set(heard.values()) == {1}
-        assert {ref for ref in heard if len(decided[ref]) != 1} == set()
+        heard, audited = heard_and_audited(calls, group)
+        assert {ref: audited[ref] for ref, decision in heard.items() if audited[ref] != [decision]} == {}
+
+
+@pytest.mark.stack
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("edge", EDGES)
+def test_no_call_fails_when_a_process_is_killed_and_what_was_heard_is_audited_once(tmp_path: Path, edge: str) -> None:
+    with group_of(tmp_path / "group", 2, edge) as group, asking(group) as calls:
+        before = group.processes()
+        os.kill(group.pids()[0], signal.SIGKILL)
+        eventually(group.processes, lambda found: len(found) == 2 and found != before, _SECONDS)
+        heard, audited = heard_and_audited(calls, group)
+        # One that the killed process had decided and could not tell is decided again: docs/failures.md, F3.
+        assert {ref: audited[ref] for ref, decision in heard.items() if audited[ref].count(decision) != 1} == {}
 
 
 @pytest.mark.stack
@@ -149,12 +192,10 @@ def test_no_call_fails_in_a_rolling_restart_and_each_order_is_decided_once(tmp_p
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("edge", EDGES)
 def test_no_call_fails_when_a_server_is_killed_and_another_is_named(tmp_path: Path, edge: str) -> None:
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
     with (
-        server_group(tmp_path / "first", 1, PRETRADE_GRPC__EDGE=edge) as first,
-        server_group(tmp_path / "second", 1, PRETRADE_GRPC__EDGE=edge) as second,
-        asking(first.decision, second.decision) as calls,
+        group_of(tmp_path / "first", 1, edge) as first,
+        group_of(tmp_path / "second", 1, edge) as second,
+        asking(first, second) as calls,
     ):
         family = [psutil.Process(first.supervisor.pid), *psutil.Process(first.supervisor.pid).children(recursive=True)]
         for process in family:
@@ -162,4 +203,4 @@ def test_no_call_fails_when_a_server_is_killed_and_another_is_named(tmp_path: Pa
         eventually(lambda: second.metric("pretrade_decisions_total"), lambda count: count > 100)
         heard, failed = calls.end()
         assert failed == []
-        assert set(heard.values()) == {1}
+        assert heard

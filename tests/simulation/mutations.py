@@ -95,6 +95,14 @@ MUTATIONS: Final = (
         "audit",
     ),
     Mutation(
+        "a caller that leaves a block with its decision written counts as answered",
+        "server/decision/many_calls.py",
+        "            return self.decided.apart()[place]\n",
+        "            return None\n",
+        "nobody took the reply",
+        "audit",
+    ),
+    Mutation(
         "the orders of a block are asked of another model than the map chose",
         "server/decision/plane.py",
         "self._begin_block(orders, views, usual, Budget(arrived, deadline), model, now, self._of_one_call)",

@@ -53,6 +53,10 @@ _KILLED: Final = unconfirmed_status("killed")
 _UNSENT: Final = unconfirmed_status("unsent")
 _IN_DOUBT_SHARE: Final = 0.05
 """Of the answers: so many may be of a server that stood still until their deadline when it had written them."""
+_STOOD_STILL_SECONDS: Final = 0.05
+"""A generator that sends an order so late did not get a core: nor, mostly, did the server."""
+_MAY_BE_MISSED: Final = 0.01
+"""Of the calls: so many may meet that at the very end of their time."""
 _SCORED_SOURCES: Final = (*MODEL_SOURCES, pb.SOURCE_CACHED_SCORE)
 _UNUSABLE: Final = {pb.DEGRADATION_FEATURES_MISSING, pb.DEGRADATION_FEATURES_STALE, pb.DEGRADATION_BOOK_UNKNOWN}
 _UNAUDITED: Final = {pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_AUDIT_UNAVAILABLE}
@@ -239,6 +243,23 @@ def stalls(calls: Sequence[Call]) -> dict[str, float]:
         during = calls[bisect_left(dues, call.sent) : bisect_right(dues, call.ended)]
         found[call.order_ref] = max((other.sent - other.due for other in during), default=0.0)
     return found
+
+
+def assert_answered(calls: Sequence[Call]) -> str:
+    """Every call had an answer, but for few whose deadline passed while the machine stood still; how many those are.
+
+    A server has an answer ready some milliseconds before the deadline at the latest, whatever it waits for: a model, or
+    a disk. It still has to get a core in those milliseconds. That there was none shows in the generator, a process of
+    its own, which sent other orders late then.
+    """
+    stalled = stalls(sorted(calls, key=lambda call: call.due))
+    missed = [call for call in calls if call.status != "OK"]
+    excused = [
+        call for call in missed if call.status == "DEADLINE_EXCEEDED" and stalled[call.order_ref] > _STOOD_STILL_SECONDS
+    ]
+    assert len(missed) == len(excused), Counter(call.status for call in missed)
+    assert len(excused) <= _MAY_BE_MISSED * len(calls), f"{len(excused)} of {len(calls)} calls without answer"
+    return f"{len(excused)} of {len(calls)} calls passed their deadline while the machine stood still"
 
 
 def _of_call(call: Call, rows: Sequence[Row]) -> list[str]:

@@ -124,10 +124,13 @@ export class Caller<C extends Connection> {
     const until = performance.now() + timeoutMs;
     const results = await this.#batch(asked, { ...options, timeoutMs });
     for (let attempt = 1; ; attempt += 1) {
-      const again = [...results.entries()].filter(([, result]) => result.error && mayPass(result.error));
+      if (!results.some(isToBeAskedAgain)) {
+        return results;
+      }
+      const again = [...results.entries()].filter(([, result]) => isToBeAskedAgain(result));
       const waitMs = Math.max(...again.map(([, result]) => delayMs(result.error as PretradeError, attempt)));
       const leftMs = until - performance.now() - waitMs;
-      if (again.length === 0 || leftMs <= 0) {
+      if (leftMs <= 0) {
         return results;
       }
       await pause(waitMs, options.signal);
@@ -201,6 +204,10 @@ export function addressesOf(servers: string | readonly string[], form: string): 
     throw invalid("MISSING_SERVER", "servers", `servers: name at least one, as ${form}`);
   }
   return addresses;
+}
+
+function isToBeAskedAgain({ error }: Result): boolean {
+  return error !== undefined && mayPass(error);
 }
 
 function isReduceOnly(orders: readonly Order[]): boolean {

@@ -22,6 +22,9 @@ async function ask() {
   const shared = client.shared();
   const refs = Array.from({ length: 100 }, (_, number) => `${number}`);
   const together = await Promise.all(refs.map((ref) => shared.decide(order(ref, { reduceOnly: true }))));
+  const several = await Client.connect(["http://127.0.0.1:9", server], { timeoutMs: 20_000 }); // nobody is at the first
+  const failedOver = await several.decide(order("elsewhere"));
+  several.close();
   client.close();
   return {
     decided: [decided.orderRef, decided.action, decided.trades, decided.reasons, decided.explanation.message],
@@ -29,6 +32,7 @@ async function ask() {
     refused,
     batch: results.map(({ orderRef, decision, error }) => [orderRef, decision?.action ?? error.reason]),
     shared: together.map((decision) => decision.orderRef),
+    failedOver: failedOver.orderRef,
     closed: await client.decide(order("late")).catch(facts),
   };
 }

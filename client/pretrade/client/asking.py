@@ -64,8 +64,9 @@ class Asking:
         self.credentials: Final = credentials
         self.deadline_seconds: Final = _checked(deadline_seconds)
         self.makes_keys: Final = idempotency_keys
-        self._prefix: Final = secrets.token_hex(12)
-        self._numbers: Final = itertools.count(1)
+        # Numbered by what is compiled: in a batch, a key costs a tenth of its order.
+        keys = map(f"{secrets.token_hex(12)}-".__add__, map(str, itertools.count(1)))
+        self._new_key: Final = keys.__next__ if idempotency_keys else None
         self.why_not = ""
         """Why it cannot be used any more; empty while it can."""
         _OPEN.add(self)
@@ -86,10 +87,20 @@ class Asking:
             ClosedError: The client cannot be used any more.
         """
         self.check_open()
-        message = message_of(order)
-        if self.makes_keys and not message.idempotency_key:
-            message.idempotency_key = f"{self._prefix}-{next(self._numbers):x}"
-        return message
+        return message_of(order, new_key=self._new_key)
+
+    def request(self, orders: Iterable[Asked]) -> pb.DecideBatchRequest:
+        """All of these orders, each as `message` has it.
+
+        Raises:
+            ClosedError: The client cannot be used any more.
+        """
+        self.check_open()
+        request = pb.DecideBatchRequest()
+        add, new_key = request.orders.add, self._new_key
+        for order in orders:
+            message_of(order, add, new_key)
+        return request
 
     def begin(self, message: pb.Order, deadline_seconds: float | None) -> Call:
         """A call for one order."""
@@ -124,13 +135,14 @@ class Batch:
     """
 
     def __init__(self, asking: Asking, orders: Iterable[Asked]) -> None:
-        self._messages: Final = [asking.message(order) for order in orders]
-        self._results: Final[list[Result | None]] = [None] * len(self._messages)
-        self._left: list[int] = list(range(len(self._messages)))
-        self._asked: list[int] = []
-        self.repeatable: Final = asking.makes_keys or all(message.idempotency_key for message in self._messages)
+        self._all: Final = asking.request(orders)
+        messages = self._all.orders
+        self._results: Final[list[Result | None]] = [None] * len(messages)
+        self._left: Sequence[int] = range(len(messages))
+        self._asked: Sequence[int] = ()
+        self.repeatable: Final = asking.makes_keys or all(message.idempotency_key for message in messages)
         """Whether every order has a key."""
-        self.reduce_only: Final = all(message.reduce_only for message in self._messages)
+        self.reduce_only: Final = all(message.reduce_only for message in messages)
         """Whether no order adds to an exposure."""
 
     @property
@@ -146,18 +158,22 @@ class Batch:
     def request(self) -> pb.DecideBatchRequest:
         """The next orders to ask for: as many as the contract allows in a call."""
         self._asked, self._left = self._left[:_MAX_BATCH], self._left[_MAX_BATCH:]
-        return pb.DecideBatchRequest(orders=[self._messages[place] for place in self._asked])
+        messages = self._all.orders
+        if len(self._asked) == len(messages):
+            return self._all
+        return pb.DecideBatchRequest(orders=[messages[place] for place in self._asked])
 
     def take(self, response: pb.DecideBatchResponse, call: Call) -> None:
         """Keeps what was answered; orders that were refused for the moment are asked for again."""
         call.pause = 0.0
         delays: dict[int, float] = {}
+        results, server = self._results, call.server.address
         for place, result in zip(self._asked, response.results, strict=True):
             if result.HasField("decision"):
-                self._results[place] = Decision(result.decision, call.server.address)
+                results[place] = Decision(result.decision, server)
                 continue
             error = error_of_order(result.error)
-            self._results[place] = error
+            results[place] = error
             if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_delay_seconds is not None:
                 delays[place] = error.retry_delay_seconds
             elif error.code is grpc.StatusCode.DEADLINE_EXCEEDED and call.was_lost:  # the server's cap; see `policy`
@@ -175,7 +191,7 @@ class Batch:
             raise error
         for place in (*self._asked, *self._left):
             self._results[place] = self._results[place] or error
-        self._left = []
+        self._left = ()
 
 
 def credentials_of(**given: str | os.PathLike[str] | None) -> ClientCredentials:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
+
+_TRADE: Final = pb.ACTION_TRADE
+"""By itself, since reading it from the module takes as long as reading the decision."""
 
 
 class Decision:
@@ -31,7 +34,7 @@ class Decision:
     @property
     def trades(self) -> bool:
         """Whether the order should trade. False for an answer that this version of the library does not know."""
-        return self.message.action == pb.ACTION_TRADE
+        return self.message.action == _TRADE
 
     @property
     def abstains(self) -> bool:
@@ -46,7 +49,8 @@ class Decision:
     @property
     def score(self) -> float | None:
         """Calibrated probability in [0, 1] that the order is eligible; None when no model answered."""
-        return self.message.score if self.message.HasField("score") else None
+        message = self.message
+        return message.score if message.HasField("score") else None
 
     @property
     def threshold(self) -> float | None:

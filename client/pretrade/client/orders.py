@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -47,17 +47,20 @@ class Order:
     features: Features | None = None
     """Your own features; None for the server's."""
 
-    def message(self) -> pb.Order:
+    def message(self, make: Callable[..., pb.Order] = pb.Order, new_key: Callable[[], str] | None = None) -> pb.Order:
         """The order as the contract has it.
+
+        Args:
+            make: Makes the message of some of its fields.
+            new_key: Makes a key for an order without one; None to leave it without.
 
         Raises:
             ValueError: The side is neither `buy` nor `sell`.
         """
-        if self.side not in _SIDES:
+        side = _SIDES.get(self.side)
+        if side is None:
             raise ValueError(f"side is {self.side!r}: it must be 'buy' or 'sell'")
-        message = pb.Order(
-            instrument=self.instrument, side=_SIDES[self.side], quantity=self.quantity, strategy=self.strategy
-        )
+        message = make(instrument=self.instrument, side=side, quantity=self.quantity, strategy=self.strategy)
         if self.limit_price is not None:
             message.limit_price = self.limit_price
         if self.order_ref:
@@ -66,16 +69,28 @@ class Order:
             message.reduce_only = True
         if self.idempotency_key:
             message.idempotency_key = self.idempotency_key
+        elif new_key is not None:
+            message.idempotency_key = new_key()
         if self.features is not None:
             message.features.feature_set_id = self.features.feature_set_id
             message.features.values.extend(self.features.values)
         return message
 
 
-def message_of(order: Order | pb.Order) -> pb.Order:
-    """The order as the contract has it, which the caller of this may change."""
+def message_of(
+    order: Order | pb.Order, make: Callable[..., pb.Order] = pb.Order, new_key: Callable[[], str] | None = None
+) -> pb.Order:
+    """The order as the contract has it, which the caller of this may change.
+
+    Args:
+        order: In either form.
+        make: Makes the message: one by itself, or the next one of a batch. Putting one into a batch copies it.
+        new_key: As in `Order.message`.
+    """
     if isinstance(order, Order):
-        return order.message()
-    message = pb.Order()
+        return order.message(make, new_key)
+    message = make()
     message.CopyFrom(order)
+    if new_key is not None and not message.idempotency_key:
+        message.idempotency_key = new_key()
     return message

@@ -18,6 +18,7 @@ from pretrade.client.credentials import ClientCredentials
 from pretrade.console.guard import Guard
 from pretrade.console.pages.decisions import Decisions
 from pretrade.console.pages.login import Login
+from pretrade.console.pages.models import Models
 from pretrade.console.pages.overview import Overview
 from pretrade.console.pages.steering import Steering
 from pretrade.console.rendering import Pages
@@ -66,6 +67,7 @@ class Console:
             *Overview(site).routes(),
             *Steering(site).routes(),
             *self._decisions.routes(),
+            *Models(site).routes(),
         ]
         self.asgi: Final[ASGIApp] = Guard(Starlette(routes=routes), hosts)
 

@@ -7,7 +7,12 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[3]
 UNIT: Final = ROOT / "tests" / "unit"
-ELSEWHERE: Final = {"client": "client/pretrade/client", "support": "tests/support", "ci": ".ci"}
+ELSEWHERE: Final = {
+    "client": "client/pretrade/client",
+    "console": "client/pretrade/console",
+    "support": "tests/support",
+    "ci": ".ci",
+}
 """Folders of `tests/unit` that are named otherwise than what they test."""
 EXCEPTIONS: Final = {
     "ci/test_make_scripts.py": "`.ci/setup` and `.ci/clean`, in one repository made for both",

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from feature_cache.compiled import SWITCH
-from server.settings import Settings, load
+from server.settings import Settings, load, problems_of
 
 
 def test_the_defaults_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,3 +254,34 @@ def test_a_model_that_makes_no_sense_refuses_to_start(
     monkeypatch.setenv("PRETRADE_MODELS", models)
     with pytest.raises(ValueError, match=f"(?s){sentence}"):
         load()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("MODELS", "scalper", "PRETRADE_MODELS, or a part of it: must be JSON: Expecting value"),
+        (
+            "REPLICAS__MANAGEMENT",
+            "{primary: 1}",
+            "PRETRADE_REPLICAS, or a part of it: must be JSON: Expecting property",
+        ),
+    ],
+)
+def test_what_must_be_json_and_is_not_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, sentence: str
+) -> None:
+    monkeypatch.setenv(f"PRETRADE_{variable}", value)
+    with pytest.raises(ValueError, match=sentence):
+        load()
+
+
+def test_every_problem_names_its_variable_and_a_wrong_name_is_shown_as_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PRETRADE_MODELS", '{"Scalper": {}}')
+    monkeypatch.setenv("PRETRADE_BUDGET__CAP_SECONDS", "soon")
+    with pytest.raises(ValidationError) as refused:
+        load()
+    told = list(problems_of(refused.value))
+    assert any(one.startswith("PRETRADE_BUDGET__CAP_SECONDS: Input should be a valid number") for one in told)
+    assert any(one.startswith("PRETRADE_MODELS: the name 'Scalper': String should match pattern") for one in told)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,8 +23,10 @@ from fallback.guards import GuardSettings
 from fallback.model_limits import ModelLimits
 from fallback.order import Order
 from feature_cache.compiled import compiled
+from feature_cache.features import MF1
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision import plane
 from server.decision.decided_block import DecidedBlock, DecidedRow
 from server.decision.many_calls import ManyCalls
 from server.decision.pending import Waited
@@ -36,6 +39,14 @@ from server.inference.outcome import Outcome
 
 _IN_COLUMNS = {0, 1, 2, 5, 6}
 """Runs in which some orders stay in columns until the end; in the others all meet something."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few() -> Iterator[None]:
+    """Four orders are enough for a block here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plane, "_LEAST_IN_BLOCK", 4)
+        yield
 
 
 def begun(p: Plane, orders: Sequence[Order], seconds: float = 9.0) -> list[Waited]:
@@ -169,6 +180,26 @@ async def test_what_has_another_deadline_is_in_another_block_or_alone(tmp_path: 
         assert sum(isinstance(one, DecidedRow) for one in await asyncio.gather(*made)) == 11
 
 
+@pytest.mark.parametrize("why", ["stages", "stale", "hedge", "no features", "a bug"])
+async def test_where_something_else_is_unusual_each_is_decided_alone(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        if why == "stages":
+            p.chain.ask_in_order(("rules", "model"))
+        elif why == "stale":
+            monkeypatch.setattr(type(p.control), "stale", True)
+        elif why == "hedge":
+            monkeypatch.setattr(p.champion, "_hedge", True)
+        elif why == "no features":
+            p.feature_cache._entries.clear()
+        else:
+            monkeypatch.setattr(p.champion, "begin_block", None)
+        decided = await asyncio.gather(*begun(p, orders_of(Random(1), 5)))
+        assert {type(one) for one in decided} == {Decided}
+        assert (p.admission.in_flight, p.chain.broken.total()) == (0, why == "a bug")
+
+
 async def test_the_entry_of_such_a_block_is_the_same_compiled_and_plain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +218,7 @@ async def test_the_entry_of_such_a_block_is_the_same_compiled_and_plain(
 async def test_one_that_is_late_does_so_at_its_own_deadline_and_the_others_wait_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.decision.plane._NEAR_SECONDS", 100.0)
+    monkeypatch.setattr(plane, "_NEAR_SECONDS", 100.0)
     budget = BudgetSettings(cap_seconds=10.0, audit_reserve_seconds=0.1, reply_reserve_seconds=0.05)
     async with busy_plane(tmp_path, answers(0.75), answers(0.75), budget=budget) as p:
         never: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -350,13 +381,14 @@ async def test_a_bug_that_one_of_them_meets_after_its_decision_costs_the_others_
 
 async def test_what_comes_with_a_key_a_trace_or_features_of_its_own_goes_alone(tmp_path: Path) -> None:
     async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
-        orders = orders_of(Random(1), 7)
+        orders = orders_of(Random(1), 8)
         orders[0].context = orders[0].context._replace(correlation_id="work")
         orders[1].idempotency_key = "key"
+        orders[2].caller_features = np.zeros(len(MF1), dtype=np.float32)
         now = p.clock()
         made = [p.dataplane.begin(order, now, now + 9.0, in_company=True) for order in orders]
         ways = [type(one) for one in await asyncio.gather(*made)]
-        assert ways == [Decided] * 2 + [DecidedRow] * 5
+        assert ways == [Decided] * 3 + [DecidedRow] * 5
 
 
 async def test_such_a_block_that_was_answered_leaves_the_collector_nothing(tmp_path: Path) -> None:

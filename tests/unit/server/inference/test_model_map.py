@@ -31,6 +31,8 @@ def test_the_models_that_get_orders_are_those_of_the_rules_up_to_one_that_fits_e
     assert model_map.reached == {"scalper", "slow", DEFAULT}
     model_map.set(mapped(("BTC*", "*", "scalper"), ("**", "*", "slow"), ("*", "s*", "eth")).rules)
     assert model_map.reached == {"scalper", "slow"}
+    model_map.set(mapped(("BTC*", "s*", "scalper"), ("BTC*", "s*", "slow")).rules)
+    assert model_map.reached == {"scalper", DEFAULT}, "no order comes past the same patterns"
     model_map.set(())
     assert model_map.reached == {DEFAULT}
 

@@ -63,8 +63,10 @@ def test_what_is_not_there_is_not_found(registry: Registry, name: str) -> None:
 
 
 def test_who_asks_for_a_candidate_before_there_is_one_is_told_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(ModelUnknownError, match="there is no candidate yet: `pretrade train` makes one"):
+    with pytest.raises(ModelUnknownError, match="no candidate yet: `pretrade train` and `pretrade models add` make"):
         Registry(tmp_path).resolve("candidate")
+    with pytest.raises(ModelUnknownError, match=r"model desk has no candidate of its own yet: .* --model desk` makes"):
+        Registry(tmp_path, "desk").resolve("candidate")
 
 
 def test_an_alias_is_refused_to_what_is_unknown_damaged_or_of_another_feature_set(

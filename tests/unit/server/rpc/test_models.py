@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +32,10 @@ class Steered:
         self.control = control
         self.map = ModelMap()
         control.steer(model_map_subjects(self.map))
-        models: Any = {DEFAULT: None, "scalper": None}
+        models: Any = {
+            name: SimpleNamespace(canaries=SimpleNamespace(champion_version=version))
+            for name, version in ((DEFAULT, "aa" * 8), ("scalper", "bb" * 8), ("new", ""))
+        }
         self.steering = ModelSteering(control, self.map, models, INSTRUMENTS)
 
     async def set(self, *rules: tuple[str, str, str], **changes: Any) -> pb.Change:
@@ -85,11 +89,31 @@ async def test_a_dry_run_says_what_would_change_and_which_rule_fits_nothing(tmp_
         assert s.map.rules == ()
 
 
+async def test_a_map_says_which_rules_get_no_order_and_which_models_cannot_decide_yet(tmp_path: Path) -> None:
+    async with steered(tmp_path) as s:
+        given = (
+            ("BTC*", "a", "scalper"),
+            ("BTC*", "a", "new"),
+            ("", "b", "new"),
+            ("", "", "default"),
+            ("", "c", "scalper"),
+        )
+        would = await s.set(*given, dry_run=True)
+        assert would.diff[1 + len(given) :] == [
+            "BTC* a → new: gets no order, as BTC* a → scalper comes first",
+            "* b → new: new has no champion yet, so that its orders go down the chain",
+            "* c → scalper: gets no order, as * * → default comes first",
+        ]
+
+
 @pytest.mark.parametrize(
     ("rule", "sentence"),
     [
-        (("", "", "gone"), "rules.0.model: this server has no model 'gone'; it has default, scalper (PRETRADE_MODELS)"),
-        (("", "", "Scalper"), "rules.0.model: this server has no model 'Scalper'; it has default, scalper"),
+        (
+            ("", "", "gone"),
+            "rules.0.model: this server has no model 'gone'; it has default, scalper, new",
+        ),
+        (("", "", "Scalper"), "rules.0.model: this server has no model 'Scalper'; it has default, scalper, new"),
         (("B" * 65, "", "scalper"), "rules.0.instrument: must be a pattern of 1 to 64 characters"),
     ],
 )
