@@ -19,6 +19,9 @@ No error knows a transport: the table in `rpc/status.py` maps each to its gRPC s
     ├── HttpMethodError            the caller must use another method of HTTP here
     ├── OriginError                a web page of another site may not call this server
     ├── UnknownServiceError        the server has no such service to ask the health of
+    ├── UnknownInstrumentError     the server does not follow this instrument
+    ├── TooManyWatchersError       as many watch already as may; the caller may try again
+    ├── UnexpectedMessageError     the caller of a WebSocket sends messages, where it may only listen
     ├── ProtocolError              the caller does not speak gRPC as its specification says
     ├── UnsupportedEncodingError   the caller must compress its messages in another way, or not at all
     ├── InternalError              a fault of this server, logged with its traceback
@@ -166,6 +169,29 @@ class UnknownServiceError(PretradeError):
 
     def __init__(self) -> None:
         super().__init__("UNKNOWN_SERVICE", "unknown service")
+
+
+class UnknownInstrumentError(PretradeError):
+    """The server does not follow an instrument that was asked about."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("UNKNOWN_INSTRUMENT", message, "instruments")
+
+
+class TooManyWatchersError(PretradeError):
+    """As many callers watch already as may at once."""
+
+    retry_after_seconds = 5.0
+
+    def __init__(self, most: int) -> None:
+        super().__init__("TOO_MANY_WATCHERS", f"{most} watch already, and no more may in this process")
+
+
+class UnexpectedMessageError(PretradeError):
+    """The caller of a WebSocket sent a message."""
+
+    def __init__(self) -> None:
+        super().__init__("UNEXPECTED_MESSAGE", "nothing is expected on this WebSocket: what is wanted is in its URL")
 
 
 class ProtocolError(PretradeError):

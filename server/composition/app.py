@@ -171,8 +171,8 @@ async def start(
     health_state = _health(process, base, path, audit.explaining, health_servicer)
     health_state.update()  # nothing is unknown when the ports open
 
-    metrics_port = serve_metrics(process, base, path, audit)
     servicers = open_servicers(process, base, path, audit, health_state, health_servicer)
+    metrics_port = serve_metrics(process, base, path, audit, servicers)
     admin_port = await open_admin_port(process, base.security, servicers)
     await open_health_port(process, health_servicer)
     http_port, refuse_http = await open_http_port(process, base.security, path, servicers)

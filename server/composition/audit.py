@@ -25,6 +25,8 @@ class AuditParts:
     """What the rest of the server knows of it."""
 
     servicer: AuditServicer
+    lookups: Reading
+    """Who is asked what people ask."""
     explaining: Explaining
     """Explanations beside replies."""
     reading: Sequence[ReadingProcess]
@@ -76,4 +78,4 @@ async def open_audit(process: Process, journal: Journal, models: Sequence[Model]
     )
     await process.background(explaining.keep_warm(), "explanations")
     questions = (lookups, watching, replays, explanations, comparing)
-    return AuditParts(servicer, explaining, (reads, running), questions, drift)
+    return AuditParts(servicer, lookups, explaining, (reads, running), questions, drift)

@@ -70,7 +70,7 @@ def _application(
     routes = list(methods.routes())
     return HttpApplication(
         routes,
-        open_pages(servicers.health.is_serving, [path for (_, path), _ in routes]),
+        open_pages(servicers.health.is_serving, [path.path for path, _ in routes]),
         {
             f"/{DECISION}": security.access("decision"),
             f"/{ADMIN}": security.access("admin"),

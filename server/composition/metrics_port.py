@@ -21,6 +21,7 @@ from server.inference import metrics as models
 from server.journal import metrics as journals
 from server.models import metrics as embedded
 from server.process import metrics as processes
+from server.rpc import metrics as calls
 from server.security import metrics as securities
 from server.telemetry import metrics as exports
 from server.timing import metrics as timings
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from server.composition.audit import AuditParts
     from server.composition.process import Process
     from server.composition.request_path import Foundation, RequestPath
+    from server.composition.servicers import Servicers
 
 METRICS: Final = tuple(
     itertools.chain(
@@ -48,12 +50,15 @@ METRICS: Final = tuple(
         drifts.METRICS,
         timings.METRICS,
         processes.METRICS,
+        calls.METRICS,
     )
 )
 """Every metric of the decision server; `docs/metrics.md` is made from this."""
 
 
-def serve_metrics(process: Process, base: Foundation, path: RequestPath, audit: AuditParts) -> int:
+def serve_metrics(
+    process: Process, base: Foundation, path: RequestPath, audit: AuditParts, servicers: Servicers
+) -> int:
     """Serves the metrics on their own port, from a thread; returns the port.
 
     Raises:
@@ -61,7 +66,7 @@ def serve_metrics(process: Process, base: Foundation, path: RequestPath, audit: 
     """
     settings, stack = process.settings, process.stack
     registry = CollectorRegistry()
-    registry.register(exports.Metrics(_components(process, base, path, audit)))
+    registry.register(exports.Metrics(_components(process, base, path, audit, servicers)))
     server, thread = process.machine.http_server(settings.metrics.port, settings.metrics.host, registry)
     stack.callback(thread.join)
     stack.callback(server.server_close)
@@ -70,7 +75,7 @@ def serve_metrics(process: Process, base: Foundation, path: RequestPath, audit: 
 
 
 def _components(
-    process: Process, base: Foundation, path: RequestPath, audit: AuditParts
+    process: Process, base: Foundation, path: RequestPath, audit: AuditParts, servicers: Servicers
 ) -> tuple[Callable[[], Iterator[Metric]], ...]:
     """What yields the metrics of each component."""
     named, restarts = path.models, 0 if process.slot is None else process.slot.restarts

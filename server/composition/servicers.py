@@ -13,6 +13,7 @@ from server.rpc.call_context import CallContexts
 from server.rpc.canary import CanarySteering
 from server.rpc.decision import DecisionServicer
 from server.rpc.models import ModelSteering, SteeredModel
+from server.rpc.signals import Signals
 from server.rpc.steering import Steering
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Servicers:
     admin: AdminServicer
     audit: AuditServicer
     health: HealthServicer
+    signals: Signals
 
     def add_admin_to(self, server: Any) -> None:
         """Serves administration and audit."""
@@ -61,6 +63,14 @@ def open_servicers(
         process.clock,
         base.security.orders,
     )
+    signals = Signals(
+        base.feature_cache,
+        settings.instruments,
+        settings.features.max_age_seconds,
+        audit.lookups,
+        process.clock,
+        process.machine.wall_clock_ns,
+    )
     admin = AdminServicer(
         control=path.control,
         configuration=path.configuration,
@@ -76,8 +86,9 @@ def open_servicers(
             settings.features.max_age_seconds,
         ),
         records=RecordParts(audit.servicer.changes, base.journal, lambda: base.shipper.unshipped, audit.drift),
+        signals=signals,
     )
-    return Servicers(decision, admin, audit.servicer, health)
+    return Servicers(decision, admin, audit.servicer, health, signals)
 
 
 def _steered(process: Process, path: RequestPath) -> ModelSteering:

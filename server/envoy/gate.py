@@ -165,7 +165,7 @@ def routes(service: ServiceDescriptor, translators: Sequence[str]) -> list[dict[
         translators: Names of the filters that translate what is not in gRPC's own form.
     """
     paths = [f"/{service.full_name}/{method.name}" for method in service.methods if not method.server_streaming]
-    shorter = [PATHS[path].path for path in paths if path in PATHS]
+    shorter = [one.path for path in paths for one in PATHS.get(path, ())]
     pure: dict[str, Any] = {"grpc": {}}
     reducing = {"headers": [{"name": REDUCE_ONLY, "present_match": True}]}
     return [

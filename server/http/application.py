@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -27,7 +28,7 @@ from server.errors import (
     PretradeError,
     UnknownMethodError,
 )
-from server.http import problems, transcoding
+from server.http import problems, query, transcoding
 from server.http.asgi import (
     AsgiCall,
     CallerGoneError,
@@ -116,8 +117,12 @@ class HttpApplication:
         metrics: DecisionMetrics,
     ) -> None:
         self._routes: dict[str, tuple[str, Method | Page]] = {path: ("GET", page) for path, page in pages.items()}
-        for (verb, path), method in methods:
+        self._branches: dict[str, tuple[str, str]] = {}
+        """The paths of which the last part is a field of the request, by what stands before it: path and field."""
+        for (verb, path, field), method in methods:
             self._routes[path] = verb, method
+            if field:
+                self._branches[path.rpartition("/")[0]] = path, field
         self._accesses = accesses
         self._limits = limits
         self._lateness = lateness
@@ -166,7 +171,8 @@ class HttpApplication:
         return route
 
     def _found(self, path: str) -> tuple[str, Method | Page]:
-        found = self._routes.get(path)
+        branch, _ = self._branches.get(path.rpartition("/")[0], ("", ""))
+        found = self._routes.get(path) or self._routes.get(branch)
         if found is None:
             raise UnknownMethodError("nothing is at this path of this port; docs/http.md says what is where")
         return found
@@ -223,12 +229,12 @@ class HttpApplication:
         """Answers with what a method answers."""
         if method.answer is None:
             raise InvalidOrderError("STREAM_IN_JSON", f"{method.name[1:]} is a stream: call it by gRPC")
-        if scope["query_string"]:
+        if scope["query_string"] and scope["method"] == "POST":
             raise InvalidOrderError("QUERY_STRING", "a request has no query: its fields belong into its body")
         body = await self._body(call, header(scope["headers"], b"content-encoding"))
         call.is_watched = True
         if scope["method"] != "POST":
-            body = body or b"{}"
+            body = json.dumps(self._asked(scope, method)).encode()
         request: Any = await transcoding.request_of(body, method.request)
         answer = await method.answer(request.SerializeToString() if method.takes_bytes else request, call)
         try:
@@ -244,6 +250,16 @@ class HttpApplication:
             self._delivery.not_sent(answer)
             raise CallerGoneError from None
         self._delivery.sent(answer)
+
+    def _asked(self, scope: Scope, method: Method) -> dict[str, Any]:
+        """The request that path and query of a GET stand for; a body means nothing there."""
+        kind: Any = method.request.DESCRIPTOR
+        document = query.document_of(scope["query_string"], kind)
+        before, _, last = scope["path"].rpartition("/")
+        if scope["path"] not in self._routes and before in self._branches:
+            _, field = self._branches[before]
+            document[field] = [last] if kind.fields_by_name[field].is_repeated else last
+        return document
 
     async def _body(self, call: AsgiCall, encoding: bytes) -> bytes:
         """A request's body to its end, decompressed."""

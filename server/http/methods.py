@@ -23,12 +23,15 @@ class Path(NamedTuple):
 
     verb: str
     path: str
+    field: str = ""
+    """The request's field that the path ends with, as its last part in braces; empty for none."""
 
 
-PATHS: Final[Mapping[str, Path]] = {
-    f"{_DECISION}Decide": Path("POST", "/v1/decide"),
-    f"{_DECISION}DecideBatch": Path("POST", "/v1/decide:batch"),
-    f"{_ADMIN}ListModels": Path("GET", "/models"),
+PATHS: Final[Mapping[str, tuple[Path, ...]]] = {
+    f"{_DECISION}Decide": (Path("POST", "/v1/decide"),),
+    f"{_DECISION}DecideBatch": (Path("POST", "/v1/decide:batch"),),
+    f"{_ADMIN}ListModels": (Path("GET", "/models"),),
+    f"{_ADMIN}ListSignals": (Path("GET", "/signals"), Path("GET", "/signals/{instrument}", "instruments")),
 }
 """By full method."""
 
@@ -84,5 +87,5 @@ class Methods:
         """Every path with the method that it leads to."""
         for name, method in self._methods.items():
             yield Path("POST", name), method
-            if name in PATHS:
-                yield PATHS[name], method
+            for shorter in PATHS.get(name, ()):
+                yield shorter, method

@@ -31,6 +31,7 @@ from google.protobuf.descriptor_pb2 import (
 from server.http import problems
 from server.http.document import FILE
 from server.http.methods import PATHS
+from server.http.methods import Path as ShortPath
 
 _PROTO: Final = Path(__file__).parents[2] / "proto"
 _SERVICES: Final = ("decision/v1/decision.proto", "admin/v1/admin.proto", "audit/v1/audit.proto")
@@ -71,6 +72,10 @@ EXAMPLES: Final[Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]]] = {
     "/pretrade.audit.v1.AuditService/ListDecisions": {"newest": ("The newest decision", {"page_size": 1})},
 }
 """Requests by method and name, each with its title."""
+QUERY_EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "ListSignals": {"instruments": ["BTCUSDT.BINANCE"], "instrument": "BTCUSDT.BINANCE"}
+}
+"""Values of parameters by method and name."""
 REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "pretrade.decision.v1.Order": ("instrument", "side", "quantity", "strategy"),
     "pretrade.decision.v1.DecideRequest": ("order",),
@@ -238,11 +243,29 @@ class _Writer:
                     continue
                 path = f"/{name}/{method.name}"
                 yield path, {"post": self._operation(path, service, method, "POST")}
-                if path in PATHS:
-                    shorter = PATHS[path]
+                for shorter in PATHS.get(path, ()):
                     operation = self._operation(path, service, method, shorter.verb)
-                    operation["operationId"] += "_short"
+                    operation["operationId"] += "_one" if shorter.field else "_short"
+                    if shorter.verb == "GET":
+                        operation["parameters"] += self._asked(method, shorter)
                     yield shorter.path, {shorter.verb.lower(): operation}
+
+    def _asked(self, method: MethodDescriptorProto, path: ShortPath) -> Iterator[dict[str, Any]]:
+        """The parameters of a GET: the fields of its request."""
+        kind = method.input_type.removeprefix(".")
+        for field in self._messages[kind].field:
+            is_list = field.label == FieldDescriptorProto.LABEL_REPEATED
+            about = self._comments[f"{kind}.{field.name}"]
+            found: dict[str, Any] = {"name": field.name, "in": "query", "required": False, "description": about}
+            schema: Mapping[str, Any] = _value(field)
+            if field.name == path.field:
+                name = path.path.rpartition("{")[2].removesuffix("}")
+                found |= {"name": name, "in": "path", "required": True, "description": f"Its {name}."}
+            elif is_list:
+                schema = {"type": "array", "items": schema}
+            if method.name in QUERY_EXAMPLES:
+                found["example"] = QUERY_EXAMPLES[method.name][found["name"]]
+            yield found | {"schema": schema}
 
     def _operation(
         self, path: str, service: ServiceDescriptorProto, method: MethodDescriptorProto, verb: str

@@ -13,13 +13,14 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
-from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
 
 from server.errors import InvalidOrderError
+from server.rpc.events import dumped, json_of
 
 _M = TypeVar("_M", bound=Message)
 
@@ -58,20 +59,12 @@ async def answer_of(answer: Message) -> bytes:
         case [(FieldDescriptor(is_repeated=True, message_type=Descriptor()) as field, entries)]:
             parts = []
             for number, entry in enumerate(entries, 1):
-                parts.append(_dumped(_document(entry)))
+                parts.append(json_of(entry))
                 if not number % _AT_A_TIME:
                     await asyncio.sleep(0)
-            return b"{%s:[%s]}" % (_dumped(field.name), b",".join(parts))
+            return b"{%s:[%s]}" % (dumped(field.name), b",".join(parts))
         case _:
-            return _dumped(_document(answer))
-
-
-def _document(message: Message) -> dict[str, Any]:
-    return MessageToDict(message, preserving_proto_field_name=True)
-
-
-def _dumped(document: object) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode()
+            return json_of(answer)
 
 
 def _fill(message: Message, document: object, at: str) -> Iterator[None]:
@@ -114,7 +107,11 @@ def _set(message: Message, field: FieldDescriptor, value: object, at: str) -> It
 
 def _set_scalar(message: Message, field: FieldDescriptor, value: object, at: str) -> None:
     if field.enum_type is not None:
-        value = _enum_value(field.enum_type, value, at)
+        enum = field.enum_type
+        if isinstance(value, list) and field.is_repeated:
+            value = [_enum_value(enum, one, f"{at}[{number}]") for number, one in enumerate(value)]
+        else:
+            value = _enum_value(enum, value, at)
     elif isinstance(value, bool) and field.type != FieldDescriptor.TYPE_BOOL:
         raise _malformed(at, f"{at}: must not be {_shown(value)}")
     try:

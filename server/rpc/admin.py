@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -28,6 +28,7 @@ from server.process.health import Health
 from server.process.slot import Slot
 from server.rpc.call import Call
 from server.rpc.models import ModelSteering
+from server.rpc.signals import Signals
 from server.rpc.steering import Steering, duration
 from server.security import methods
 from server.security.identity import known_name, longest_name
@@ -89,12 +90,14 @@ class AdminServicer:
         serving: ServingParts,
         market: MarketParts,
         records: RecordParts,
+        signals: Signals,
     ) -> None:
         self._instance_id = serving.instance_id
         self._control = control
         self._configuration = configuration
         self._steering = steering
         self._models = models
+        self._signals = signals
         self._changes = records.changes
         self._journal = records.journal
         self._unshipped = records.unshipped
@@ -265,6 +268,14 @@ class AdminServicer:
     async def SetModelAlias(self, request: pb.SetModelAliasRequest, call: Call) -> pb.SetModelAliasResponse:
         """Points an alias at a version."""
         return await self._models.of(request).set_alias(request, _author(request, call))
+
+    async def ListSignals(self, request: pb.ListSignalsRequest, call: Call) -> pb.ListSignalsResponse:
+        """What is known of instruments now."""
+        return await self._signals.list(request)
+
+    def WatchFeatures(self, request: pb.WatchFeaturesRequest, call: Call) -> AsyncIterator[pb.WatchFeaturesResponse]:
+        """Features as they change."""
+        return self._signals.watch(request, call)
 
     async def ReloadConfiguration(
         self, request: pb.ReloadConfigurationRequest, call: Call

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Final
 
 import grpc
@@ -19,6 +20,7 @@ from server.errors import AuditBusyError, InvalidRequestError
 from server.journal.journal import Journal
 from server.journal.lock import FileLock
 from server.rpc.call import Call
+from server.rpc.events import Event
 from server.security.identity import Caller, known_name, longest_name
 
 SERVICE: Final = audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name
@@ -57,7 +59,8 @@ class AuditServicer:
         self._explanations = explanations
         self._journal = journal
         self._wall_clock_ns = wall_clock_ns
-        self._watchers = 0
+        self.watchers = 0
+        """Who watches decisions now, by whatever protocol."""
         self._recording = recording
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -83,16 +86,36 @@ class AuditServicer:
 
         return method
 
+    async def watch_json(self, request: audit_pb2.WatchDecisionsRequest, call: Call) -> AsyncIterator[Event]:
+        """The same as `WatchDecisions`, as JSON, which the process that reads has made already."""
+        async with contextlib.aclosing(self._steps(request, call, as_json=True)) as steps:
+            async for step in steps:
+                for cursor, text in zip(step.cursors, step.events, strict=True):
+                    yield Event(cursor, text)
+
     async def _watch(self, request: bytes, call: Call) -> AsyncIterator[bytes]:
-        """Sends what the journals hold beyond a cursor, again and again.
+        """Sends what the journals hold beyond a cursor, again and again."""
+        try:
+            wanted = audit_pb2.WatchDecisionsRequest.FromString(request)
+        except DecodeError as error:
+            raise InvalidRequestError("the request is not a valid message of this method") from error
+        async with contextlib.aclosing(self._steps(wanted, call, as_json=False)) as steps:
+            async for step in steps:
+                for event in step.events:
+                    yield event
+
+    async def _steps(
+        self, request: audit_pb2.WatchDecisionsRequest, call: Call, *, as_json: bool
+    ) -> AsyncGenerator[reading_pb2.NextEventsResponse]:
+        """What is new, again and again.
 
         Nothing is kept for a watcher but its cursor: one that does not read holds up nothing but itself.
         """
-        if self._watchers >= _MOST_WATCHERS:
-            raise AuditBusyError(f"{self._watchers} watch already")
-        self._watchers += 1
+        if self.watchers >= _MOST_WATCHERS:
+            raise AuditBusyError(f"{self.watchers} watch already")
+        self.watchers += 1
         try:
-            wanted = reading_pb2.NextEventsRequest(watch=audit_pb2.WatchDecisionsRequest.FromString(request))
+            wanted = reading_pb2.NextEventsRequest(watch=request, as_json=as_json)
             begun = False
             while True:
                 answer = await self._watching.ask(Question.EVENTS, wanted.SerializeToString())
@@ -101,14 +124,12 @@ class AuditServicer:
                     await call.accept()
                 step = reading_pb2.NextEventsResponse.FromString(answer)
                 wanted.watch.cursor = step.cursor
-                for event in step.events:
-                    yield event
+                if step.events:
+                    yield step
                 if not step.more:
                     await asyncio.sleep(_WATCH_SECONDS)
-        except DecodeError as error:
-            raise InvalidRequestError("the request is not a valid message of this method") from error
         finally:
-            self._watchers -= 1
+            self.watchers -= 1
 
     async def _record_outcome(self, request: bytes, call: Call) -> bytes:
         """Makes an outcome durable, unless it is known already."""

@@ -32,6 +32,7 @@ from server.errors import AuditUnavailableError
 from server.journal.reply_status import REPLIED
 from server.models.archive import ModelStore
 from server.rpc.call import Call
+from server.rpc.events import json_of
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -116,8 +117,18 @@ class ReadingServicer:
     async def NextEvents(self, request: reading_pb2.NextEventsRequest, call: Call) -> reading_pb2.NextEventsResponse:
         """What the journals hold beyond a cursor, some rows of it."""
         step = await self._watching.ask(lambda journals: journals.after(request.watch))
-        events = [event.SerializeToString() for event in step.events]
-        return reading_pb2.NextEventsResponse(events=events, cursor=step.cursor, more=step.more)
+        return reading_pb2.NextEventsResponse(
+            events=[json_of(event) if request.as_json else event.SerializeToString() for event in step.events],
+            cursor=step.cursor,
+            more=step.more,
+            cursors=[event.cursor for event in step.events],
+        )
+
+    async def NewestDecisions(
+        self, request: reading_pb2.NewestDecisionsRequest, call: Call
+    ) -> reading_pb2.NewestDecisionsResponse:
+        """The newest decision of each instrument."""
+        return await self._lookups.ask(lambda query: _newest(query, request))
 
     async def ListChanges(self, request: admin_pb2.ListChangesRequest, call: Call) -> admin_pb2.ListChangesResponse:
         """Control changes, the newest first."""
@@ -211,6 +222,16 @@ def _decision(query: AuditQuery, decision_id: str) -> audit_pb2.GetDecisionRespo
         response.outcomes.extend(query.outcomes(decision_id))
     except AuditUnavailableError as error:
         response.incomplete = str(error)
+    return response
+
+
+def _newest(query: AuditQuery, request: reading_pb2.NewestDecisionsRequest) -> reading_pb2.NewestDecisionsResponse:
+    response = reading_pb2.NewestDecisionsResponse()
+    for instrument in request.instruments:
+        wanted = audit_pb2.DecisionFilter(instruments=[instrument], since=request.since)
+        page = query.page(wanted, 1, "")
+        response.decisions.extend(page.decisions)
+        response.incomplete = response.incomplete or page.incomplete
     return response
 
 

@@ -30,6 +30,8 @@ ROLES: Final = {
     f"{_ADMIN}GetCanary": _READS,
     f"{_ADMIN}ListModels": _READS,
     f"{_ADMIN}GetModelMap": _READS,
+    f"{_ADMIN}ListSignals": _READS,
+    f"{_ADMIN}WatchFeatures": _READS,
     # What on-call does at 3 a.m.; of a canary only what ends it.
     f"{_ADMIN}DrainReplica": _STEERS,
     f"{_ADMIN}ResumeReplica": _STEERS,

@@ -20,6 +20,7 @@ from support.harness import INSTRUMENTS, eventually
 from support.server_group import Group, reply_statuses, server_group
 
 from local.stack.ports import free_ports
+from pretrade.admin.v1 import admin_pb2
 from pretrade.client import operator_token
 from server.http import openapi
 from server.http.document import FILE
@@ -116,7 +117,9 @@ def test_health_and_version_are_for_everybody(web: httpx.Client) -> None:
 def test_the_openapi_document_describes_what_is_on_this_port(served: Served, web: httpx.Client) -> None:
     described = web.get("/openapi.json").json()
     whole = json.loads(FILE.read_text())["paths"]
-    ours = {path for path in whole if served.of_all_services or not path.startswith(("/pretrade.a", "/models"))}
+    ours = {
+        path for path in whole if served.of_all_services or not path.startswith(("/pretrade.a", "/models", "/signals"))
+    }
     assert set(described["paths"]) == ours
     for path in described["paths"]:
         assert web.options(path).status_code == 204
@@ -301,6 +304,37 @@ def test_administration_and_audit_are_on_the_http_port_alone_and_ask_for_the_ope
     assert (nothing.status_code, nothing.json()["reason"]) == (404, "UNKNOWN_DECISION")
     flags = web.post("/pretrade.admin.v1.AdminService/SetFlag", json={"name": "x"}, headers=shown)
     assert (flags.status_code, flags.json()["reason"]) == (400, "INVALID_CHANGE")
+
+
+def test_signals_have_the_newest_decision_of_each_instrument_for_viewers_alone(
+    served: Served, web: httpx.Client
+) -> None:
+    if not served.of_all_services:
+        assert web.get("/signals").status_code == 404, "no path of this port"
+        return
+    assert (web.get("/signals").status_code, web.get(f"/signals/{INSTRUMENTS[0]}").status_code) == (401, 401)
+    token = operator_token.path_from(served.group.env).read_text().strip()
+    shown = {"authorization": f"Bearer {token}"}
+    decided = web.post("/v1/decide", json={"order": order("signalled")}).json()["decision"]["decision_id"]
+
+    def newest() -> dict[str, Any]:
+        (signal,) = web.get(f"/signals/{INSTRUMENTS[0]}", headers=shown).json()["signals"]
+        return dict(signal)
+
+    signal = eventually(newest, lambda one: decided in json.dumps(one))
+    assert signal["decision"]["packet"]["order"]["order_ref"] == "signalled"
+    assert signal["features"]["problem"] == "no features"
+    every = web.get("/signals", headers=shown).json()["signals"]
+    assert [one["instrument"] for one in every] == list(INSTRUMENTS)
+    asked = web.get("/signals", params={"instruments": list(INSTRUMENTS[:1])}, headers=shown).json()["signals"]
+    assert [one["instrument"] for one in asked] == list(INSTRUMENTS[:1])
+    unknown = web.get(f"/signals/{INSTRUMENTS[0][:-1]}", headers=shown)
+    assert (unknown.status_code, unknown.json()["reason"]) == (404, "UNKNOWN_INSTRUMENT")
+    with served.group.admin() as admin:
+        watched = next(admin.WatchFeatures(admin_pb2.WatchFeaturesRequest(), timeout=60.0))
+    assert (watched.features.instrument, watched.features.usable) == (INSTRUMENTS[0], False)
+    misspelt = web.get("/signals", params={"instrument": "x"}, headers=shown)
+    assert misspelt.json()["detail"] == "instrument: there is no such field; did you mean instruments?"
 
 
 def test_what_the_transport_says_of_a_caller_is_not_believed_if_the_caller_says_it(web: httpx.Client) -> None:

@@ -97,6 +97,7 @@ class Question(enum.StrEnum):
     EXPLAIN = f"/{_AUDIT}/ExplainDecision"
     EVENTS = f"/{_READING}/NextEvents"
     CHANGES = f"/{_ADMIN}/ListChanges"
+    NEWEST = f"/{_READING}/NewestDecisions"
     OUTCOME = f"/{_READING}/FindOutcome"
     DRIFT = f"/{_READING}/CompareDrift"
     WARM_UP = f"/{_READING}/WarmUp"

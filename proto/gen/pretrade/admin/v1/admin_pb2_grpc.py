@@ -191,6 +191,16 @@ class AdminServiceStub:
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelAliasRequest.SerializeToString,
                 response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelAliasResponse.FromString,
                 _registered_method=True)
+        self.ListSignals = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/ListSignals',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListSignalsRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListSignalsResponse.FromString,
+                _registered_method=True)
+        self.WatchFeatures = channel.unary_stream(
+                '/pretrade.admin.v1.AdminService/WatchFeatures',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.WatchFeaturesRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.WatchFeaturesResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -403,6 +413,22 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSignals(self, request, context):
+        """What the server knows of its instruments now: the features of each, and its newest decision.
+        NOT_FOUND: the server does not follow one of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchFeatures(self, request, context):
+        """The features of instruments as they change: at first those of each, and then the newest of each one that has others
+        since. A slow reader gets the newest, and not what it missed. NOT_FOUND as above; RESOURCE_EXHAUSTED: too many watch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -525,6 +551,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.SetModelAlias,
                     request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelAliasRequest.FromString,
                     response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelAliasResponse.SerializeToString,
+            ),
+            'ListSignals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSignals,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListSignalsRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListSignalsResponse.SerializeToString,
+            ),
+            'WatchFeatures': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchFeatures,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.WatchFeaturesRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.WatchFeaturesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1212,6 +1248,60 @@ class AdminService:
             '/pretrade.admin.v1.AdminService/SetModelAlias',
             pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelAliasRequest.SerializeToString,
             pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSignals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/ListSignals',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ListSignalsRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ListSignalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/WatchFeatures',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.WatchFeaturesRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.WatchFeaturesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -122,6 +122,14 @@ class AdminServiceStub:
     """Loads a version into replicas, warms it up and checks its canned scores. It gets no orders yet."""
     SetModelAlias: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetModelAliasRequest, _admin_pb2.SetModelAliasResponse]
     """Points an alias at a version."""
+    ListSignals: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListSignalsRequest, _admin_pb2.ListSignalsResponse]
+    """What the server knows of its instruments now: the features of each, and its newest decision.
+    NOT_FOUND: the server does not follow one of them.
+    """
+    WatchFeatures: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchFeaturesRequest, _admin_pb2.WatchFeaturesResponse]
+    """The features of instruments as they change: at first those of each, and then the newest of each one that has others
+    since. A slow reader gets the newest, and not what it missed. NOT_FOUND as above; RESOURCE_EXHAUSTED: too many watch.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -217,6 +225,14 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Loads a version into replicas, warms it up and checks its canned scores. It gets no orders yet."""
     SetModelAlias: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetModelAliasRequest, _admin_pb2.SetModelAliasResponse]  # type: ignore[assignment]
     """Points an alias at a version."""
+    ListSignals: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListSignalsRequest, _admin_pb2.ListSignalsResponse]  # type: ignore[assignment]
+    """What the server knows of its instruments now: the features of each, and its newest decision.
+    NOT_FOUND: the server does not follow one of them.
+    """
+    WatchFeatures: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchFeaturesRequest, _admin_pb2.WatchFeaturesResponse]  # type: ignore[assignment]
+    """The features of instruments as they change: at first those of each, and then the newest of each one that has others
+    since. A slow reader gets the newest, and not what it missed. NOT_FOUND as above; RESOURCE_EXHAUSTED: too many watch.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Shows the state of a server, and changes it while it runs.
@@ -453,5 +469,25 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.SetModelAliasResponse, _abc.Awaitable[_admin_pb2.SetModelAliasResponse]]:
         """Points an alias at a version."""
+
+    @_abc_1.abstractmethod
+    def ListSignals(
+        self,
+        request: _admin_pb2.ListSignalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListSignalsResponse, _abc.Awaitable[_admin_pb2.ListSignalsResponse]]:
+        """What the server knows of its instruments now: the features of each, and its newest decision.
+        NOT_FOUND: the server does not follow one of them.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchFeatures(
+        self,
+        request: _admin_pb2.WatchFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.WatchFeaturesResponse], _abc.AsyncIterator[_admin_pb2.WatchFeaturesResponse]]:
+        """The features of instruments as they change: at first those of each, and then the newest of each one that has others
+        since. A slow reader gets the newest, and not what it missed. NOT_FOUND as above; RESOURCE_EXHAUSTED: too many watch.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,32 +22,37 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from pretrade.admin.v1 import admin_pb2 as pretrade_dot_admin_dot_v1_dot_admin__pb2
 from pretrade.audit.v1 import audit_pb2 as pretrade_dot_audit_dot_v1_dot_audit__pb2
 from pretrade.audit.v1 import packet_pb2 as pretrade_dot_audit_dot_v1_dot_packet__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#pretrade/wire/reading/reading.proto\x12\x15pretrade.wire.reading\x1a\x1dpretrade/admin/v1/admin.proto\x1a\x1dpretrade/audit/v1/audit.proto\x1a\x1epretrade/audit/v1/packet.proto\"L\n\x11NextEventsRequest\x12\x37\n\x05watch\x18\x01 \x01(\x0b\x32(.pretrade.audit.v1.WatchDecisionsRequest\"B\n\x12NextEventsResponse\x12\x0e\n\x06\x65vents\x18\x01 \x03(\x0c\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x0c\n\x04more\x18\x03 \x01(\x08\"A\n\x12\x46indOutcomeRequest\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"B\n\x13\x46indOutcomeResponse\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"o\n\x13\x43ompareDriftRequest\x12\x16\n\x0ewindow_seconds\x18\x01 \x01(\x01\x12\x15\n\rmax_decisions\x18\x02 \x01(\r\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x12\n\nmodel_name\x18\x04 \x01(\t\"&\n\rWarmUpRequest\x12\x15\n\rmodel_version\x18\x01 \x01(\t\"\x10\n\x0eWarmUpResponse2\x8c\x03\n\x0eReadingService\x12\x61\n\nNextEvents\x12(.pretrade.wire.reading.NextEventsRequest\x1a).pretrade.wire.reading.NextEventsResponse\x12\x64\n\x0b\x46indOutcome\x12).pretrade.wire.reading.FindOutcomeRequest\x1a*.pretrade.wire.reading.FindOutcomeResponse\x12Z\n\x0c\x43ompareDrift\x12*.pretrade.wire.reading.CompareDriftRequest\x1a\x1e.pretrade.admin.v1.DriftStatus\x12U\n\x06WarmUp\x12$.pretrade.wire.reading.WarmUpRequest\x1a%.pretrade.wire.reading.WarmUpResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#pretrade/wire/reading/reading.proto\x12\x15pretrade.wire.reading\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpretrade/admin/v1/admin.proto\x1a\x1dpretrade/audit/v1/audit.proto\x1a\x1epretrade/audit/v1/packet.proto\"]\n\x11NextEventsRequest\x12\x37\n\x05watch\x18\x01 \x01(\x0b\x32(.pretrade.audit.v1.WatchDecisionsRequest\x12\x0f\n\x07\x61s_json\x18\x02 \x01(\x08\"S\n\x12NextEventsResponse\x12\x0e\n\x06\x65vents\x18\x01 \x03(\x0c\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12\x0f\n\x07\x63ursors\x18\x04 \x03(\t\"X\n\x16NewestDecisionsRequest\x12\x13\n\x0binstruments\x18\x01 \x03(\t\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"d\n\x17NewestDecisionsResponse\x12\x35\n\tdecisions\x18\x01 \x03(\x0b\x32\".pretrade.audit.v1.AuditedDecision\x12\x12\n\nincomplete\x18\x02 \x01(\t\"A\n\x12\x46indOutcomeRequest\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"B\n\x13\x46indOutcomeResponse\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"o\n\x13\x43ompareDriftRequest\x12\x16\n\x0ewindow_seconds\x18\x01 \x01(\x01\x12\x15\n\rmax_decisions\x18\x02 \x01(\r\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x12\n\nmodel_name\x18\x04 \x01(\t\"&\n\rWarmUpRequest\x12\x15\n\rmodel_version\x18\x01 \x01(\t\"\x10\n\x0eWarmUpResponse2\xfe\x03\n\x0eReadingService\x12\x61\n\nNextEvents\x12(.pretrade.wire.reading.NextEventsRequest\x1a).pretrade.wire.reading.NextEventsResponse\x12p\n\x0fNewestDecisions\x12-.pretrade.wire.reading.NewestDecisionsRequest\x1a..pretrade.wire.reading.NewestDecisionsResponse\x12\x64\n\x0b\x46indOutcome\x12).pretrade.wire.reading.FindOutcomeRequest\x1a*.pretrade.wire.reading.FindOutcomeResponse\x12Z\n\x0c\x43ompareDrift\x12*.pretrade.wire.reading.CompareDriftRequest\x1a\x1e.pretrade.admin.v1.DriftStatus\x12U\n\x06WarmUp\x12$.pretrade.wire.reading.WarmUpRequest\x1a%.pretrade.wire.reading.WarmUpResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pretrade.wire.reading.reading_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NEXTEVENTSREQUEST']._serialized_start=156
-  _globals['_NEXTEVENTSREQUEST']._serialized_end=232
-  _globals['_NEXTEVENTSRESPONSE']._serialized_start=234
-  _globals['_NEXTEVENTSRESPONSE']._serialized_end=300
-  _globals['_FINDOUTCOMEREQUEST']._serialized_start=302
-  _globals['_FINDOUTCOMEREQUEST']._serialized_end=367
-  _globals['_FINDOUTCOMERESPONSE']._serialized_start=369
-  _globals['_FINDOUTCOMERESPONSE']._serialized_end=435
-  _globals['_COMPAREDRIFTREQUEST']._serialized_start=437
-  _globals['_COMPAREDRIFTREQUEST']._serialized_end=548
-  _globals['_WARMUPREQUEST']._serialized_start=550
-  _globals['_WARMUPREQUEST']._serialized_end=588
-  _globals['_WARMUPRESPONSE']._serialized_start=590
-  _globals['_WARMUPRESPONSE']._serialized_end=606
-  _globals['_READINGSERVICE']._serialized_start=609
-  _globals['_READINGSERVICE']._serialized_end=1005
+  _globals['_NEXTEVENTSREQUEST']._serialized_start=189
+  _globals['_NEXTEVENTSREQUEST']._serialized_end=282
+  _globals['_NEXTEVENTSRESPONSE']._serialized_start=284
+  _globals['_NEXTEVENTSRESPONSE']._serialized_end=367
+  _globals['_NEWESTDECISIONSREQUEST']._serialized_start=369
+  _globals['_NEWESTDECISIONSREQUEST']._serialized_end=457
+  _globals['_NEWESTDECISIONSRESPONSE']._serialized_start=459
+  _globals['_NEWESTDECISIONSRESPONSE']._serialized_end=559
+  _globals['_FINDOUTCOMEREQUEST']._serialized_start=561
+  _globals['_FINDOUTCOMEREQUEST']._serialized_end=626
+  _globals['_FINDOUTCOMERESPONSE']._serialized_start=628
+  _globals['_FINDOUTCOMERESPONSE']._serialized_end=694
+  _globals['_COMPAREDRIFTREQUEST']._serialized_start=696
+  _globals['_COMPAREDRIFTREQUEST']._serialized_end=807
+  _globals['_WARMUPREQUEST']._serialized_start=809
+  _globals['_WARMUPREQUEST']._serialized_end=847
+  _globals['_WARMUPRESPONSE']._serialized_start=849
+  _globals['_WARMUPRESPONSE']._serialized_end=865
+  _globals['_READINGSERVICE']._serialized_start=868
+  _globals['_READINGSERVICE']._serialized_end=1378
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ two sides are one program and meet on a Unix socket that only its user can reach
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from pretrade.audit.v1 import audit_pb2 as _audit_pb2
 from pretrade.audit.v1 import packet_pb2 as _packet_pb2
@@ -29,6 +30,9 @@ class NextEventsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WATCH_FIELD_NUMBER: _builtins.int
+    AS_JSON_FIELD_NUMBER: _builtins.int
+    as_json: _builtins.bool
+    """Whether the events are wanted as JSON."""
     @_builtins.property
     def watch(self) -> _audit_pb2.WatchDecisionsRequest:
         """What is watched, and where to go on."""
@@ -37,10 +41,11 @@ class NextEventsRequest(_message.Message):
         self,
         *,
         watch: _audit_pb2.WatchDecisionsRequest | None = ...,
+        as_json: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["watch", b"watch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_json", b"as_json", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -55,13 +60,18 @@ class NextEventsResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    CURSORS_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """Where to go on."""
     more: _builtins.bool
     """True when there are rows left to look at."""
     @_builtins.property
     def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Serialised `WatchDecisionsResponse` messages; the server only passes them on."""
+        """`WatchDecisionsResponse` messages, serialised or as JSON; the server only passes them on."""
+
+    @_builtins.property
+    def cursors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The cursor of each event."""
 
     def __init__(
         self,
@@ -69,14 +79,73 @@ class NextEventsResponse(_message.Message):
         events: _abc.Iterable[_builtins.bytes] | None = ...,
         cursor: _builtins.str = ...,
         more: _builtins.bool = ...,
+        cursors: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "events", b"events", "more", b"more"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "cursors", b"cursors", "events", b"events", "more", b"more"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NextEventsResponse: _TypeAlias = NextEventsResponse  # noqa: Y015
+
+@_typing.final
+class NewestDecisionsRequest(_message.Message):
+    """Request of `NewestDecisions`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTRUMENTS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instruments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The instruments."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """None that are older than this."""
+
+    def __init__(
+        self,
+        *,
+        instruments: _abc.Iterable[_builtins.str] | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instruments", b"instruments", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewestDecisionsRequest: _TypeAlias = NewestDecisionsRequest  # noqa: Y015
+
+@_typing.final
+class NewestDecisionsResponse(_message.Message):
+    """Response of `NewestDecisions`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    INCOMPLETE_FIELD_NUMBER: _builtins.int
+    incomplete: _builtins.str
+    """What could not be read, for people."""
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[_audit_pb2.AuditedDecision]:
+        """At most one of each instrument."""
+
+    def __init__(
+        self,
+        *,
+        decisions: _abc.Iterable[_audit_pb2.AuditedDecision] | None = ...,
+        incomplete: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "incomplete", b"incomplete"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewestDecisionsResponse: _TypeAlias = NewestDecisionsResponse  # noqa: Y015
 
 @_typing.final
 class FindOutcomeRequest(_message.Message):

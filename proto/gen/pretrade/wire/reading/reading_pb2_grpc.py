@@ -41,6 +41,11 @@ class ReadingServiceStub:
                 request_serializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.NextEventsRequest.SerializeToString,
                 response_deserializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.NextEventsResponse.FromString,
                 _registered_method=True)
+        self.NewestDecisions = channel.unary_unary(
+                '/pretrade.wire.reading.ReadingService/NewestDecisions',
+                request_serializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.NewestDecisionsRequest.SerializeToString,
+                response_deserializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.NewestDecisionsResponse.FromString,
+                _registered_method=True)
         self.FindOutcome = channel.unary_unary(
                 '/pretrade.wire.reading.ReadingService/FindOutcome',
                 request_serializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.FindOutcomeRequest.SerializeToString,
@@ -65,6 +70,13 @@ class ReadingServiceServicer:
     def NextEvents(self, request, context):
         """The next events of a watch, as far as there are any. No stream, so that a watcher is nothing to the process but a
         cursor, and the server, where every order is decided, never has to end a call that goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NewestDecisions(self, request, context):
+        """The newest decision of each of some instruments.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,6 +110,11 @@ def add_ReadingServiceServicer_to_server(servicer, server):
                     servicer.NextEvents,
                     request_deserializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.NextEventsRequest.FromString,
                     response_serializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.NextEventsResponse.SerializeToString,
+            ),
+            'NewestDecisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.NewestDecisions,
+                    request_deserializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.NewestDecisionsRequest.FromString,
+                    response_serializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.NewestDecisionsResponse.SerializeToString,
             ),
             'FindOutcome': grpc.unary_unary_rpc_method_handler(
                     servicer.FindOutcome,
@@ -143,6 +160,33 @@ class ReadingService:
             '/pretrade.wire.reading.ReadingService/NextEvents',
             pretrade_dot_wire_dot_reading_dot_reading__pb2.NextEventsRequest.SerializeToString,
             pretrade_dot_wire_dot_reading_dot_reading__pb2.NextEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NewestDecisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.wire.reading.ReadingService/NewestDecisions',
+            pretrade_dot_wire_dot_reading_dot_reading__pb2.NewestDecisionsRequest.SerializeToString,
+            pretrade_dot_wire_dot_reading_dot_reading__pb2.NewestDecisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

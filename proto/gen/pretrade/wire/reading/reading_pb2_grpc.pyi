@@ -40,6 +40,8 @@ class ReadingServiceStub:
     """The next events of a watch, as far as there are any. No stream, so that a watcher is nothing to the process but a
     cursor, and the server, where every order is decided, never has to end a call that goes on.
     """
+    NewestDecisions: _grpc.UnaryUnaryMultiCallable[_reading_pb2.NewestDecisionsRequest, _reading_pb2.NewestDecisionsResponse]
+    """The newest decision of each of some instruments."""
     FindOutcome: _grpc.UnaryUnaryMultiCallable[_reading_pb2.FindOutcomeRequest, _reading_pb2.FindOutcomeResponse]
     """The outcome that is on record already. ALREADY_EXISTS: its reporter said something else about the decision before."""
     CompareDrift: _grpc.UnaryUnaryMultiCallable[_reading_pb2.CompareDriftRequest, _admin_pb2.DriftStatus]
@@ -56,6 +58,8 @@ class ReadingServiceAsyncStub(ReadingServiceStub):
     """The next events of a watch, as far as there are any. No stream, so that a watcher is nothing to the process but a
     cursor, and the server, where every order is decided, never has to end a call that goes on.
     """
+    NewestDecisions: _aio.UnaryUnaryMultiCallable[_reading_pb2.NewestDecisionsRequest, _reading_pb2.NewestDecisionsResponse]  # type: ignore[assignment]
+    """The newest decision of each of some instruments."""
     FindOutcome: _aio.UnaryUnaryMultiCallable[_reading_pb2.FindOutcomeRequest, _reading_pb2.FindOutcomeResponse]  # type: ignore[assignment]
     """The outcome that is on record already. ALREADY_EXISTS: its reporter said something else about the decision before."""
     CompareDrift: _aio.UnaryUnaryMultiCallable[_reading_pb2.CompareDriftRequest, _admin_pb2.DriftStatus]  # type: ignore[assignment]
@@ -75,6 +79,14 @@ class ReadingServiceServicer(metaclass=_abc_1.ABCMeta):
         """The next events of a watch, as far as there are any. No stream, so that a watcher is nothing to the process but a
         cursor, and the server, where every order is decided, never has to end a call that goes on.
         """
+
+    @_abc_1.abstractmethod
+    def NewestDecisions(
+        self,
+        request: _reading_pb2.NewestDecisionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reading_pb2.NewestDecisionsResponse, _abc.Awaitable[_reading_pb2.NewestDecisionsResponse]]:
+        """The newest decision of each of some instruments."""
 
     @_abc_1.abstractmethod
     def FindOutcome(
