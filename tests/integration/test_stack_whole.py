@@ -18,6 +18,7 @@ from support.harness import listened_on, stack_admin_channel
 from feature_cache.bars.store import BarStore
 from feature_cache.store.codec import BookState, decode
 from feature_cache.store.vectors import key_of
+from local.stack.parts import alertmanager, prometheus
 from local.stack.settings import LocalSettings
 from local.stack.stack import PARTS, Progress, Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
@@ -28,6 +29,9 @@ pytestmark = pytest.mark.stack
 
 GIBIBYTE = 2**30
 DEADLINE_SECONDS = 30.0
+ALERTING = {"prometheus", "alertmanager"} if prometheus.program() and alertmanager.program() else set[str]()
+"""The parts that come with no package of ours, where they are installed."""
+EVERYTHING = {part for part in PARTS if part not in ("prometheus", "alertmanager")} | ALERTING
 
 
 class Start(NamedTuple):
@@ -39,7 +43,9 @@ class Start(NamedTuple):
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[Start]:
     seen: list[Progress] = []
-    settings = LocalSettings(dir=tmp_path_factory.mktemp("whole"), model_store=model_store, bars=True)
+    settings = LocalSettings(
+        dir=tmp_path_factory.mktemp("whole"), model_store=model_store, bars=True, alerts=bool(ALERTING)
+    )
     began = time.monotonic()
     with Stack(settings, report=seen.append) as stack:
         yield Start(stack, seen, time.monotonic() - began)
@@ -51,7 +57,7 @@ def stack(started: Start) -> Stack:
 
 
 def test_everything_is_up(started: Start, figure: Figure) -> None:
-    assert {progress.step for progress in started.seen if progress.state == "ready"} == set(PARTS)
+    assert {progress.step for progress in started.seen if progress.state == "ready"} == EVERYTHING
     assert started.stack.ended() == []
     figure(started.seconds < 30, "the whole stack is up within 30 s")
 
@@ -64,7 +70,7 @@ def test_what_a_part_needs_is_ready_before_it_starts(started: Start) -> None:
 
 def test_it_takes_less_than_3_gibibytes(stack: Stack) -> None:
     memory = stack.memory_bytes()
-    assert set(memory) == set(PARTS)
+    assert set(memory) == EVERYTHING
     assert sum(memory.values()) < 3 * GIBIBYTE
 
 
