@@ -48,13 +48,14 @@ from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.convert import OrderReader
+from server.decision.following import Observers
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.ids import uuid7_source
 from server.decision.markets import Markets
 from server.decision.metrics import DecisionMetrics
 from server.decision.other_sets import OtherSets
 from server.decision.packets import PacketWriter
-from server.decision.plane import DataPlane, Observers
+from server.decision.plane import DataPlane
 from server.decision.recorder import Recording
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports

@@ -25,12 +25,13 @@ from server.configuration import Configuration
 from server.control.state import ControlState
 from server.control.subjects import model_map_subjects
 from server.decision.admission import Admission
+from server.decision.following import Observers
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.left_keys import LeftKeys
 from server.decision.markets import Markets
 from server.decision.other_sets import OtherSets
 from server.decision.packets import PacketWriter
-from server.decision.plane import DataPlane, Observers
+from server.decision.plane import DataPlane
 from server.decision.recorder import Recording
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
