@@ -76,7 +76,8 @@ from server.journal.journal import Durability, Journal, JournalSettings
 from server.process.garbage import spare_the_hot_path
 from server.rpc.call import Call
 from server.rpc.call_context import CallContexts
-from server.rpc.decision import DecisionServicer, StreamSettings
+from server.rpc.decision import DecisionServicer
+from server.rpc.stream import StreamSettings
 from server.security.orders import OrderAccess
 from server.security.refusals import Refusals
 from server.telemetry.decision_log import DecisionLogSettings, decision_log
@@ -248,7 +249,7 @@ async def _open(
         OrderReader(_INSTRUMENTS),
         metrics,
         StreamSettings(),
-        CallContexts(tracing=False),
+        CallContexts(),
         reports,
         explaining,
         clock,

@@ -267,4 +267,5 @@ def _open_reports(process: Process) -> tuple[DecisionReports, Tracing | None]:
     settings, stack = process.settings, process.stack
     tracing = stack.enter_context(open_tracing(settings.tracing, process.instance_id, process.machine.wall_clock))
     log = stack.enter_context(decision_log(settings.decision_log, settings.log_level == "debug", process.machine))
-    return DecisionReports((log,) if tracing is None else (log, tracing.sink), process.machine), tracing
+    sinks = (log,) if tracing is None else (log, tracing.sink)
+    return DecisionReports(sinks, process.machine, traces=tracing is not None), tracing

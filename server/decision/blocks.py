@@ -144,7 +144,7 @@ class Blocks:
 
     def _views(self, orders: Sequence[Order], groups: Mapping[str, Sequence[int]], now: float) -> Sequence[View | None]:
         """What is known of the orders' instruments; None of those that cannot be decided in columns."""
-        if self._chain.for_blocks()[0] is None or self._control.stale:
+        if self._chain.for_blocks().stage is None or self._control.stale:
             return [None] * len(orders)
         try:
             return self._markets.views(orders, groups, now)
@@ -169,8 +169,8 @@ class Blocks:
 
         None where something about it is not the usual. `made` makes the block.
         """
-        stage, asked = self._chain.for_blocks()
-        if stage is None or not places:
+        asked = self._chain.for_blocks()
+        if asked.stage is None or not places:
             return None
         allowed = budget.deadline - budget.arrived
         budget.reserve_seconds = self._reserves.from_models(allowed, self._recorder.times.p95)
@@ -182,15 +182,14 @@ class Blocks:
                 [view for place in places if (view := views[place]) is not None],
                 budget,
                 model,
-                stage,
                 asked,
                 self._answered,
             )
         )
         try:
-            begun = stage.begin_block(block)
+            begun = asked.stage.begin_block(block)
         except Exception:
-            self._chain.broke(asked[0][0])
+            self._chain.broke(asked.asked[0][0])
             begun = False
         if not begun:
             block.give_up()
@@ -202,7 +201,7 @@ class Blocks:
         asyncio.get_running_loop().call_soon(self._settle, block)
 
     def _settle(self, block: PendingBlock) -> None:
-        """Life of a request in columns, the rest; an order that a guard objects to goes on alone."""
+        """Life of a request in columns, the rest."""
         if block.is_left():
             return
         try:
@@ -211,9 +210,10 @@ class Blocks:
                 block.go_on_with(())
                 return
             started = self._clock()
-            block.go_on_with(self._guards.clear_of(block))
-            if not block:
-                return
+            if alone := self._guards.settle_block(block):
+                block.go_on_with([place for place in range(len(block)) if place not in alone])
+                if not block:
+                    return
             block.stage.count_block(block)
             left = block.budget.deadline - started
             block.budget.charge(pb.STAGE_GUARDS, left if left > 0.0 else 0.0, self._clock() - started)

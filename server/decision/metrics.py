@@ -128,6 +128,8 @@ class DecisionMetrics:
         for action, times in collections.Counter(block.actions).items():
             self.decisions[block.source, action] += times
         self.reasons.update(block.reasons)
+        for objections in block.objections:
+            self.reasons.update(objections)
         if block.own is None:
             self.latency.observe(now - decided.arrived, count)
             tally.count([block.budget.uses], self.stages, self.allowances, self.skips, count)

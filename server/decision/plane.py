@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 from fallback.budget import Budget, BudgetSettings
-from fallback.order import NO_CONTEXT, Order
+from fallback.order import Order
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.blocks import Blocks, Waiting
 from server.decision.decided_block import OneDecided
@@ -410,4 +410,4 @@ def _goes_the_usual_way(case: Pending) -> bool:
 
 def _may_join(order: Order) -> bool:
     """Whether an order can be decided in columns: it has no key, and neither features nor a trace of its own."""
-    return order.context is NO_CONTEXT and not order.brings_features
+    return not order.context.trace_id and not order.brings_features

@@ -47,7 +47,8 @@ from server.journal.journal_file import JournalReader
 from server.journal.reply_status import REPLIED, unconfirmed_status
 from server.rpc.call import Call
 from server.rpc.call_context import CallContexts
-from server.rpc.decision import DecisionServicer, StreamSettings
+from server.rpc.decision import DecisionServicer
+from server.rpc.stream import StreamSettings
 from server.security.orders import OrderAccess
 from server.security.refusals import Refusals
 from server.timing.loop_lag import LoopLag
@@ -126,7 +127,7 @@ class RequestPath:
             OrderReader((INSTRUMENT,)),
             self.metrics,
             StreamSettings(max_in_flight=max_in_flight),
-            CallContexts(tracing=False),
+            CallContexts(),
             DecisionReports(()),
             explaining,
             clock,

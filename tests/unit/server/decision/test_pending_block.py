@@ -15,6 +15,7 @@ from support.planes import Plane, notes_in, packets_in
 from support.scripted_replica import answers, fails, hangs
 
 from fallback.budget import BudgetSettings
+from fallback.chain import ForBlocks
 from fallback.guards import GuardSettings
 from fallback.model_limits import ModelLimits
 from fallback.order import Order
@@ -71,7 +72,7 @@ async def test_a_block_is_decided_and_recorded_as_its_orders_are_alone(
                 decisions = await results(block)
                 were_in_columns = block.in_block
             else:
-                monkeypatch.setattr(p.chain, "for_blocks", lambda: (None, ()))
+                monkeypatch.setattr(p.chain, "for_blocks", lambda: ForBlocks(None, (), ()))
                 begun = p.dataplane.begin_together(orders, arrived, arrived + 9.0)
                 assert begun is not None
                 assert not begun.blocks
