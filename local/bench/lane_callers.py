@@ -78,7 +78,9 @@ class LaneCallers:
     def _begin(self) -> None:
         started = time.thread_time()
         burst, size, over = self._coming.popleft()
-        if burst.begin() == size:
+        if over.cancelled():
+            pass
+        elif burst.begin() == size:
             self._under_way.append((burst, over))
         else:
             over.set_exception(AssertionError("the lane does not take a call"))
