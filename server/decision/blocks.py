@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fallback.order import Order
     from server.control.state import ControlState
     from server.decision.markets import Markets
+    from server.decision.metrics import Alone, DecisionMetrics
     from server.decision.pending import Pending, Waited
     from server.decision.recorder import Recorder
     from server.decision.reserves import Reserves
@@ -69,6 +70,7 @@ class Blocks:
         models: ModelMap | None,
         pending: Callable[[Order, Budget, Waited | None], Pending],
         left: Callable[[OneCall], None],
+        metrics: DecisionMetrics,
         clock: Callable[[], float],
     ) -> None:
         self._markets = markets
@@ -80,36 +82,48 @@ class Blocks:
         self._models = models
         self._pending = pending
         self._left = left
+        self._metrics = metrics
         self._clock = clock
 
     def begin_call(
         self, orders: Sequence[Order], arrived: float, deadline: float
-    ) -> Iterator[tuple[str, OneCall | None, Sequence[int], Sequence[int]]]:
+    ) -> Iterator[tuple[str, OneCall | None, Sequence[int], Mapping[int, Alone]]]:
         """Begins with plain orders of one call: a block for each model.
 
         Yields:
-            The model's name, the block, the places of its orders, and those of the model's orders that go alone.
+            The model's name, the block, the places of its orders, and those of the model's orders that go alone, with
+            the causes.
         """
         now, groups = self._clock(), self._groups(orders)
         views = self._views(orders, groups, now)
         for model, places in groups.items():
             usual = [place for place in places if views[place] is not None]
             block = self._begin(orders, views, usual, Budget(arrived, deadline), model, now, self._of_one_call)
-            if block is None:
-                yield model, None, (), places
-            else:
-                yield model, block, usual, [place for place in places if views[place] is None]
+            others: dict[int, Alone] = {} if block is not None else dict.fromkeys(usual, "stage")
+            if len(usual) < len(places):
+                why = self._why_no_view()
+                others |= {place: why for place in places if views[place] is None}
+            yield model, block, usual, others
 
     def begin_calls(self, waiting: Sequence[Waiting]) -> list[Waiting]:
         """Begins with orders of several callers, as far as they can be decided in columns; the others."""
+        alone = self._metrics.alone
         if len(waiting) < LEAST:
+            alone["few"] += len(waiting)
             return list(waiting)
         now, orders = self._clock(), [one.order for one in waiting]
         groups = self._groups(orders)
         views = self._views(orders, groups, now)
+        if unseen := views.count(None):
+            alone[self._why_no_view()] += unseen
         for model, places in groups.items():
-            for near in _near([place for place in places if views[place] is not None], waiting):
-                self._begin_joint(waiting, orders, views, near, model, now)
+            usual = [place for place in places if views[place] is not None]
+            left = len(usual)
+            for near in _near(usual, waiting):
+                left -= len(near)
+                if not self._begin_joint(waiting, orders, views, near, model, now):
+                    alone["stage"] += len(near)
+            alone["deadlines" if len(usual) >= LEAST else "few"] += left
         return [one for one in waiting if one.promise.case is None]
 
     def _begin_joint(
@@ -120,15 +134,15 @@ class Blocks:
         places: Sequence[int],
         model: str,
         now: float,
-    ) -> None:
-        """Begins with the orders at these places, the one with the earliest deadline first."""
+    ) -> bool:
+        """Begins with the orders at these places, the one with the earliest deadline first; whether it could."""
         joined = [waiting[place] for place in places]
         own = [
             Own(arrived, deadline, (pb.STAGE_ADMISSION, deadline - arrived, now - arrived, pb.DEGRADATION_UNSPECIFIED))
             for _, arrived, deadline, _ in joined
         ]
         promises = [one.promise for one in joined]
-        self._begin(
+        block = self._begin(
             orders,
             views,
             places,
@@ -137,6 +151,7 @@ class Blocks:
             now,
             lambda parts: ManyCalls(parts, own, self._pending, promises),
         )
+        return block is not None
 
     def _groups(self, orders: Sequence[Order]) -> Mapping[str, Sequence[int]]:
         """The places of the orders by their models; one without a name where there is one model."""
@@ -150,6 +165,12 @@ class Blocks:
             return self._markets.views(orders, groups, now)
         except Exception:  # each meets it by itself, and tells of it
             return [None] * len(orders)
+
+    def _why_no_view(self) -> Alone:
+        """Why `_views` has none of an order."""
+        if self._chain.for_blocks().stage is None:
+            return "chain"
+        return "control" if self._control.stale else "market"
 
     def _of_one_call(self, parts: Parts) -> OneCall:
         future = asyncio.get_running_loop().create_future()
@@ -184,6 +205,7 @@ class Blocks:
                 model,
                 asked,
                 self._answered,
+                self._went_alone,
             )
         )
         try:
@@ -196,6 +218,10 @@ class Blocks:
             return None
         return block
 
+    def _went_alone(self, why: Alone, orders: int) -> None:
+        """So many orders have left their block."""
+        self._metrics.alone[why] += orders
+
     def _answered(self, block: PendingBlock) -> None:
         """The model has answered all orders of a block, or will not."""
         asyncio.get_running_loop().call_soon(self._settle, block)
@@ -207,11 +233,11 @@ class Blocks:
         try:
             block.drop_failures()
             if not block or not block.stage.settle_block(block):
-                block.go_on_with(())
+                block.go_on_with((), "mixed")
                 return
             started = self._clock()
             if alone := self._guards.settle_block(block):
-                block.go_on_with([place for place in range(len(block)) if place not in alone])
+                block.go_on_with([place for place in range(len(block)) if place not in alone], "guards")
                 if not block:
                     return
             block.stage.count_block(block)
@@ -219,7 +245,7 @@ class Blocks:
             block.budget.charge(pb.STAGE_GUARDS, left if left > 0.0 else 0.0, self._clock() - started)
         except Exception:
             self._chain.broke(block.asked[0][0])
-            block.go_on_with(())  # each finds out by itself
+            block.go_on_with((), "bug")  # each finds out by itself
             return
         try:
             self._recorder.record_block(block)
@@ -228,7 +254,7 @@ class Blocks:
 
     def _fail(self, block: PendingBlock, error: Exception) -> None:
         if block.decided is None:
-            block.go_on_with(())
+            block.go_on_with((), "audit")
         else:
             for case in block.part():
                 fail(case, error)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from server.decision.decided_block import DecidedBlock
     from server.decision.idempotency import IdempotencyWindow
     from server.decision.markets import Markets
+    from server.decision.metrics import Alone
     from server.inference.model_map import ModelMap
     from server.inference.routed import Mirror, Scores
     from server.journal.reply_status import Cause
@@ -92,7 +93,7 @@ class DataPlane:
             reserves=self._reserves,
             admission=admission,
             metrics=observers.metrics,
-            begin=lambda order, budget: self._arrive(order, budget, has_place=False),
+            begin=lambda order, budget: self._arrive(order, budget, "key", has_place=False),
             clock=clock,
         )
         self._blocks = Blocks(
@@ -105,6 +106,7 @@ class DataPlane:
             models=models,
             pending=self._pending,
             left=self._block_left,
+            metrics=observers.metrics,
             clock=clock,
         )
         self._promises: Promises[Pending | Joined] = Promises(self._ended)
@@ -181,9 +183,12 @@ class DataPlane:
             raise DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival")
         self._admission.admit(order.reduce_only)
         if not order.idempotency_key:
-            if (in_company or self._admission.in_flight > 1) and _may_join(order):
-                return self._wait(order, arrived, deadline)
-            return self._arrive(order, Budget(arrived, deadline), has_place=True, in_company=in_company)
+            why = _why_alone(order)
+            if why is None:
+                if in_company or self._admission.in_flight > 1:
+                    return self._wait(order, arrived, deadline)
+                why = "lone"
+            return self._arrive(order, Budget(arrived, deadline), why, has_place=True, in_company=in_company)
         task = asyncio.get_running_loop().create_task(self._keyed.decide(order, Budget(arrived, deadline)))
         task.add_done_callback(self._leave)
         return task
@@ -200,9 +205,9 @@ class DataPlane:
         for model, block, usual, others in self._blocks.begin_call(orders, arrived, deadline):
             if block is not None:
                 begun.add(block, usual)
-            for place in others:
+            for place, why in others.items():
                 begun.alone[place] = self._arrive(
-                    orders[place], Budget(arrived, deadline), has_place=True, in_company=True, model=model
+                    orders[place], Budget(arrived, deadline), why, has_place=True, in_company=True, model=model
                 )
         return begun
 
@@ -247,12 +252,13 @@ class DataPlane:
             self._admission.leave(places)
 
     def _arrive(
-        self, order: Order, budget: Budget, *, has_place: bool, in_company: bool = False, model: str = ""
+        self, order: Order, budget: Budget, why: Alone, *, has_place: bool, in_company: bool = False, model: str = ""
     ) -> Waited:
         """Decides one order, together with those that arrive in the same turn of the event loop.
 
-        `model` is whose order it is, where that is known by now.
+        `why` says why it is not decided in columns, and `model` whose order it is, where that is known by now.
         """
+        self._metrics.alone[why] += 1
         case = self._pending(order, budget, has_place=has_place)
         case.model = model
         self._arrived.append(case)
@@ -408,6 +414,8 @@ def _goes_the_usual_way(case: Pending) -> bool:
     return case.order.caller_features is None and not case.order.context.trace_id
 
 
-def _may_join(order: Order) -> bool:
-    """Whether an order can be decided in columns: it has no key, and neither features nor a trace of its own."""
-    return not order.context.trace_id and not order.brings_features
+def _why_alone(order: Order) -> Alone | None:
+    """Why an order without a key cannot be decided in columns; None if it can."""
+    if order.context.trace_id:
+        return "trace"
+    return "features" if order.brings_features else None
