@@ -17,7 +17,7 @@ from support.scripted_replica import answers, fails, hangs
 from fallback.budget import BudgetSettings
 from fallback.chain import ForBlocks
 from fallback.guards import GuardSettings
-from fallback.model_limits import ModelLimits
+from fallback.model_limits import ModelLimits, limits_of
 from fallback.order import Order
 from feature_cache.compiled import compiled
 from pretrade.admin.v1 import admin_pb2
@@ -31,6 +31,21 @@ from server.inference.outcome import Outcome
 
 _IN_COLUMNS = {0, 1, 2, 5, 8, 9}
 """Runs in which some orders stay in columns until the end; in the others all meet something."""
+
+
+_NARROW_SPREADS = {
+    "features": ["spread_bps"],
+    "patterns": [0],
+    "low": [-1.0],
+    "high": [1.0],
+    "values": [[0.0, 1.0]],
+    "scores": [[-1.0, 1.0]],
+    "whitening": [[1.0]],
+    "distance": 30.0,
+    "most_same": [10],
+    "most_turned": [40.0],
+}
+"""What a model has seen that knows less than the market here brings."""
 
 
 async def in_columns(p: Plane, orders: Sequence[Order], seconds: float = 9.0) -> OneCall:
@@ -223,17 +238,52 @@ async def test_no_order_of_a_block_trades_when_the_audit_is_late(
         assert p.admission.in_flight == 0
 
 
-@pytest.mark.parametrize("why", ["halted", "stages", "stale", "hedge", "no features"])
+async def test_what_the_guards_object_to_stays_in_columns(tmp_path: Path) -> None:
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        p.state = admin_pb2.TRADING_STATE_HALTED
+        block = await in_columns(p, orders_of(Random(1), 3))
+        decisions = await results(block)
+        assert block.in_block == 3
+        assert {one.action for one in decisions} == {pb.ACTION_NO_TRADE}
+        assert {tuple(one.reasons)[:2] for one in decisions} == {
+            (pb.REASON_CODE_SCORE_AT_OR_ABOVE_THRESHOLD, pb.REASON_CODE_TRADING_HALTED)
+        }
+        assert p.metrics.reasons[pb.REASON_CODE_TRADING_HALTED] == 3
+        assert p.admission.in_flight == 0
+        await p.journal.flush()
+    assert [list(packet.decision.reasons) for packet in packets_in(tmp_path)] == [
+        list(one.reasons) for one in decisions
+    ]
+
+
+async def test_a_score_that_no_model_should_have_given_is_not_used_again(tmp_path: Path) -> None:
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        p.limits = limits_of({"domain": _NARROW_SPREADS})
+        block = await in_columns(p, orders_of(Random(1), 6))
+        assert block.in_block == 6
+        assert all(pb.REASON_CODE_OUT_OF_DOMAIN in one.reasons for one in await results(block))
+        cached: Any = p.dataplane._following._cached_scores
+        assert not cached._scores
+
+
+async def test_orders_stay_in_columns_when_the_chain_is_changed_while_the_server_runs(tmp_path: Path) -> None:
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        p.chain.ask_in_order(("model", "rules"))
+        block = await in_columns(p, orders_of(Random(1), 3))
+        assert block.in_block == 3
+        p.chain.ask_in_order(("model", "cached_score", "rules"))
+        await in_columns(p, orders_of(Random(1), 1))
+        await p.journal.flush()
+    *changed, usual = packets_in(tmp_path)
+    assert [list(packet.chain_stages) for packet in changed] == [["model", "rules"]] * 3
+    assert not usual.chain_stages
+
+
+@pytest.mark.parametrize("why", ["stages", "stale", "hedge", "no features"])
 async def test_what_is_not_the_usual_case_is_not_begun_in_columns(
     why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
-        if why == "halted":
-            p.state = admin_pb2.TRADING_STATE_HALTED
-            decisions = await results(await in_columns(p, orders_of(Random(1), 3)))
-            assert {one.action for one in decisions} == {pb.ACTION_NO_TRADE}
-            assert p.admission.in_flight == 0
-            return
         if why == "stages":
             p.chain.ask_in_order(("rules", "model"))
         elif why == "stale":
