@@ -85,6 +85,19 @@ class JointStage(Protocol[CaseT]):
 class BlockStage(Protocol):
     """A stage that can begin with orders in columns."""
 
+    @property
+    def answers_at_once(self) -> bool:
+        """Whether a block has its results when it was begun."""
+        ...
+
+    def is_busy(self, orders: int) -> bool:
+        """Whether so many orders that were begun now would wait for what is under way, or for others."""
+        ...
+
+    def on_free(self, listener: Callable[[], None]) -> None:
+        """Registers a function that is called when the stage may be busy no longer."""
+        ...
+
     def begin_block(self, block: Block) -> bool:
         """Begins with all orders of a block, which gets its results; False, and nothing done, where it cannot."""
         ...
@@ -145,6 +158,11 @@ class Chain:
         """What is asked now, as orders in columns need it."""
         asked = self._asked
         return ForBlocks(self._in_blocks.get(asked[0][0]), asked, self._said)
+
+    def on_free(self, listener: Callable[[], None]) -> None:
+        """Registers a function that is called when a stage may be busy no longer."""
+        for stage in self._in_blocks.values():
+            stage.on_free(listener)
 
     def ask_in_order(self, names: tuple[StageName, ...]) -> None:
         """Asks these stages in this order from the next case on; the others are not asked."""

@@ -153,6 +153,15 @@ class Embedded:
             case.set_result(_Scored(score, scorer, len(asked), place))
         return asked
 
+    answers_at_once: Final = True
+
+    def is_busy(self, orders: int) -> bool:
+        """False: it answers at once."""
+        return False
+
+    def on_free(self, listener: Callable[[], None]) -> None:
+        """Nothing: it is never busy."""
+
     def begin_block(self, block: Block) -> bool:
         """Scores a block's rows in one call; False, and nothing done, where it is not the usual."""
         scorer = self._holder.scorer

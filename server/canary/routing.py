@@ -113,6 +113,16 @@ class CanaryRouting:
         """Whether what models say of a case tells something of the canary: of one that it covers."""
         return self.canary is None or _covers(self.canary, case)
 
+    answers_at_once: Final = False
+
+    def is_busy(self, orders: int) -> bool:
+        """See `Champion.is_busy`."""
+        return self._champion.is_busy(orders)
+
+    def on_free(self, listener: Callable[[], None]) -> None:
+        """See `fallback.chain.BlockStage`."""
+        self._champion.on_free(listener)
+
     def begin_block(self, block: Block) -> bool:
         """The same for orders in columns, where a canary covers none of them."""
         canary = self.canary

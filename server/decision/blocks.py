@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fallback.block import Own
 from fallback.budget import Budget
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fallback.guards import Guards
     from fallback.order import Order
     from server.control.state import ControlState
+    from server.decision.gathering import Waiting
     from server.decision.markets import Markets
     from server.decision.metrics import Alone, DecisionMetrics
     from server.decision.pending import Pending, Waited
@@ -36,16 +37,6 @@ _MOST = 64
 """More would wait for each other where the model gets them in several batches."""
 _NEAR_SECONDS = 0.002
 """By how much their deadlines may differ: a block goes by its earliest one."""
-
-
-class Waiting(NamedTuple):
-    """An order that is decided with those that come in the same turn of the event loop."""
-
-    order: Order
-    arrived: float
-    deadline: float
-    """Both in monotonic seconds."""
-    promise: Waited
 
 
 class Blocks:
@@ -84,6 +75,13 @@ class Blocks:
         self._left = left
         self._metrics = metrics
         self._clock = clock
+
+    def is_busy(self, orders: int) -> bool:
+        """Whether so many orders that were begun now would only wait: for the first stage, or for the journal."""
+        stage = self._chain.for_blocks().stage
+        if stage is None:
+            return False
+        return self._recorder.is_committing if stage.answers_at_once else stage.is_busy(orders)
 
     def begin_call(
         self, orders: Sequence[Order], arrived: float, deadline: float

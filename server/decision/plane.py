@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, TypeAlias
 from fallback.budget import Budget, BudgetSettings
 from fallback.order import Order
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.decision.blocks import Blocks, Waiting
+from server.decision.blocks import Blocks
 from server.decision.decided_block import OneDecided
 from server.decision.following import Following, Observers
+from server.decision.gathering import Gathering, Waiting
 from server.decision.keyed_orders import KeyedOrders
 from server.decision.pending import Joined, Pending, Waited
 from server.decision.pending_block import OneCall
@@ -110,8 +111,14 @@ class DataPlane:
             clock=clock,
         )
         self._promises: Promises[Pending | Joined] = Promises(self._ended)
-        self._arrived: list[Pending | Waiting] = []
+        self._arrived: list[Pending] = []
         """Orders of this turn of the event loop."""
+        self._gathering = Gathering(self._blocks.is_busy, self._take_up)
+        """Orders that may be decided in columns."""
+        self._will_take_up = False
+        """Whether that is scheduled."""
+        chain.on_free(self._gathering.freed)
+        self._recorder.on_committed(self._gathering.freed)
         self._results: list[Pending] = []
         """Those whose first attempt has ended in this turn."""
         self._alone: set[asyncio.Task[None]] = set()
@@ -264,17 +271,22 @@ class DataPlane:
         self._arrived.append(case)
         if not in_company and self._admission.in_flight == 1:
             self._take_up()  # nobody else is here to be decided with
-        elif len(self._arrived) == 1:
-            asyncio.get_running_loop().call_soon(self._take_up)
+        else:
+            self._take_up_soon()
         return case.future
 
     def _wait(self, order: Order, arrived: float, deadline: float) -> Waited:
-        """The same for an order that may be decided in columns."""
+        """The same for an order that may be decided in columns, with others of its time."""
         promise: Waited = Promise(self._promises)
-        self._arrived.append(Waiting(order, arrived, deadline, promise))
-        if len(self._arrived) == 1:
-            asyncio.get_running_loop().call_soon(self._take_up)
+        self._gathering.add(Waiting(order, arrived, deadline, promise))
+        self._take_up_soon()
         return promise
+
+    def _take_up_soon(self) -> None:
+        """Takes up all orders of this turn of the event loop at its end."""
+        if not self._will_take_up:
+            self._will_take_up = True
+            asyncio.get_running_loop().call_soon(self._take_up)
 
     def _pending(
         self, order: Order, budget: Budget, promise: Waited | None = None, *, has_place: bool = True
@@ -286,9 +298,10 @@ class DataPlane:
 
     def _take_up(self) -> None:
         """Life of a request, first part: from its arrival until a model is asked."""
+        self._will_take_up = False
         arrived, self._arrived = self._arrived, []
-        cases = [one for one in arrived if isinstance(one, Pending) and not one.future.done()]
-        waiting = [one for one in arrived if isinstance(one, Waiting) and not one.promise.done()]
+        cases = [one for one in arrived if not one.future.done()]
+        waiting = [one for one in self._gathering.take() if not one.promise.done()]
         cases += [
             self._pending(order, Budget(since, deadline), promise)
             for order, since, deadline, promise in self._blocks.begin_calls(waiting)

@@ -112,8 +112,29 @@ class Recorder:
         self._clock = clock
         self._wall_clock_ns = wall_clock_ns
         self._deadlines = Deadlines(clock)
+        self._under_way = 0
+        """Commits."""
+        self._on_committed: list[Callable[[], None]] = []
         self.times = LatencyWindow(clock, prior_seconds=0.0, window_seconds=_REMEMBERED_SECONDS)
         """Seconds from writing decisions down until they were durable, or until their callers could wait no longer."""
+
+    @property
+    def is_committing(self) -> bool:
+        """Whether decisions are on their way to the disk: others that were recorded now would wait for them."""
+        return self._under_way > 0
+
+    def on_committed(self, listener: Callable[[], None]) -> None:
+        """Registers a function that is called when decisions have become durable, or could not."""
+        self._on_committed.append(listener)
+
+    def _goes_to_disk(self, durable: asyncio.Future[bool]) -> None:
+        self._under_way += 1
+        durable.add_done_callback(self._has_ended)
+
+    def _has_ended(self, _: asyncio.Future[bool]) -> None:
+        self._under_way -= 1
+        for listener in self._on_committed:
+            listener()
 
     def record(
         self,
@@ -163,6 +184,7 @@ class Recorder:
         commit = _BlockCommit(block, self)
         self._deadlines.watch(commit, decided.durable_until, late=False)
         durable.add_done_callback(lambda done: self._block_committed(commit, done))
+        self._goes_to_disk(durable)
 
     def _block_committed(self, commit: _BlockCommit, durable: asyncio.Future[bool]) -> None:
         block, commit.block = commit.block, None
@@ -232,6 +254,7 @@ class Recorder:
         commit = _Commit(cases, self)
         self._watch(commit)
         durable.add_done_callback(lambda done: self._committed(commit, done))
+        self._goes_to_disk(durable)
 
     def _watch(self, commit: _Commit) -> None:
         """Has those end in time that cannot wait for their commit."""

@@ -300,6 +300,12 @@ class MicroBatcher:
         waits = self._active >= slots
         return batches_ahead + 1 + 0.5 * waits
 
+    def would_wait(self, rows: int) -> bool:
+        """Whether so many live rows that came now would wait here: for a slot, or for others."""
+        if self._active >= self._settings.slots:
+            return True
+        return len(self._live) + len(self._canary) + rows < self._departure.awaited
+
     @property
     def under_way_seconds(self) -> float:
         """How long the oldest of the orders' batches has been under way, given-up ones aside; 0 without one."""

@@ -225,6 +225,16 @@ class Champion:
             spare = first.role.pick((replica.name,))
         return replica, passed_over, math.inf if spare is None else spare.latency.p95
 
+    answers_at_once: Final = False
+
+    def is_busy(self, orders: int) -> bool:
+        """Whether so many rows would not leave the primary's queue yet."""
+        return self._first.role.would_wait(orders)
+
+    def on_free(self, listener: Callable[[], None]) -> None:
+        """See `fallback.chain.BlockStage`."""
+        self._first.role.on_batch(lambda outcome, seconds: listener())
+
     def begin_block(self, block: Block) -> bool:
         """Begins the first attempt of a block as `begin` does; False, and nothing done, where it is not the usual."""
         picked = self._pick()

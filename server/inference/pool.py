@@ -111,6 +111,10 @@ class Pool:
             self._present = present
         return present
 
+    def would_wait(self, rows: int) -> bool:
+        """Whether so many rows would not leave yet, at whichever endpoint that is available."""
+        return all(one.would_wait(rows) for one in self.replicas if one.available)
+
     def _drawn(self, replicas: list[Replica]) -> Replica:
         return replicas[int(self._random() * len(replicas))]
 

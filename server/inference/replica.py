@@ -254,6 +254,10 @@ class Replica:
         """Itself, if it is available and was not tried: see `Pool.pick`."""
         return self if self.available and self.name not in tried else None
 
+    def would_wait(self, rows: int) -> bool:
+        """See `MicroBatcher.would_wait`."""
+        return self.batcher.would_wait(rows)
+
     @property
     def wait_seconds(self) -> float:
         """What a row that comes now may have to wait for its score, to compare replicas by; infinite when it is full.

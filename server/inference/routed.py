@@ -6,7 +6,7 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -31,6 +31,13 @@ class _Stage(Protocol):
     def settle(self, case: JointCase) -> Answer | None: ...
 
     async def go_on(self, case: JointCase) -> Answer | None: ...
+
+    @property
+    def answers_at_once(self) -> bool: ...
+
+    def is_busy(self, orders: int) -> bool: ...
+
+    def on_free(self, listener: Callable[[], None]) -> None: ...
 
     def begin_block(self, block: Block) -> bool: ...
 
@@ -122,6 +129,20 @@ class RoutedStage:
     async def go_on(self, case: JointCase) -> Answer | None:
         """See `fallback.chain.JointStage`."""
         return await self._stages[case.model].go_on(case)
+
+    @property
+    def answers_at_once(self) -> bool:
+        """See `fallback.chain.BlockStage`; the same for all models."""
+        return all(stage.answers_at_once for stage in self._stages.values())
+
+    def is_busy(self, orders: int) -> bool:
+        """Whether the stage of one of the models is: the orders may be that model's."""
+        return any(stage.is_busy(orders) for stage in self._stages.values())
+
+    def on_free(self, listener: Callable[[], None]) -> None:
+        """See `fallback.chain.BlockStage`."""
+        for stage in self._stages.values():
+            stage.on_free(listener)
 
     def begin_block(self, block: Block) -> bool:
         """Begins with orders of one model; see `fallback.chain.BlockStage`."""
