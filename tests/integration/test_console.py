@@ -103,6 +103,25 @@ def test_the_last_hour_is_that_of_the_audit(server: SecureServer, viewer: Visito
     assert [value for value in series["p99_ms"] if value]
 
 
+def test_a_trader_sees_nothing_of_what_a_viewers_calls_have_read(
+    server: SecureServer, console: RunningConsole, viewer: Visitor
+) -> None:
+    decided(server, "secret")
+    eventually(lambda: viewer.part("/overview/hour"), lambda text: "From 0 decisions" not in text)
+    with Visitor(console) as trader:
+        assert trader.log_in(server.token("trader", sub="tim")).status_code == 303
+        for path in ("/overview/hour", "/overview/hour.json"):
+            answer = trader.get(path, **{"hx-request": "true"})
+            assert (answer.status_code, "Your role, trader, does not allow this." in answer.text) == (403, True), path
+            assert "From" not in answer.text
+        for path in ("/overview/status", "/overview/changes", "/decisions", "/models/live"):
+            assert trader.get(path).status_code == 403, path
+        page = trader.get("/").text
+        assert "Your role, trader, does not allow you to see this server." in page
+        for absent in ("/overview/", 'href="/decisions"', 'href="/models"'):
+            assert absent not in page, "it is not offered"
+
+
 def test_every_answer_keeps_a_browser_to_the_consoles_own_files(visitor: Visitor) -> None:
     for path in ("/login", "/static/console.js", "/nowhere", "/"):
         headers = visitor.get(path).headers

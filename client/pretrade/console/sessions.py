@@ -18,7 +18,8 @@ _LONGEST_SECONDS: Final = 12 * 3_600.0
 _MOST: Final = 200
 """Sessions at a time; one more ends the one that was looked at longest ago."""
 _ROLES_SECONDS: Final = 5.0
-"""For how long a page trusts the server's last word on what the person may do. Every call is checked anyway."""
+"""For how long a page trusts the server's last word on what the person may do. Every call to the server is checked
+anyway."""
 _TICKET_SECONDS: Final = 600.0
 """How long the link that the command prints can be used."""
 _SECRET_BYTES: Final = 32
@@ -62,9 +63,7 @@ class Session:
     @property
     def role(self) -> str:
         """The highest role, for people."""
-        return next(
-            (role for role in ("admin", "operator", "viewer", "trader") if role in self.caller.roles), "no role"
-        )
+        return next((role for role in _ROLES if role in self.caller.roles), "no role")
 
     def may(self, method: str, service: str = "AdminService") -> bool:
         """Whether the person's role allows a method, as the server said last."""

@@ -61,10 +61,15 @@ class Site:
         """A page, or a part of one, for this person."""
         return HTMLResponse(self.pages.page(name, session=session, address=self.address, **values), status)
 
-    def for_people(self, page: Page) -> Handler:
+    def for_people(self, page: Page, *, needs: tuple[str, str] | None = None) -> Handler:
         """A page that only those see who are logged in.
 
         The token of a form is checked before anything is done.
+
+        Args:
+            page: What answers.
+            needs: A method and its service. Somebody whose role does not allow it does not get the page. A page that
+                shows what another person's calls have read needs this, because the server is not asked then.
         """
 
         @functools.wraps(page)
@@ -76,6 +81,8 @@ class Site:
                 return self._problem(request, session, 403, "This form is of another session. Load the page again.")
             try:
                 await session.look_again()
+                if needs is not None and not session.may(*needs):
+                    return self._problem(request, session, 403, f"Your role, {session.role}, does not allow this.")
                 return await page(request, session)
             except CallFailedError as error:
                 if error.code is grpc.StatusCode.UNAUTHENTICATED:
