@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -15,12 +14,13 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from pretrade.client.credentials import ClientCredentials
-from pretrade.console.guard import Guard
+from pretrade.console.guard import HEALTH, Guard
 from pretrade.console.pages.decisions import Decisions
 from pretrade.console.pages.login import Login
 from pretrade.console.pages.models import Models
 from pretrade.console.pages.overview import Overview
 from pretrade.console.pages.steering import Steering
+from pretrade.console.reach import Reach
 from pretrade.console.rendering import Pages
 from pretrade.console.sessions import Sessions, Ticket
 from pretrade.console.site import Site
@@ -48,20 +48,17 @@ class Console:
     Args:
         address: `host:port` of the server's admin port.
         credentials: How the server is reached, and what whoever started the console shows to it.
-        hosts: Names by which browsers may call the console.
-        is_secure: Whether browsers reach it by TLS.
+        reach: How browsers reach it.
     """
 
-    def __init__(
-        self, address: str, credentials: ClientCredentials, *, hosts: Collection[str], is_secure: bool
-    ) -> None:
+    def __init__(self, address: str, credentials: ClientCredentials, reach: Reach) -> None:
         has_own = credentials.token or credentials.token_file or credentials.certificate
         self.ticket: Final = Ticket(time.monotonic) if has_own else None
         self._sessions = Sessions(time.monotonic)
-        site = Site(address, credentials, self._sessions, Pages(), self.ticket, is_secure)
+        site = Site(address, credentials, self._sessions, Pages(), self.ticket, reach.is_secure)
         self._decisions = Decisions(site)
         routes: list[Route | Mount] = [
-            Route("/health", _health, methods=["GET"]),
+            Route(HEALTH, _health, methods=["GET"]),
             Mount("/static", _Static(directory=_STATIC)),
             *Login(site).routes(),
             *Overview(site).routes(),
@@ -69,7 +66,7 @@ class Console:
             *self._decisions.routes(),
             *Models(site).routes(),
         ]
-        self.asgi: Final[ASGIApp] = Guard(Starlette(routes=routes), hosts)
+        self.asgi: Final[ASGIApp] = Guard(Starlette(routes=routes), reach)
 
     def begin_end(self) -> None:
         """Ends the answers that would go on for ever."""

@@ -43,6 +43,24 @@ def console(
             metavar="NAME", help="A name by which browsers call the console, besides localhost; can be repeated."
         ),
     ] = None,
+    public_url: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="PRETRADE_CONSOLE_PUBLIC_URL",
+            help="The URL by which browsers call the console, where a proxy is in front of it that ends TLS: "
+            "https://console.example.com.",
+        ),
+    ] = "",
+    open_to_network: Annotated[
+        bool,
+        typer.Option(
+            "--open-to-network",
+            envvar="PRETRADE_CONSOLE_OPEN_TO_NETWORK",
+            help="Listen beyond loopback without TLS. Only where nobody else is on the network between the console and "
+            "the proxy, or the container's published port on loopback.",
+        ),
+    ] = False,
 ) -> None:
     """Serve the console: pages for on-call and compliance, in a browser, until Ctrl-C.
 
@@ -51,9 +69,10 @@ def console(
     """
     if (certificate is None) != (private_key is None):
         raise typer.BadParameter("--certificate and --private-key go together")
-    if certificate is None and not is_loopback(host):
+    if certificate is None and not is_loopback(host) and not open_to_network:
         raise typer.BadParameter(
-            f"--host {host}: beyond loopback tokens would travel in the open. Give --certificate and --private-key"
+            f"--host {host}: beyond loopback tokens would travel in the open. Give --certificate and --private-key, or "
+            "--open-to-network where a proxy of yours ends TLS"
         )
     import asyncio
 
@@ -61,19 +80,25 @@ def console(
     from pretrade.client.errors import CredentialsError
 
     try:
+        from pretrade.console.reach import Reach
         from pretrade.console.serving import serve
     except ModuleNotFoundError as error:
         if error.name not in _LIBRARIES:
             raise
         raise SystemExit(f"{error.name} is missing: pip install 'pretrade[console]'") from error
     try:
+        reach = Reach.of(
+            listens_on=host, names=allow_host or (), public_url=public_url, has_tls=certificate is not None
+        )
+    except ValueError as error:
+        raise typer.BadParameter(f"--public-url: {error}") from None
+    try:
         address = target or stack_endpoint(directory, "admin", f"--target HOST:PORT, or {ADMIN_TARGET}")
         shown = credentials(address, directory, admin=True)
         # A token is never sent in the open: said here, and not to the first who logs in.
         shown.with_changes({"token": "none"}).plain_channel(address, []).close()
         tls = None if certificate is None or private_key is None else (certificate, private_key)
-        names = [*(allow_host or ()), *([host] if host not in ("0.0.0.0", "::") else [])]  # noqa: S104 - not listened on
-        asyncio.run(serve(address, shown, host=host, port=port, hosts=names, tls=tls, announce=_announce))
+        asyncio.run(serve(address, shown, host=host, port=port, reach=reach, tls=tls, announce=_announce))
     except NoStackError as error:
         typer.echo(error, err=True)
         raise typer.Exit(UNREACHABLE) from None

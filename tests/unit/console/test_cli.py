@@ -19,6 +19,13 @@ def test_beyond_loopback_it_wants_tls() -> None:
     code, said = run("--target", "127.0.0.1:1", "--host", "0.0.0.0")
     assert code == 2
     assert "--certificate and --private-key" in said
+    assert "--open-to-network" in said
+
+
+def test_a_public_url_has_no_path() -> None:
+    code, said = run("--target", "127.0.0.1:1", "--public-url", "https://example.com/console")
+    assert code == 2
+    assert "without a path" in said
 
 
 def test_a_certificate_is_nothing_without_its_key(tmp_path: Path) -> None:

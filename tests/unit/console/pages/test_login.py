@@ -12,13 +12,14 @@ from support.admin_server import RefusedError, admin_server
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.client.credentials import ClientCredentials
 from pretrade.console.application import Console
+from pretrade.console.reach import Reach
 
 _HERE = "http://localhost"
 
 
 @asynccontextmanager
 async def console(address: str, token: str | None) -> AsyncIterator[tuple[Console, httpx.AsyncClient]]:
-    made = Console(address, ClientCredentials(token=token), hosts={"localhost"}, is_secure=False)
+    made = Console(address, ClientCredentials(token=token), Reach.of(listens_on="localhost"))
     transport = httpx.ASGITransport(made.asgi)
     async with httpx.AsyncClient(transport=transport, base_url=_HERE, headers={"origin": _HERE}) as browser:
         yield made, browser
