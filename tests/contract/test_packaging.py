@@ -44,7 +44,7 @@ LIGHT: Final = {"grpcio", "protobuf"}
 """All that `pretrade` requires."""
 COMMAND_LINE: Final = {"rich", "typer"}
 """What its extra `cli` adds."""
-CONSOLE: Final = {"jinja2", "starlette", "uvicorn"}
+CONSOLE: Final = {"jinja2", "markdown-it-py", "starlette", "uvicorn"}
 """What its extra `console` adds to that."""
 
 
@@ -142,7 +142,8 @@ def test_the_wheels_hold_the_product_and_nothing_else(wheels: dict[str, Path]) -
     assert {name.split("/")[0] for name in light} == {"pretrade"}
     assert {name.split("/")[0] for name in heavy} == set(OURS)
     code = {name for name in light if not re.match(r"pretrade/console/(static|templates)/", name)}
-    assert {Path(name).suffix for name in code} == {".py", ".pyi", ".typed"}
+    assert {Path(name).suffix for name in code} == {".md", ".py", ".pyi", ".typed"}
+    assert [name for name in code if name.endswith(".md")] == ["pretrade/console/runbook.md"]
     assert {Path(name).suffix for name in light - code} == {".css", ".html", ".js", ".svg", ".txt"}
     assert not light & heavy
 

@@ -77,6 +77,8 @@ def test_the_overview_shows_the_server_to_a_viewer(server: SecureServer, viewer:
     assert "<b>vic</b> · viewer" in page
     status = viewer.part("/overview/status")
     assert re.search(r'id="trading-state">ACTIVE<', status)
+    (anchor,) = set(re.findall(r'<a href="/runbook#([^"]+)">What to do</a>', status)[:1])
+    assert f'id="{anchor}"' in viewer.get("/runbook").text, "what is wrong leads to what to do"
     assert "primary does not answer" in status or "neither primary nor secondary answers" in status
     for name in ("BTCUSDT.SIM", "primary", "challenger", "shadow", "abstain"):
         assert name in status

@@ -19,6 +19,7 @@ from pretrade.console.pages.decisions import Decisions
 from pretrade.console.pages.login import Login
 from pretrade.console.pages.models import Models
 from pretrade.console.pages.overview import Overview
+from pretrade.console.pages.runbook import Runbook
 from pretrade.console.pages.steering import Steering
 from pretrade.console.reach import Reach
 from pretrade.console.rendering import Pages
@@ -65,6 +66,7 @@ class Console:
             *Steering(site).routes(),
             *self._decisions.routes(),
             *Models(site).routes(),
+            *Runbook(site).routes(),
         ]
         self.asgi: Final[ASGIApp] = Guard(Starlette(routes=routes), reach)
 

@@ -12,7 +12,7 @@ from pretrade.client.cli.options import ADMIN_TARGET, UNREACHABLE, AdminTarget, 
 from pretrade.client.stack_file import DEFAULT_DIRECTORY, NoStackError, stack_endpoint
 
 PORT: Final = 7020
-_LIBRARIES: Final = ("jinja2", "starlette", "uvicorn")
+_LIBRARIES: Final = ("jinja2", "markdown_it", "starlette", "uvicorn")
 """What the extra `console` brings."""
 
 app = typer.Typer()

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2
 from pretrade.client.enum_names import enum_name
+from pretrade.console.runbook import section
 from pretrade.decision.v1 import decision_pb2
 
 _ENUMS: Final[Mapping[str, object]] = {
@@ -53,6 +54,7 @@ class Pages:
             figure=figure,
             ms=milliseconds,
             named=named,
+            section=section,
             span=span,
             us=microseconds,
             when=when,
