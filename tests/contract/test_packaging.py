@@ -44,7 +44,7 @@ LIGHT: Final = {"grpcio", "protobuf"}
 """All that `pretrade` requires."""
 COMMAND_LINE: Final = {"rich", "typer"}
 """What its extra `cli` adds."""
-CONSOLE: Final = {"jinja2", "markdown-it-py", "starlette", "uvicorn"}
+CONSOLE: Final = {"authlib", "httpx2", "jinja2", "markdown-it-py", "starlette", "uvicorn"}
 """What its extra `console` adds to that."""
 
 
@@ -290,7 +290,10 @@ def test_the_console_without_its_libraries_says_what_to_install(of_an_operator: 
     assert of_an_operator.run("pretrade", "console", "--help").returncode == 0
     found = of_an_operator.run("pretrade", "console", "--target", "127.0.0.1:7002")
     assert found.returncode == 1
-    assert re.fullmatch(r"(jinja2|starlette|uvicorn) is missing: pip install 'pretrade\[console\]'\n", found.stderr)
+    assert re.fullmatch(
+        r"(authlib|httpx2|jinja2|markdown_it|starlette|uvicorn) is missing: pip install 'pretrade\[console\]'\n",
+        found.stderr,
+    )
 
 
 def test_a_command_that_is_not_installed_says_where_it_is_to_be_had(of_an_operator: Environment) -> None:

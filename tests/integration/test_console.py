@@ -43,7 +43,7 @@ def environment(server: SecureServer) -> dict[str, str]:
 
 @pytest.fixture
 def visitor(console: RunningConsole) -> Iterator[Visitor]:
-    with Visitor(console) as visitor:
+    with Visitor(console.url) as visitor:
         yield visitor
 
 
@@ -110,7 +110,7 @@ def test_a_trader_sees_nothing_of_what_a_viewers_calls_have_read(
 ) -> None:
     decided(server, "secret")
     eventually(lambda: viewer.part("/overview/hour"), lambda text: "From 0 decisions" not in text)
-    with Visitor(console) as trader:
+    with Visitor(console.url) as trader:
         assert trader.log_in(server.token("trader", sub="tim")).status_code == 303
         for path in ("/overview/hour", "/overview/hour.json"):
             answer = trader.get(path, **{"hx-request": "true"})
@@ -170,21 +170,21 @@ def test_a_form_that_is_too_large_is_not_read(visitor: Visitor) -> None:
 
 
 def test_the_console_stops_when_it_is_told_to(server: SecureServer) -> None:
-    with running_console(environment(server), "--target", server.admin) as console, Visitor(console) as visitor:
+    with running_console(environment(server), "--target", server.admin) as console, Visitor(console.url) as visitor:
         assert visitor.log_in(server.token("viewer")).status_code == 303
         assert console.stop() == 0
 
 
 @pytest.fixture
 def operator(server: SecureServer, console: RunningConsole) -> Iterator[Visitor]:
-    with Visitor(console) as visitor:
+    with Visitor(console.url) as visitor:
         assert visitor.log_in(server.token("operator", sub="olga")).status_code == 303
         yield visitor
 
 
 @pytest.fixture
 def admin(server: SecureServer, console: RunningConsole) -> Iterator[Visitor]:
-    with Visitor(console) as visitor:
+    with Visitor(console.url) as visitor:
         assert visitor.log_in(server.token("admin", sub="ada")).status_code == 303
         yield visitor
 
@@ -303,12 +303,12 @@ def test_the_link_logs_in_once_and_outlives_a_restart_of_the_server(tmp_path: Pa
     """The operator token is another one after each start; the session reads it where the command line does."""
     with server_group(tmp_path, 1) as group:
         settings = {**group.env, ADMIN_TARGET: f"127.0.0.1:{group.env['PRETRADE_ADMIN__PORT']}"}
-        with running_console(settings) as console, Visitor(console) as visitor:
+        with running_console(settings) as console, Visitor(console.url) as visitor:
             assert console.ticket is not None
             assert "Your name" in visitor.get(f"/login?ticket={console.ticket}").text
             assert visitor.post("/login", {"ticket": console.ticket}).status_code == 400, "who is it?"
             assert visitor.post("/login", {"ticket": console.ticket, "name": "ann"}).status_code == 303
-            with Visitor(console) as other:
+            with Visitor(console.url) as other:
                 assert other.post("/login", {"ticket": console.ticket, "name": "eve"}).status_code == 400
             visitor.get("/")
             assert visitor.post("/act/flag", {"flag": "shadow", "value": "off", "reason": "x"}).status_code == 303
@@ -398,7 +398,7 @@ def test_new_decisions_appear_by_themselves(server: SecureServer, viewer: Visito
 
 
 def test_a_console_that_stops_ends_its_live_pages(server: SecureServer) -> None:
-    with running_console(environment(server), "--target", server.admin) as console, Visitor(console) as visitor:
+    with running_console(environment(server), "--target", server.admin) as console, Visitor(console.url) as visitor:
         assert visitor.log_in(server.token("viewer")).status_code == 303
         with visitor.stream("/decisions/tail") as events:
             assert next(events)[0] == "begun"

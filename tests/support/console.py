@@ -54,9 +54,9 @@ def running_console(environment: Mapping[str, str], *arguments: str) -> Iterator
 class Visitor:
     """A person at a browser: keeps the cookie, sends forms with what the page put into them, and says where it is."""
 
-    def __init__(self, console: RunningConsole) -> None:
-        self._client = httpx.Client(base_url=console.url, timeout=PATIENCE_SECONDS)
-        self._origin = console.url.rstrip("/")
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=PATIENCE_SECONDS)
+        self._origin = url.rstrip("/")
         self.csrf = ""
 
     def __enter__(self) -> Visitor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from pathlib import Path
 from typing import Final
@@ -23,8 +24,9 @@ from pretrade.console.pages.runbook import Runbook
 from pretrade.console.pages.steering import Steering
 from pretrade.console.reach import Reach
 from pretrade.console.rendering import Pages
-from pretrade.console.sessions import Sessions, Ticket
+from pretrade.console.sessions import Sessions
 from pretrade.console.site import Site
+from pretrade.console.tickets import KEY_BYTES, Tickets
 
 _STATIC: Final = Path(__file__).parent / "static"
 
@@ -50,13 +52,17 @@ class Console:
         address: `host:port` of the server's admin port.
         credentials: How the server is reached, and what whoever started the console shows to it.
         reach: How browsers reach it.
+        link_key: What links are sealed with that log in; None for a key of its own.
     """
 
-    def __init__(self, address: str, credentials: ClientCredentials, reach: Reach) -> None:
+    def __init__(
+        self, address: str, credentials: ClientCredentials, reach: Reach, *, link_key: bytes | None = None
+    ) -> None:
         has_own = credentials.token or credentials.token_file or credentials.certificate
-        self.ticket: Final = Ticket(time.monotonic) if has_own else None
+        key = link_key or secrets.token_bytes(KEY_BYTES)
+        self.tickets: Final = Tickets(key, time.time) if has_own else None
         self._sessions = Sessions(time.monotonic)
-        site = Site(address, credentials, self._sessions, Pages(), self.ticket, reach.is_secure)
+        site = Site(address, credentials, self._sessions, Pages(), self.tickets, reach.is_secure)
         self._decisions = Decisions(site)
         routes: list[Route | Mount] = [
             Route(HEALTH, _health, methods=["GET"]),

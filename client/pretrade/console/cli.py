@@ -9,10 +9,11 @@ import typer
 
 from pretrade.client.addresses import is_loopback
 from pretrade.client.cli.options import ADMIN_TARGET, UNREACHABLE, AdminTarget, Directory
-from pretrade.client.stack_file import DEFAULT_DIRECTORY, NoStackError, stack_endpoint
+from pretrade.client.stack_file import DEFAULT_DIRECTORY, Endpoints, NoStackError, running_stack, stack_endpoint
 
 PORT: Final = 7020
-_LIBRARIES: Final = ("jinja2", "markdown_it", "starlette", "uvicorn")
+_ONCE: Final = "The link logs you in once."
+_LIBRARIES: Final = ("authlib", "httpx2", "jinja2", "markdown_it", "starlette", "uvicorn")
 """What the extra `console` brings."""
 
 app = typer.Typer()
@@ -28,8 +29,15 @@ def console(
         str, typer.Option(envvar="PRETRADE_CONSOLE_HOST", help="Address to listen on. Beyond loopback it needs TLS.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(envvar="PRETRADE_CONSOLE_PORT", min=0, max=65_535, help="Port to listen on; 0: any free one.")
-    ] = PORT,
+        int | None,
+        typer.Option(
+            envvar="PRETRADE_CONSOLE_PORT",
+            min=0,
+            max=65_535,
+            help="Port to listen on; 0: any free one.",
+            show_default=str(PORT),
+        ),
+    ] = None,
     certificate: Annotated[
         Path | None,
         typer.Option(envvar="PRETRADE_CONSOLE_CERTIFICATE", help="Certificate that browsers are shown, in PEM."),
@@ -61,12 +69,19 @@ def console(
             "the proxy, or the container's published port on loopback.",
         ),
     ] = False,
+    link_key: Annotated[
+        Path | None, typer.Option(hidden=True, help="A file with what others seal links with that log in.")
+    ] = None,
 ) -> None:
     """Serve the console: pages for on-call and compliance, in a browser, until Ctrl-C.
 
     People log in with the tokens that this command line takes, and may do there what their roles allow. The command
-    prints a link that logs you in once with your own credentials.
+    prints a link that logs you in once with your own credentials. Where `pretrade up` serves a console already, it
+    prints a link to that one and ends, unless you name a port or a server.
     """
+    if target is None and port is None and (served := _of_the_stack(directory)):
+        typer.echo(f"console: {served}\n{_ONCE} The stack serves the console.")
+        return
     if (certificate is None) != (private_key is None):
         raise typer.BadParameter("--certificate and --private-key go together")
     if certificate is None and not is_loopback(host) and not open_to_network:
@@ -98,18 +113,41 @@ def console(
         # A token is never sent in the open: said here, and not to the first who logs in.
         shown.with_changes({"token": "none"}).plain_channel(address, []).close()
         tls = None if certificate is None or private_key is None else (certificate, private_key)
-        asyncio.run(serve(address, shown, host=host, port=port, reach=reach, tls=tls, announce=_announce))
+        key = None if link_key is None else link_key.read_bytes()
+        listened = PORT if port is None else port
+        asyncio.run(
+            serve(address, shown, host=host, port=listened, reach=reach, tls=tls, link_key=key, announce=_announce)
+        )
     except NoStackError as error:
         typer.echo(error, err=True)
         raise typer.Exit(UNREACHABLE) from None
     except CredentialsError as error:
         raise typer.BadParameter(str(error)) from None
     except OSError as error:
-        typer.echo(f"cannot listen on {host}:{port}: {error}. Another port: --port", err=True)
+        typer.echo(f"cannot listen on {host}:{PORT if port is None else port}: {error}. Another port: --port", err=True)
         raise typer.Exit(1) from None
 
 
 def _announce(url: str) -> None:
     typer.echo(f"console: {url}")
     if "ticket" in url:
-        typer.echo("The link logs you in once. Ctrl-C stops the console.")
+        typer.echo(f"{_ONCE} Ctrl-C stops the console.")
+
+
+def _of_the_stack(directory: Path) -> str:
+    """A link to the console of the stack that runs in `directory`; empty without one."""
+    try:
+        return login_link(running_stack(directory).endpoints)
+    except NoStackError:
+        return ""
+
+
+def login_link(endpoints: Endpoints) -> str:
+    """A link that logs whoever opens it in to a stack's console, once and within ten minutes; empty without one."""
+    if endpoints.console_url is None or endpoints.console_key_file is None:
+        return ""
+    import time
+
+    from pretrade.console.tickets import link
+
+    return link(f"{endpoints.console_url}/", Path(endpoints.console_key_file).read_bytes(), time.time())

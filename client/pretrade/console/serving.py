@@ -31,6 +31,7 @@ async def serve(
     port: int,
     reach: Reach,
     tls: tuple[Path, Path] | None,
+    link_key: bytes | None,
     announce: Callable[[str], None],
 ) -> None:
     """Serves until SIGINT or SIGTERM; a second one ends it at once.
@@ -42,14 +43,15 @@ async def serve(
         port: 0 for any free one.
         reach: How browsers reach the console.
         tls: Certificate and private key; None without TLS.
-        announce: Told of the URL once the console can be reached, with the ticket if there is one.
+        link_key: What links are sealed with that log in, and that others make; None for a key of its own.
+        announce: Told of the URL once the console can be reached, with a ticket of its own if nobody else makes one.
 
     Raises:
         OSError: The port cannot be bound, or a file of TLS cannot be read.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as opened:
-        console = Console(address, credentials, reach)
+        console = Console(address, credentials, reach, link_key=link_key)
         server = _Server(
             console.begin_end,
             uvicorn.Config(
@@ -70,7 +72,8 @@ async def serve(
         scheme = "http" if tls is None else "https"
         shown = f"[{host}]" if ":" in host else host
         url = f"{reach.origin or f'{scheme}://{shown}:{opened.getsockname()[1]}'}/"
-        announce(url if console.ticket is None else f"{url}login?ticket={console.ticket.text}")
+        ticket = "" if console.tickets is None or link_key is not None else console.tickets.new()
+        announce(f"{url}login?ticket={ticket}" if ticket else url)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, server.stop)

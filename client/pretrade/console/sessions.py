@@ -20,8 +20,6 @@ _MOST: Final = 200
 _ROLES_SECONDS: Final = 5.0
 """For how long a page trusts the server's last word on what the person may do. Every call to the server is checked
 anyway."""
-_TICKET_SECONDS: Final = 600.0
-"""How long the link that the command prints can be used."""
 _SECRET_BYTES: Final = 32
 _ROLES: Final = ("admin", "operator", "viewer", "trader")
 """The highest first."""
@@ -129,26 +127,3 @@ class Sessions:
         for session in list(self._by_id.values()):
             if now - session.used > _IDLE_SECONDS or now - session.began > _LONGEST_SECONDS:
                 await self.end(session)
-
-
-class Ticket:
-    """Lets whoever started the command log in once with the command's own credentials, by the link that it prints.
-
-    Args:
-        clock: Monotonic seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._until = clock() + _TICKET_SECONDS
-        self.text: Final = secrets.token_urlsafe(_SECRET_BYTES)
-        self._is_used = False
-
-    def fits(self, shown: str) -> bool:
-        """Whether this is it, and it can still be used."""
-        is_it = hmac.compare_digest(shown.encode(), self.text.encode())
-        return is_it and not self._is_used and self._clock() < self._until
-
-    def use(self) -> None:
-        """It cannot be used again."""
-        self._is_used = True

@@ -15,7 +15,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from pretrade.client.credentials import ClientCredentials
 from pretrade.console.calls import CallFailedError
 from pretrade.console.rendering import Pages
-from pretrade.console.sessions import Session, Sessions, Ticket
+from pretrade.console.sessions import Session, Sessions
+from pretrade.console.tickets import Tickets
 
 _ENDED: Final = "/login?ended=1"
 HTTP: Final = {
@@ -43,7 +44,7 @@ class Site:
     """How servers are reached: the authority for their certificates, and what the command itself would show."""
     sessions: Sessions
     pages: Pages
-    ticket: Ticket | None
+    tickets: Tickets | None
     """None where the command has no credentials of its own."""
     is_secure: bool
     """Whether browsers reach the console by TLS."""
