@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from collections.abc import Iterator
@@ -11,12 +10,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.console import RunningConsole, Visitor, running_console
+from support.console import RunningConsole, Visitor, clean_environment, running_console
 from support.harness import INSTRUMENTS, eventually
 from support.secure_server import SecureServer, bearer, decide
 from support.server_group import server_group
 
-from pretrade.client import credential_variables
 from pretrade.client.cli.options import ADMIN_TARGET
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -32,13 +30,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureServer]:
 
 @pytest.fixture(scope="module")
 def console(server: SecureServer) -> Iterator[RunningConsole]:
-    with running_console(environment(server), "--target", server.admin) as console:
+    with running_console(clean_environment(server), "--target", server.admin) as console:
         yield console
-
-
-def environment(server: SecureServer) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")}
-    return clean | {credential_variables.CA: str(server.path("ca.pem"))}
 
 
 @pytest.fixture
@@ -170,7 +163,10 @@ def test_a_form_that_is_too_large_is_not_read(visitor: Visitor) -> None:
 
 
 def test_the_console_stops_when_it_is_told_to(server: SecureServer) -> None:
-    with running_console(environment(server), "--target", server.admin) as console, Visitor(console.url) as visitor:
+    with (
+        running_console(clean_environment(server), "--target", server.admin) as console,
+        Visitor(console.url) as visitor,
+    ):
         assert visitor.log_in(server.token("viewer")).status_code == 303
         assert console.stop() == 0
 
@@ -398,7 +394,10 @@ def test_new_decisions_appear_by_themselves(server: SecureServer, viewer: Visito
 
 
 def test_a_console_that_stops_ends_its_live_pages(server: SecureServer) -> None:
-    with running_console(environment(server), "--target", server.admin) as console, Visitor(console.url) as visitor:
+    with (
+        running_console(clean_environment(server), "--target", server.admin) as console,
+        Visitor(console.url) as visitor,
+    ):
         assert visitor.log_in(server.token("viewer")).status_code == 303
         with visitor.stream("/decisions/tail") as events:
             assert next(events)[0] == "begun"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,8 +16,10 @@ from typing import Any, Final
 
 import httpx
 
+from pretrade.client import credential_variables
 from support.harness import PATIENCE_SECONDS
 from support.leash import LeashedPopen
+from support.secure_server import SecureServer
 
 _ANNOUNCED: Final = re.compile(r"console: (https?://[^/]+/)(?:login\?ticket=(\S+))?")
 
@@ -35,6 +38,12 @@ class RunningConsole:
         """Ends it as Ctrl-C does; returns its exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(PATIENCE_SECONDS)
+
+
+def clean_environment(server: SecureServer | None = None) -> dict[str, str]:
+    """The environment of a console that has no credentials of its own, and trusts a server's authority."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")}
+    return clean if server is None else clean | {credential_variables.CA: str(server.path("ca.pem"))}
 
 
 @contextmanager

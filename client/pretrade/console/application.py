@@ -14,8 +14,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from pretrade.client.cli.alertmanager import Alertmanager
 from pretrade.client.credentials import ClientCredentials
+from pretrade.console.alerts import AlertWatch
 from pretrade.console.guard import HEALTH, Guard
+from pretrade.console.pages.alerts import Alerts
 from pretrade.console.pages.decisions import Decisions
 from pretrade.console.pages.login import Login
 from pretrade.console.pages.models import Models
@@ -53,16 +56,25 @@ class Console:
         credentials: How the server is reached, and what whoever started the console shows to it.
         reach: How browsers reach it.
         link_key: What links are sealed with that log in; None for a key of its own.
+        alertmanager: Who knows the alerts; None without one.
     """
 
     def __init__(
-        self, address: str, credentials: ClientCredentials, reach: Reach, *, link_key: bytes | None = None
+        self,
+        address: str,
+        credentials: ClientCredentials,
+        reach: Reach,
+        *,
+        link_key: bytes | None = None,
+        alertmanager: Alertmanager | None = None,
     ) -> None:
         has_own = credentials.token or credentials.token_file or credentials.certificate
         key = link_key or secrets.token_bytes(KEY_BYTES)
         self.tickets: Final = Tickets(key, time.time) if has_own else None
         self._sessions = Sessions(time.monotonic)
-        site = Site(address, credentials, self._sessions, Pages(), self.tickets, reach.is_secure)
+        site = Site(
+            address, credentials, self._sessions, Pages(), self.tickets, reach.is_secure, alertmanager is not None
+        )
         self._decisions = Decisions(site)
         routes: list[Route | Mount] = [
             Route(HEALTH, _health, methods=["GET"]),
@@ -74,6 +86,8 @@ class Console:
             *Models(site).routes(),
             *Runbook(site).routes(),
         ]
+        if alertmanager is not None:
+            routes += Alerts(site, alertmanager, AlertWatch(alertmanager, time.monotonic)).routes()
         self.asgi: Final[ASGIApp] = Guard(Starlette(routes=routes), reach)
 
     def begin_end(self) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from pretrade.client.addresses import is_loopback
+from pretrade.client.cli.alerts import Address
 from pretrade.client.cli.options import ADMIN_TARGET, UNREACHABLE, AdminTarget, Directory
 from pretrade.client.stack_file import DEFAULT_DIRECTORY, Endpoints, NoStackError, running_stack, stack_endpoint
+
+if TYPE_CHECKING:
+    from pretrade.client.cli.alertmanager import Alertmanager
 
 PORT: Final = 7020
 _ONCE: Final = "The link logs you in once."
@@ -69,6 +74,7 @@ def console(
             "the proxy, or the container's published port on loopback.",
         ),
     ] = False,
+    alertmanager: Address = None,
     link_key: Annotated[
         Path | None, typer.Option(hidden=True, help="A file with what others seal links with that log in.")
     ] = None,
@@ -116,7 +122,17 @@ def console(
         key = None if link_key is None else link_key.read_bytes()
         listened = PORT if port is None else port
         asyncio.run(
-            serve(address, shown, host=host, port=listened, reach=reach, tls=tls, link_key=key, announce=_announce)
+            serve(
+                address,
+                shown,
+                host=host,
+                port=listened,
+                reach=reach,
+                tls=tls,
+                link_key=key,
+                alertmanager=_alertmanager(alertmanager, address, directory),
+                announce=_announce,
+            )
         )
     except NoStackError as error:
         typer.echo(error, err=True)
@@ -132,6 +148,17 @@ def _announce(url: str) -> None:
     typer.echo(f"console: {url}")
     if "ticket" in url:
         typer.echo(f"{_ONCE} Ctrl-C stops the console.")
+
+
+def _alertmanager(url: str | None, address: str, directory: Path) -> Alertmanager | None:
+    """The Alertmanager that was named; else that of the stack whose server is at `address`, if there is one."""
+    if url is None:
+        with contextlib.suppress(NoStackError):
+            endpoints = running_stack(directory).endpoints
+            url = endpoints.alertmanager_url if endpoints.admin == address else None
+    from pretrade.client.cli.alertmanager import Alertmanager
+
+    return None if url is None else Alertmanager(url)
 
 
 def _of_the_stack(directory: Path) -> str:

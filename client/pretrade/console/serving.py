@@ -12,6 +12,7 @@ from typing import Final
 
 import uvicorn
 
+from pretrade.client.cli.alertmanager import Alertmanager
 from pretrade.client.credentials import ClientCredentials
 from pretrade.console.application import Console
 from pretrade.console.reach import Reach
@@ -32,6 +33,7 @@ async def serve(
     reach: Reach,
     tls: tuple[Path, Path] | None,
     link_key: bytes | None,
+    alertmanager: Alertmanager | None,
     announce: Callable[[str], None],
 ) -> None:
     """Serves until SIGINT or SIGTERM; a second one ends it at once.
@@ -44,6 +46,7 @@ async def serve(
         reach: How browsers reach the console.
         tls: Certificate and private key; None without TLS.
         link_key: What links are sealed with that log in, and that others make; None for a key of its own.
+        alertmanager: Who knows the alerts; None without one.
         announce: Told of the URL once the console can be reached, with a ticket of its own if nobody else makes one.
 
     Raises:
@@ -51,7 +54,7 @@ async def serve(
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as opened:
-        console = Console(address, credentials, reach, link_key=link_key)
+        console = Console(address, credentials, reach, link_key=link_key, alertmanager=alertmanager)
         server = _Server(
             console.begin_end,
             uvicorn.Config(

@@ -67,13 +67,18 @@ class Session:
         """Whether the person's role allows a method, as the server said last."""
         return f"{_METHOD_OF[service]}{method}" in self.caller.methods
 
-    async def look_again(self) -> None:
-        """Asks the server what the person may do now, if that is not known freshly.
+    def take_notice(self) -> list[str]:
+        """What the next page says first; it is said once."""
+        notice, self.notice = self.notice, []
+        return notice
+
+    async def look_again(self, *, at_once: bool = False) -> None:
+        """Asks the server what the person may do now, if that is not known freshly, or at once.
 
         Raises:
             CallFailedError: The server does not say.
         """
-        if self.clock() - self._asked < _ROLES_SECONDS:
+        if not at_once and self.clock() - self._asked < _ROLES_SECONDS:
             return
         self.caller = await self.calls.answer(self.calls.admin.GetCaller(pb.GetCallerRequest(), timeout=SECONDS))
         self._asked = self.clock()

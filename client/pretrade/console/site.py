@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import grpc
@@ -34,6 +34,24 @@ Handler = Callable[[Request], Awaitable[Response]]
 Page = Callable[[Request, Session], Awaitable[Response]]
 
 
+class Place(NamedTuple):
+    """A page that the navigation leads to."""
+
+    path: str
+    title: str
+    needs: tuple[str, str] | None
+    """The method that its content needs, and the method's service."""
+
+
+_PLACES: Final = (
+    Place("/", "Overview", None),
+    Place("/decisions", "Decisions", ("ListDecisions", "AuditService")),
+    Place("/models", "Models", ("GetStatus", "AdminService")),
+    Place("/alerts", "Alerts", ("GetStatus", "AdminService")),
+    Place("/runbook", "Runbook", None),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """The parts that all pages share."""
@@ -48,6 +66,8 @@ class Site:
     """None where the command has no credentials of its own."""
     is_secure: bool
     """Whether browsers reach the console by TLS."""
+    has_alerts: bool = False
+    """Whether there is an Alertmanager to ask."""
 
     @property
     def cookie(self) -> str:
@@ -60,7 +80,21 @@ class Site:
 
     def show(self, session: Session, name: str, /, *, status: int = 200, **values: Any) -> Response:
         """A page, or a part of one, for this person."""
-        return HTMLResponse(self.pages.page(name, session=session, address=self.address, **values), status)
+        page = self.pages.page(
+            name,
+            session=session,
+            address=self.address,
+            navigation=list(self._navigation(session)),
+            has_alerts=self.has_alerts,
+            **values,
+        )
+        return HTMLResponse(page, status)
+
+    def _navigation(self, session: Session) -> Iterator[Place]:
+        """The pages that are offered to a person."""
+        for place in _PLACES:
+            if (place.needs is None or session.may(*place.needs)) and (self.has_alerts or place.path != "/alerts"):
+                yield place
 
     def for_people(self, page: Page, *, needs: tuple[str, str] | None = None) -> Handler:
         """A page that only those see who are logged in.
@@ -69,8 +103,9 @@ class Site:
 
         Args:
             page: What answers.
-            needs: A method and its service. Somebody whose role does not allow it does not get the page. A page that
-                shows what another person's calls have read needs this, because the server is not asked then.
+            needs: A method and its service. Somebody whose role does not allow it does not get the page. A page needs
+                this for which the server is not asked: one that shows what another person's calls have read, or what
+                another program says.
         """
 
         @functools.wraps(page)
@@ -81,7 +116,7 @@ class Site:
             if request.method == "POST" and not session.is_own((await form_of(request)).get("csrf", "")):
                 return self._problem(request, session, 403, "This form is of another session. Load the page again.")
             try:
-                await session.look_again()
+                await session.look_again(at_once=needs is not None and request.method == "POST")
                 if needs is not None and not session.may(*needs):
                     return self._problem(request, session, 403, f"Your role, {session.role}, does not allow this.")
                 return await page(request, session)

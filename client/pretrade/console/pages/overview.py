@@ -43,8 +43,7 @@ class Overview:
         ]
 
     async def _page(self, _: Request, session: Session) -> Response:
-        notice, session.notice = session.notice, []
-        return self._site.show(session, "overview", notice=notice)
+        return self._site.show(session, "overview", notice=session.take_notice())
 
     async def _status(self, _: Request, session: Session) -> Response:
         calls = session.calls
