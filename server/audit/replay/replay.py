@@ -32,16 +32,19 @@ from fallback.model_limits import NO_LIMITS, UNKNOWN, LimitGuards, ModelLimits
 from fallback.order import Answer, Case, Order, held_against
 from fallback.rules import RulesBaseline, RulesSettings
 from fallback.staleness import DEGRADATIONS, FeatureSettings, judge, problem_of
-from feature_cache import feature_sets, features
+from feature_cache import feature_sets
 from feature_cache.feature_set import FeatureSet, SetRow
+from feature_cache.features import MF1
 from feature_cache.store.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.reading.vectors import vectors_in
 from server.decision.convert import OrderReader
 from server.decision.record import hash_of
 from server.errors import InvalidOrderError, NotReplayableError
+from server.inference import model_sets
 from server.inference.endpoints import role_of
 from server.inference.model_names import DEFAULT
 from server.inference.wire import ModelIdentity
@@ -163,7 +166,12 @@ class Replayer:
         def limits(version: str) -> ModelLimits:
             return record_of(given(version), created_at=0.0).limits
 
+        @lru_cache(_MOST_LIMITS)
+        def taken_by(version: str) -> str:
+            return given(version).feature_set
+
         self._limits = limits
+        self._taken_by = taken_by
 
     def __enter__(self) -> Self:
         return self
@@ -246,10 +254,12 @@ class Replayer:
         model = attempt.replica.rpartition("/")[0]
         if source != pb.SOURCE_EMBEDDED and model != packet.chosen_model:
             return Difference("chosen_model", packet.chosen_model or DEFAULT, model or DEFAULT)
-        row = _scored_row(packet)
         if not attempt.batch_index < attempt.batch_rows <= _MOST_BATCH_ROWS:
             raise NotReplayableError("the packet does not say in which batch the model scored")
         version = version if self._what_if.model is None else self._what_if.model.version
+        row = self._row(packet, version)
+        if isinstance(row, Difference):
+            return row
         if source == pb.SOURCE_EMBEDDED:
             identity, score = self._embedded.score(version, row, attempt.batch_rows, attempt.batch_index)
         else:
@@ -260,6 +270,22 @@ class Replayer:
             # A version may be served under another name than it was made for: a canary is.
             identity = replace(identity, name=packet.decision.model_name)
         return self._held(identity, score, source)
+
+    def _row(self, packet: packet_pb2.DecisionPacket, version: str) -> bytes | Difference:
+        """The vector in a packet that a model version takes.
+
+        Raises:
+            NotReplayableError: There is none, or this process does not know its set as it was.
+        """
+        wanted, held = self._taken_by(version), vectors_in(packet)
+        if self._what_if.model is None and (scored := packet.scored_feature_set or MF1.version) != wanted:
+            return Difference("scored_feature_set", scored, wanted)
+        if wanted not in held:
+            raise NotReplayableError(
+                f"model {version} takes features of the set {wanted}; the decision holds"
+                f" {' and '.join(sorted(held)) or 'none'}"
+            )
+        return model_sets.row_of(_known(wanted, held[wanted]), held[wanted])
 
     def _guarded(
         self, case: Case, answer: Answer, packet: packet_pb2.DecisionPacket, settings: DecidingSettings
@@ -333,21 +359,8 @@ def _case(packet: packet_pb2.DecisionPacket, settings: FeatureSettings) -> Case:
         if own is None:
             case.features = np.frombuffer(packet.model_input, dtype="<f4")
         else:
-            case.features = features.MF1.for_sell(own) if order.side == pb.SIDE_SELL else own
+            case.features = MF1.for_sell(own) if order.side == pb.SIDE_SELL else own
     return case
-
-
-def _scored_row(packet: packet_pb2.DecisionPacket) -> bytes:
-    """What the model scored.
-
-    Raises:
-        NotReplayableError: The packet does not hold it.
-    """
-    if packet.scored_feature_set:
-        return packet.scored_input
-    if len(packet.model_input) != features.MF1.row_bytes or packet.feature_set_id != features.MF1.id:
-        raise NotReplayableError(f"the features are of the set {packet.feature_set_id!r}")
-    return packet.model_input
 
 
 def _others(packet: packet_pb2.DecisionPacket) -> dict[FeatureSet, SetRow] | None:
@@ -358,13 +371,23 @@ def _others(packet: packet_pb2.DecisionPacket) -> dict[FeatureSet, SetRow] | Non
     """
     if not packet.scored_feature_set:
         return None
-    found = feature_sets.by_version(packet.scored_feature_set)
-    if found is None or len(packet.scored_input) != found.row_bytes:
+    found = _known(packet.scored_feature_set, packet.scored_input)
+    return {found: SetRow.of(found, packet.scored_input)}
+
+
+def _known(version: str, vector: bytes) -> FeatureSet:
+    """The set that a vector is of.
+
+    Raises:
+        NotReplayableError: This process does not know it as it was.
+    """
+    found = feature_sets.by_version(version)
+    if found is None or len(vector) != found.row_bytes:
         raise NotReplayableError(
-            f"the model took features of the set {packet.scored_feature_set}; known here are {feature_sets.names()}:"
+            f"the model took features of the set {version}; known here are {feature_sets.names()}:"
             f" name the file of yours in {feature_sets.FILE_VARIABLE}"
         )
-    return {found: SetRow.of(found, packet.scored_input)}
+    return found
 
 
 def _order(message: pb.Order) -> Order:

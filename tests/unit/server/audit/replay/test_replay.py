@@ -17,11 +17,12 @@ import psutil
 import pytest
 from support.desk import CALM, ROWS, SETTINGS_JSON, Desk, values
 from support.guest_model import rows_of, write_guest_model
-from support.guest_sets import MIXED, REGISTERED, know
+from support.guest_sets import MIXED, REGISTERED, Trades, know
 
 from fallback.model_limits import UNKNOWN
 from feature_cache import features
-from feature_cache.feature_set import SetRow
+from feature_cache.feature_set import Feature, FeatureSet, SetRow
+from feature_cache.feature_sets import Registered
 from feature_cache.features import MF1
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -484,3 +485,65 @@ async def test_a_decision_of_a_model_with_another_set_replays_bit_equal(
         know(monkeypatch)
         with pytest.raises(NotReplayableError, match=f"took features of the set {MIXED.version}; known here are mf1/"):
             await replayer.replay(packet)
+
+
+NARROW = FeatureSet("narrow", tuple(Feature(f"mine_{place}", "", "Mine.") for place in range(len(MIXED))))
+"""As wide as `MIXED`, and another set."""
+
+
+@pytest.fixture
+def guests_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    """Where a model of `MIXED` decides."""
+    know(monkeypatch, REGISTERED, Registered(NARROW, Trades, "the tests"))
+    archive = write_guest_model(MIXED, tmp_path / "guest.mar")
+    model_sets.learn(archive.version, MIXED)
+    with RunningModel(archive) as running:
+        DESKS[:] = [desk := Desk(tmp_path, running)]
+        yield desk
+
+
+async def test_what_a_model_of_another_set_would_have_said_is_told_where_the_decision_holds_its_features(
+    guests_desk: Desk, tmp_path: Path, model_store: Path
+) -> None:
+    row = rows_of(MIXED, 1)[0].tobytes()
+    guests_desk.others = {MIXED: SetRow.of(MIXED, row)}
+    packet = await guests_desk.decide(values(3))
+    mf1 = read_archive(model_store / "champion.mar")
+    same_set = write_guest_model(MIXED, tmp_path / "other.mar", "challenger")
+    for model, feature_set, scored in ((mf1, MF1, packet.model_input), (same_set, MIXED, row)):
+        with new_replayer(tmp_path, WhatIf(model=model)) as replayer, RunningModel(model) as running:
+            attempt = packet.attempts[0]
+            expected = running.score(model_sets.row_of(feature_set, scored), attempt.batch_rows, attempt.batch_index)[1]
+            assert (await replayer.replay(packet)).score == expected
+
+
+@pytest.mark.parametrize("in_process", [False, True], ids=["replica", "embedded"])
+async def test_a_model_of_a_set_that_the_decision_does_not_hold_is_not_asked(
+    guests_desk: Desk, tmp_path: Path, in_process: bool
+) -> None:
+    guests_desk.others = {MIXED: SetRow.of(MIXED, rows_of(MIXED, 1)[0].tobytes())}
+    packet = await guests_desk.decide(values(3))
+    if in_process:
+        packet.decision.source, packet.attempts[0].replica = pb.SOURCE_EMBEDDED, "embedded"
+    narrow = write_guest_model(NARROW, tmp_path / "narrow.mar")
+    before = set(psutil.Process().children())
+    with new_replayer(tmp_path, WhatIf(model=narrow)) as replayer:
+        with pytest.raises(NotReplayableError) as refused:
+            await replayer.replay(packet)
+        assert str(refused.value) == (
+            f"model {narrow.version} takes features of the set {NARROW.version};"
+            f" the decision holds {MF1.version} and {MIXED.version}"
+        )
+        assert set(psutil.Process().children()) == before
+    with RunningModel(narrow) as running, pytest.raises(ModelFailedError, match="ended with"):
+        running.score(SetRow.of(MIXED, packet.scored_input), 1, 0)
+
+
+async def test_a_decision_whose_model_takes_another_set_than_it_says_is_found(
+    guests_desk: Desk, tmp_path: Path
+) -> None:
+    guests_desk.others = {MIXED: SetRow.of(MIXED, rows_of(MIXED, 1)[0].tobytes())}
+    packet = await guests_desk.decide(values(3))
+    packet.scored_feature_set = NARROW.version
+    with new_replayer(tmp_path) as replayer:
+        assert field_of(await replayer.replay(packet)) == "scored_feature_set"
