@@ -40,7 +40,7 @@ class View(NamedTuple):
     """Those of `mf1`, turned for the side; nobody may change them."""
     row: bytes
     """The same as a model gets them."""
-    others: Mapping[FeatureSet, SetRow] | None = None
+    others: Mapping[FeatureSet, SetRow | None] | None = None
     """See `Case.others`."""
 
     def row_of(self, feature_set: FeatureSet) -> bytes | None:

@@ -385,7 +385,7 @@ def _rest(case: Case, order: Order, answer: Answer) -> bytes:
     return rest
 
 
-def _of_model(chosen: str, others: Mapping[FeatureSet, SetRow] | None, version: str) -> bytes:
+def _of_model(chosen: str, others: Mapping[FeatureSet, SetRow | None] | None, version: str) -> bytes:
     """What the map chose, and what the version scored, if that was of another set than `mf1`.
 
     Of an order that was decided in columns it is all that `_rest` says.
