@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from feature_cache.store.codec import FeatureSnapshot
 
 
+class Part(NamedTuple):
+    """A part of a model that is made of several."""
+
+    version: str
+    """First 16 hex digits of its content hash."""
+    weight: float
+    """With which it counts: its share of a mean, or what a stack multiplies its margin by."""
+
+
 class CallContext(NamedTuple):
     """Which call of the caller's an order came with: W3C Trace Context, and an id of the caller's own."""
 
@@ -200,6 +209,10 @@ class Answer:
     """Unix seconds; 0 for never."""
     cached_from: str = ""
     """Decision id a cached score came from."""
+    parts: tuple[Part, ...] = ()
+    """Of a model that is made of several."""
+    part_scores: tuple[float, ...] = ()
+    """What each of them says, calibrated, in [0, 1]."""
 
 
 def held_against(score: float, threshold: float) -> tuple[pb.Action.ValueType, pb.ReasonCode.ValueType]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 from feature_cache.feature_set import SetRow
 from feature_cache.features import MF1
@@ -62,6 +62,15 @@ class Archive:
         """The set of its rows, as `FeatureSet.version` is written; this process need not know it."""
         metadata = json.loads(self.files["metadata.json"])
         return f"{metadata['feature_set']}/{metadata['feature_set_fingerprint']:08x}"
+
+
+class Rescored(NamedTuple):
+    """What a model says of a row."""
+
+    model: ModelIdentity
+    score: float
+    part_scores: tuple[float, ...]
+    """Of an ensemble: what each of `model.parts` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +179,7 @@ class RunningModel:
             self._process.wait()
         self._directory.cleanup()
 
-    def score(self, row: bytes, batch_rows: int, batch_index: int) -> tuple[ModelIdentity, float]:
+    def score(self, row: bytes, batch_rows: int, batch_index: int) -> Rescored:
         """The score of one row in its place of a batch.
 
         Args:
@@ -189,7 +198,8 @@ class RunningModel:
             answer = wire.parse_answer(self.archive.name, batch_rows, scored)
         except (OSError, BatchFailedError) as error:
             raise ModelFailedError(f"{self.archive.name} {self.archive.version} gave no score: {error}") from error
-        return answer.model, float(answer.scores[batch_index])
+        parts = () if answer.of_parts is None else tuple(answer.of_parts[batch_index].tolist())
+        return Rescored(answer.model, float(answer.scores[batch_index]), parts)
 
     def explain(self, row: bytes) -> Attribution:
         """Why it scores one row, little-endian float32, as it does.

@@ -1,9 +1,9 @@
 """Recomputes decisions from their packets, with the code that decided them.
 
-These values are recomputed: whether the features could be used, the feature vector if the caller sent it, the score (by
-the model version that the packet names, in a batch of the same shape), the cached score and its eligibility, the rules
-and the guards. Action and reasons follow from them. A replay is equal when all of these are equal, scores to the last
-bit.
+These values are recomputed: whether the features could be used, the feature vector if the caller sent it, the score and
+those of an ensemble's parts (by the model version that the packet names, in a batch of the same shape), the cached
+score and its eligibility, the rules and the guards. Action and reasons follow from them. A replay is equal when all of
+these are equal, scores to the last bit.
 
 Some facts depend on what else happened at that time, and are taken from the packet instead: which replica answered,
 failed or was passed over; that there was no cached score to use; how old a cached score was to the microsecond; that a
@@ -47,8 +47,7 @@ from server.errors import InvalidOrderError, NotReplayableError
 from server.inference import model_sets
 from server.inference.endpoints import role_of
 from server.inference.model_names import DEFAULT
-from server.inference.wire import ModelIdentity
-from server.models.archive import Archive, RunningModels
+from server.models.archive import Archive, Rescored, RunningModels
 from server.models.embedding import EmbeddedModels
 from server.models.registry import record_of
 
@@ -201,6 +200,11 @@ class Replayer:
             ("model_version", recorded.model_version, answer.model_version),
             ("model_expires_at", str(packet.model_expires_at), str(answer.model_expires_at)),
             ("score", _number(recorded.score, recorded.HasField("score")), _number(answer.score)),
+            (
+                "parts",
+                _parts((one.model_version, one.weight, one.score) for one in packet.parts),
+                _parts((*part, score) for part, score in zip(answer.parts, answer.part_scores, strict=True)),
+            ),
             ("threshold", _number(recorded.threshold, recorded.HasField("threshold")), _number(answer.threshold)),
             ("action", _name(pb.Action, recorded.action), _name(pb.Action, action)),
             ("reasons", _names(recorded.reasons), _names(reasons)),
@@ -261,15 +265,13 @@ class Replayer:
         if isinstance(row, Difference):
             return row
         if source == pb.SOURCE_EMBEDDED:
-            identity, score = self._embedded.score(version, row, attempt.batch_rows, attempt.batch_index)
+            scored = self._embedded.score(version, row, attempt.batch_rows, attempt.batch_index)
         else:
-            identity, score = self._models.ask(
-                version, lambda model: model.score(row, attempt.batch_rows, attempt.batch_index)
-            )
+            scored = self._models.ask(version, lambda model: model.score(row, attempt.batch_rows, attempt.batch_index))
         if self._what_if.model is None:
             # A version may be served under another name than it was made for: a canary is.
-            identity = replace(identity, name=packet.decision.model_name)
-        return self._held(identity, score, source)
+            scored = scored._replace(model=replace(scored.model, name=packet.decision.model_name))
+        return self._held(scored, source)
 
     def _row(self, packet: packet_pb2.DecisionPacket, version: str) -> bytes | Difference:
         """The vector in a packet that a model version takes.
@@ -315,10 +317,22 @@ class Replayer:
             return pb.ACTION_NO_TRADE, [*reasons, pb.REASON_CODE_STRATEGY_RATE]
         return action, reasons
 
-    def _held(self, identity: ModelIdentity, score: float, source: pb.Source.ValueType) -> Answer:
-        threshold = identity.threshold if self._what_if.threshold is None else self._what_if.threshold
-        action, reason = held_against(score, threshold)
-        return Answer(action, source, reason, score, threshold, identity.name, identity.version, identity.expires_at)
+    def _held(self, scored: Rescored, source: pb.Source.ValueType) -> Answer:
+        model = scored.model
+        threshold = model.threshold if self._what_if.threshold is None else self._what_if.threshold
+        action, reason = held_against(scored.score, threshold)
+        return Answer(
+            action,
+            source,
+            reason,
+            scored.score,
+            threshold,
+            model.name,
+            model.version,
+            model.expires_at,
+            parts=model.parts,
+            part_scores=scored.part_scores,
+        )
 
     async def _cached_answer(
         self, case: Case, packet: packet_pb2.DecisionPacket, settings: DecidingSettings
@@ -439,6 +453,11 @@ def _bytes(case: Case) -> bytes:
 def _number(value: float, present: bool = True) -> str:
     """A number so that equal text means equal bits."""
     return repr(value) if present and not math.isnan(value) else "none"
+
+
+def _parts(parts: Iterable[tuple[str, float, float]]) -> str:
+    """What the parts of an ensemble say, so that equal text means equal bits."""
+    return ", ".join(f"{version} {weight!r}: {score!r}" for version, weight, score in parts) or "none"
 
 
 def _problems(degradations: Iterable[pb.Degradation.ValueType]) -> str:

@@ -75,7 +75,7 @@ def test_the_reference_scores_come_out(archive: Archive, scorer: EmbeddedScorer)
     record = record_of(archive, 0.0)
     scores = scorer.scores(packed(record.canned_rows))
     assert np.max(np.abs(scores - record.canned_scores)) <= TOLERANCE
-    assert [scorer.score(packed(row)) for row in record.canned_rows] == scores.tolist()
+    assert [scorer.scores(packed(row))[0] for row in record.canned_rows] == scores.tolist()
 
 
 @pytest.mark.parametrize("count", [1, 2, 64, 255, 256, 257, 1_000])
@@ -85,7 +85,7 @@ def test_any_number_of_rows_is_scored_as_each_alone(scorer: EmbeddedScorer, hand
     scores = scorer.scores(packed(rows))
     assert scores.dtype == np.float32
     assert np.array_equal(scores, handler.scores(rows))
-    assert [scorer.score(packed(row)) for row in rows[:70]] == scores[:70].tolist()
+    assert [scorer.scores(packed(row))[0] for row in rows[:70]] == scores[:70].tolist()
 
 
 @given(
@@ -105,21 +105,15 @@ def test_whatever_the_rows_hold_the_scores_are_the_handlers(
 def test_models_in_one_process_do_not_mix(archive: Archive, scorer: EmbeddedScorer) -> None:
     other = scorer_of(archive, calibration={"slope": 0.5, "intercept": 1.0})
     row = packed(np.zeros((1, features.N_FEATURES), dtype=np.float32))
-    before = scorer.score(row)
-    assert other.score(row) != before
-    assert scorer.score(row) == before
+    before = scorer.scores(row)[0]
+    assert other.scores(row)[0] != before
+    assert scorer.scores(row)[0] == before
 
 
 @pytest.mark.parametrize("rows", [b"", b"\0" * 3, b"\0" * 99, b"\0" * 101])
 def test_what_is_not_whole_rows_is_refused(scorer: EmbeddedScorer, rows: bytes) -> None:
     with pytest.raises(CannotScoreError, match="are not rows of"):
         scorer.scores(rows)
-
-
-def test_a_score_that_is_no_probability_is_none(archive: Archive) -> None:
-    scorer = scorer_of(archive, calibration={"slope": float("nan"), "intercept": 0.0})
-    with pytest.raises(CannotScoreError, match="its score is nan"):
-        scorer.score(bytes(4 * features.N_FEATURES))
 
 
 def test_what_cannot_be_scored_here_is_refused(model_store: Path, archive: Archive) -> None:

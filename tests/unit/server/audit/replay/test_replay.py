@@ -37,6 +37,9 @@ from server.models.archive import Archive, ModelStore, RunningModel, RunningMode
 from server.models.registry import record_of
 from server.settings import Settings
 from torchserve import handler
+from torchserve.brought.adding import Adding
+from torchserve.brought.combining import Part, combine
+from torchserve.export import write_archive
 
 
 @pytest.fixture(scope="module", params=["champion", "challenger"])
@@ -44,6 +47,21 @@ def running(request: pytest.FixtureRequest, model_store: Path) -> Iterator[Runni
     """The boosted trees and the network."""
     with RunningModel(read_archive(model_store / f"{request.param}.mar")) as model:
         yield model
+
+
+@pytest.fixture(scope="module")
+def ensemble(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    """The mean of the boosted trees and of others like them, without a calibration of its own."""
+    archives = [read_archive(model_store / "champion.mar")]
+    archives.append(write_guest_model(MF1, tmp_path_factory.mktemp("part") / "part.mar"))
+    parts = [
+        Part(one.version, json.loads(one.files["metadata.json"]), one.files["weights.bin"], weight)
+        for one, weight in zip(archives, (1.0, 3.0), strict=True)
+    ]
+    together = combine("mean", parts, None, Adding(MF1, threshold=0.5))
+    store = tmp_path_factory.mktemp("ensemble")
+    version = write_archive(together, together.metadata, store, install=False)
+    return read_archive(store / "versions" / f"{version}.mar")
 
 
 @pytest.fixture
@@ -485,6 +503,37 @@ async def test_a_decision_of_a_model_with_another_set_replays_bit_equal(
         know(monkeypatch)
         with pytest.raises(NotReplayableError, match=f"took features of the set {MIXED.version}; known here are mf1/"):
             await replayer.replay(packet)
+
+
+@pytest.mark.parametrize("in_process", [False, True], ids=["replica", "embedded"])
+async def test_what_the_parts_of_an_ensemble_said_is_in_the_packet_and_replays_bit_equal(
+    tmp_path: Path, ensemble: Archive, in_process: bool
+) -> None:
+    with ExitStack() as stack:
+        replayer = stack.enter_context(Replayer(lambda _: SETTINGS_HELD, lambda _: None, lambda _: ensemble))
+        running = None if in_process else stack.enter_context(RunningModel(ensemble))
+        desk = Desk(tmp_path, running)
+        if in_process:
+            files = ensemble.files
+            desk.embedded.scorer = EmbeddedScorer(
+                "served", ensemble.version, files["metadata.json"], files["weights.bin"]
+            )
+        parts = json.loads(ensemble.files["metadata.json"])["ensemble"]["parts"]
+        for number in range(10):
+            packet = await desk.decide(values(number), side=pb.SIDE_SELL if number % 2 else pb.SIDE_BUY)
+            assert [(one.model_version, one.weight) for one in packet.parts] == [
+                (one["version"], one["weight"]) for one in parts
+            ]
+            mean = sum(one.weight * one.score for one in packet.parts)
+            assert mean == pytest.approx(packet.decision.score, abs=1e-6), "its calibration changes nothing"
+            assert (await replayer.replay(packet)).first_difference is None
+        packet.parts[1].score += 1e-7
+        difference = (await replayer.replay(packet)).first_difference
+        assert difference is not None
+        assert difference.field == "parts"
+        assert difference.recorded.startswith(f"{parts[0]['version']} {parts[0]['weight']}: ")
+        del packet.parts[:]
+        assert field_of(await replayer.replay(packet)) == "parts"
 
 
 NARROW = FeatureSet("narrow", tuple(Feature(f"mine_{place}", "", "Mine.") for place in range(len(MIXED))))
