@@ -1,7 +1,8 @@
 """The champion, scored in this process: boosted trees by XGBoost's C API, others by ONNX Runtime.
 
 The archive's own `handler.py` is not run: it is made for a process of its own. This does what it does for trees, and
-gives the same scores to the last bit, because it calls the same function of the same library.
+gives the same scores to the last bit, because it calls the same function of the same library. A network that Torch
+scores on a replica is scored in ONNX here (`torchserve/portable.py`), within 1e-6.
 
 Only XGBoost's shared library is loaded, from the `xgboost` package. The package itself is never imported: that takes
 half a second and brings SciPy along. The extra `pretrade-server[embedded]` installs it, and ONNX Runtime
@@ -10,6 +11,7 @@ half a second and brings SciPy along. The extra `pretrade-server[embedded]` inst
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import importlib.util
 import json
@@ -120,6 +122,8 @@ def _margins_of(described: Mapping[str, Any], weights: bytes, kind: str, feature
         return _Trees(weights, feature_set)
     if runtime == "onnx":
         return OnnxMargins(weights, described["scored"], len(feature_set))
+    if runtime == "torch" and (network := described.get("onnx")):
+        return OnnxMargins(base64.b64decode(network["model"]), network["scored"], len(feature_set))
     if runtime == "ensemble":
         return EnsembleMargins(
             weights, described["ensemble"], lambda part, own: _margins_of(part, own, str(part["kind"]), feature_set)

@@ -15,14 +15,14 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from torchserve import handler
+from torchserve import handler, portable
 from torchserve.brought.adding import Added, Adding, Servable, calibration_part, check_threshold, describe
 from torchserve.brought.data import Data
 from torchserve.brought.errors import BroughtError
 from torchserve.fitting import Fitted
 
 How = Literal["mean", "stack"]
-_KEPT: Final = ("kind", "runtime", "network", "scored", "ensemble", "calibration")
+_KEPT: Final = ("kind", "runtime", "network", portable.METADATA, "scored", "ensemble", "calibration")
 """Of a part's metadata: what its scores follow from."""
 _ENSEMBLE: Final = "ensemble"
 
