@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from fallback.order import Answer, Attempt, Case, held_against
+from fallback.order import Answer, Attempt, Case, Part, held_against
 from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -40,7 +40,7 @@ class View(NamedTuple):
     """Those of `mf1`, turned for the side; nobody may change them."""
     row: bytes
     """The same as a model gets them."""
-    others: Mapping[FeatureSet, SetRow] | None = None
+    others: Mapping[FeatureSet, SetRow | None] | None = None
     """See `Case.others`."""
 
     def row_of(self, feature_set: FeatureSet) -> bytes | None:
@@ -73,6 +73,11 @@ class Model(Protocol):
         """Unix seconds; 0 for never."""
         ...
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Of a model that is made of several."""
+        ...
+
 
 class Scored(Protocol):
     """What a row got of a model."""
@@ -80,6 +85,11 @@ class Scored(Protocol):
     @property
     def score(self) -> float:
         """In [0, 1]."""
+        ...
+
+    @property
+    def part_scores(self) -> tuple[float, ...]:
+        """What each part of the model says."""
         ...
 
     @property
@@ -294,15 +304,18 @@ class Block(ABC):
 
     def answer(self, place: int) -> Answer:
         """What the model says of an order."""
-        model, score = self.model, self.results[place].score
+        model = self.model
         assert model is not None
+        scored: Scored = self.results[place]
         return Answer(
-            held_against(score, model.threshold)[0],
+            held_against(scored.score, model.threshold)[0],
             self.source,
             self.reasons[place],
-            score,
+            scored.score,
             model.threshold,
             model.name,
             model.version,
             model.expires_at,
+            parts=model.parts,
+            part_scores=scored.part_scores,
         )

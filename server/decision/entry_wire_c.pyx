@@ -62,6 +62,7 @@ cdef int MID = _NUMBER["mid_price"]
 cdef int ATTEMPT = _NUMBER["attempt"]
 cdef int ATTEMPT_USED = _NUMBER["attempt_used_us"]
 cdef int ATTEMPT_INDEX = _NUMBER["attempt_batch_index"]
+cdef int PART_SCORE = _NUMBER["part_score"]
 cdef int REST_ROW = _NUMBER["rest_row"]
 cdef int REST = _NUMBER["rest"]
 cdef long long WITHOUT_AGE = NO_AGE
@@ -115,6 +116,11 @@ cdef int put_small(Column* column, unsigned long long number) except -1:
 
 cdef int put_double(Column* column, double number) except -1:
     memcpy(more(column, 8), &number, 8)  # little-endian, as every machine that this is compiled for
+    return 0
+
+
+cdef int put_float(Column* column, float number) except -1:
+    memcpy(more(column, 4), &number, 4)
     return 0
 
 
@@ -183,9 +189,12 @@ cdef int add_answer(Column* columns, _Tables tables, answer, action, bytes reaso
         answer.model_version,
         threshold,
         answer.model_expires_at,
+        answer.parts,
     )
     choose(columns, ANSWER, ANSWERS, tables.answers, key, tables.answer)
     put_double(&columns[SCORE], score)
+    for of_part in answer.part_scores:
+        put_float(&columns[PART_SCORE], of_part)
     return 0
 
 
@@ -285,7 +294,7 @@ cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) e
     cdef bytes ledger = write_stages(decided.uses)
     cdef bytes after_admission = b"" if own is None else write_stages(decided.uses[1:])
     cdef double deadline = block.budget.deadline
-    threshold, expires_at = model.threshold, model.expires_at
+    threshold, expires_at, parts = model.threshold, model.expires_at, model.parts
     name, version, replica = model.name, model.version, block.asked_of
     arrived, used = block.budget.arrived, block.used
     chosen = block.chosen
@@ -298,9 +307,12 @@ cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) e
         add_order(columns, tables, order)
         score = one.score
         reasons = bytes((all_reasons[place],)) if not objections else bytes((all_reasons[place], *objections[place]))
-        key = (actions[place], source, reasons, b"", name, version, threshold, expires_at)
+        key = (actions[place], source, reasons, b"", name, version, threshold, expires_at, parts)
         choose(columns, ANSWER, ANSWERS, tables.answers, key, tables.answer)
         put_double(&columns[SCORE], score)
+        if parts:
+            for of_part in one.part_scores:
+                put_float(&columns[PART_SCORE], of_part)
         age = view.age_seconds
         put_fixed(&columns[FEATURE_AGE], <long long> (age * 1e9))
         put_fixed(&columns[DECIDED_AT], wall_ns)
