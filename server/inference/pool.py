@@ -112,8 +112,9 @@ class Pool:
         return present
 
     def would_wait(self, rows: int) -> bool:
-        """Whether so many rows would not leave yet, at whichever endpoint that is available."""
-        return all(one.would_wait(rows) for one in self.replicas if one.available)
+        """Whether so many rows would not leave yet, at whichever endpoint they went to; False where there is none."""
+        free = [one for one in self.replicas if one.available]
+        return bool(free) and all(one.would_wait(rows) for one in free)
 
     def _drawn(self, replicas: list[Replica]) -> Replica:
         return replicas[int(self._random() * len(replicas))]

@@ -255,8 +255,8 @@ class Replica:
         return self if self.available and self.name not in tried else None
 
     def would_wait(self, rows: int) -> bool:
-        """See `MicroBatcher.would_wait`."""
-        return self.batcher.would_wait(rows)
+        """See `MicroBatcher.would_wait`; False where it is not available."""
+        return self.available and self.batcher.would_wait(rows)
 
     @property
     def wait_seconds(self) -> float:

@@ -136,8 +136,8 @@ class RoutedStage:
         return all(stage.answers_at_once for stage in self._stages.values())
 
     def is_busy(self, orders: int) -> bool:
-        """Whether the stage of one of the models is: the orders may be that model's."""
-        return any(stage.is_busy(orders) for stage in self._stages.values())
+        """Whether the stages of all models are: the orders may be those of any."""
+        return all(stage.is_busy(orders) for stage in self._stages.values())
 
     def on_free(self, listener: Callable[[], None]) -> None:
         """See `fallback.chain.BlockStage`."""

@@ -115,10 +115,10 @@ def test_they_object_to_an_order_in_a_block_as_to_one_alone(
     views = [view_of(order.instrument, mid, seconds * 10**9) for order, mid, seconds, _ in given_rows]
     block = Scores([order for order, *_ in given_rows], views, Budget(0.0, 10.0))
     block.results = [
-        SimpleNamespace(score=score, batch_rows=1, batch_index=0, queued_seconds=0.0, call_parent="")
+        SimpleNamespace(score=score, batch_rows=1, batch_index=0, queued_seconds=0.0, call_parent="", part_scores=())
         for *_, score in given_rows
     ]
-    model: Any = SimpleNamespace(name="champion", version="v1", threshold=0.5, expires_at=expires_at)
+    model: Any = SimpleNamespace(name="champion", version="v1", threshold=0.5, expires_at=expires_at, parts=())
     block.answered(pb.SOURCE_PRIMARY, model, 0.001)
     alone = guards().settle_block(block)
     assert len(alone) in (0, len(views) if has_models and of_model is UNKNOWN else 0)

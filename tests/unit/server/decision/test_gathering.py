@@ -51,13 +51,10 @@ class Model:
 class Embedded:
     """A model in this process that likes every row."""
 
-    name, version, threshold, expires_at, feature_set = "champion", "aa" * 8, 0.5, 0, MF1
+    name, version, threshold, expires_at, feature_set, parts = "champion", "aa" * 8, 0.5, 0, MF1, ()
 
-    def score(self, row: bytes) -> float:
-        return float(self.scores(row)[0])
-
-    def scores(self, rows: bytes) -> NDArray[np.float32]:
-        return np.full(len(rows) // MF1.row_bytes, 0.75, dtype=np.float32)
+    def scores_and_parts(self, rows: bytes) -> tuple[NDArray[np.float32], None]:
+        return np.full(len(rows) // MF1.row_bytes, 0.75, dtype=np.float32), None
 
 
 def begun(p: Plane, orders: Sequence[Order], allowed_seconds: float = 9.0) -> list[Waited]:
