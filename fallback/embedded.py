@@ -13,8 +13,10 @@ It never answers with another version than the champion's: where that is not loa
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from fallback.order import Answer, Attempt, held_against
@@ -86,6 +88,14 @@ class _Scored(NamedTuple):
     call_parent: str = ""
 
 
+class _Asking(NamedTuple):
+    """A row that came alone."""
+
+    row: bytes
+    scorer: Scorer
+    result: asyncio.Future[_Scored]
+
+
 class Embedded:
     """Answers with the champion's model in this process.
 
@@ -117,6 +127,8 @@ class Embedded:
         """Rows scored since start."""
         self.failed = 0
         """Rows that the model gave no score for."""
+        self._asking: list[_Asking] = []
+        """Those that came alone in this turn of the event loop."""
 
     async def answer(self, case: Case) -> Answer | None:
         """The champion's answer; None without features, a model or a score."""
@@ -133,7 +145,7 @@ class Embedded:
             case.budget.skip(pb.STAGE_EMBEDDED, 0.0, reason)
             return None
         answer = await self._on_trial(case)
-        return answer if answer is not None else self._alone(case, scorer)
+        return answer if answer is not None else await self._with_others(case, scorer)
 
     def begin(self, cases: Sequence[JointCase]) -> Sequence[JointCase]:
         """Scores all rows in one call; none where `answer` has more to do than that, or where the call fails."""
@@ -207,17 +219,28 @@ class Embedded:
         """None: the model has said what it has to say."""
         return None
 
-    def _alone(self, case: Case, scorer: Scorer) -> Answer | None:
-        """The model's answer to one row."""
-        started = self._clock()
-        allowed = max(0.0, case.budget.remaining(started))
-        row = case.row_of(scorer.feature_set)
+    async def _with_others(self, case: Case, scorer: Scorer) -> Answer | None:
+        """The model's answer to one row, which is scored with all that come in the same turn of the event loop.
+
+        Where no replica answers, the orders of many callers come here at once.
+        """
+        started, row = self._clock(), case.row_of(scorer.feature_set)
         assert row is not None
-        try:
-            (result,) = _scored(scorer, (row,))
-        except ValueError:
-            result = _Scored(math.nan, scorer, 1, 0)
-        return self._answered(case, result, allowed, self._clock() - started)
+        loop = asyncio.get_running_loop()
+        asking = _Asking(row, scorer, loop.create_future())
+        self._asking.append(asking)
+        if len(self._asking) == 1:
+            loop.call_soon(self._score_all)
+        result = await asking.result
+        return self._answered(case, result, max(0.0, case.budget.remaining(started)), self._clock() - started)
+
+    def _score_all(self) -> None:
+        """Scores what has come in a turn of the event loop."""
+        asking, self._asking = [one for one in self._asking if not one.result.done()], []
+        for _, of_one_version in groupby(asking, key=lambda one: id(one.scorer)):
+            rows = list(of_one_version)
+            for first in range(0, len(rows), _MOST_ROWS):
+                _score(rows[first : first + _MOST_ROWS])
 
     def _answered(self, case: Case, scored: _Scored, allowed: float, used: float) -> Answer | None:
         """The answer that a score gives, written into the ledger and the case."""
@@ -251,6 +274,24 @@ class Embedded:
             parts=scorer.parts,
             part_scores=scored.part_scores,
         )
+
+
+def _score(asking: Sequence[_Asking]) -> None:
+    """Gives rows of one version of the model their scores; each by itself, where scoring them together fails."""
+    scorer = asking[0].scorer
+    try:
+        results = _scored(scorer, [one.row for one in asking])
+    except Exception as error:
+        if len(asking) > 1:
+            for one in asking:
+                _score((one,))
+        elif isinstance(error, ValueError):
+            asking[0].result.set_result(_Scored(math.nan, scorer, 1, 0))
+        else:
+            asking[0].result.set_exception(error)
+        return
+    for one, result in zip(asking, results, strict=True):
+        one.result.set_result(result)
 
 
 def _scored(scorer: Scorer, rows: Sequence[bytes]) -> list[_Scored]:

@@ -32,6 +32,13 @@ WAITING_BATCHES: Final = 128
 """Most batches that wait for places before they begin. One that waits costs its message and its orders, half a megabyte
 where they are 1,024."""
 
+_FIRST_LIMIT: Final = 512
+"""Where the limit starts. It is more only where more were needed and were in time."""
+_NEEDED_SHARE: Final = 0.5
+"""Of the limit: when so many decisions were under way at once in a window, it was needed."""
+_EASY_SHARE: Final = 0.5
+"""Of their targets: a window in which nine in ten took no longer says that there may be many more."""
+_STEEPEST_RISE: Final = 1.5
 _AHEAD_SHARE: Final = 0.5
 """Of the limit, for orders that begin while others of their call are under way. The next calls find room for all of
 theirs that must begin at once."""
@@ -47,11 +54,12 @@ class AdmissionSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    max_in_flight: int = Field(default=512, ge=1, le=1_000_000)
-    """Most decisions under way at once, at any latency; a call beyond it is shed with RESOURCE_EXHAUSTED."""
+    max_in_flight: int = Field(default=2_048, ge=1, le=1_000_000)
+    """Most decisions under way at once, at any latency; a call beyond it is shed with RESOURCE_EXHAUSTED. The limit
+    starts at 512, or here if that is less, and rises above 512 only while more are needed and are in time."""
     min_in_flight: int = Field(default=96, ge=1, le=1_000_000)
     """The limit never falls below this number of decisions. A replica takes as long for a batch of this many rows as
-    for one, and the orders of one `DecideBatch` are taken up 64 at a time. Lower it on a very small machine."""
+    for one, and the orders of one `DecideBatch` are taken up as many at a time as find places. Lower it on a very small machine."""
     target_seconds: float | None = Field(default=None, gt=0, le=10)
     """The limit falls while one call in ten takes longer than this, in seconds, or longer than 0.6 of the time that
     its deadline and `budget.cap_seconds` allow. Unset: only the latter. Set it to refuse calls rather than let them
@@ -74,7 +82,7 @@ class AdmissionSettings(BaseModel):
 class Admission:
     """Counts decisions under way and sheds those beyond a limit that follows the latency of the ones admitted.
 
-    It counts orders and not calls: a slice of 64 orders of one `DecideBatch` takes 64 places.
+    It counts orders and not calls: a slice of 256 orders of one `DecideBatch` takes 256 places.
 
     Every admitted order is one of three things: *answered* after some time, *dropped* (a deadline missed, or a model
     that could not be asked in time), or neither, which says nothing: cancelled, refused, or granted so little time
@@ -86,11 +94,14 @@ class Admission:
 
     Per window of at least 0.1 s and 20 orders, with w = the 90th percentile of time / target (infinite when dropped)::
 
-        w <= 1:  limit ← limit + √limit                 at most max_in_flight, where it starts
-        w >  1:  limit ← limit · max(0.7, 1 / w)        at least min_in_flight
+        w <= 1:  limit ← limit + √limit                 at most 512 unless it was needed, or `max_in_flight`
+        w <= ½:  limit ← limit · 1.5                    at most `max_in_flight`, where it was needed
+        w >  1:  limit ← limit · max(0.7, 1 / w)        at least `min_in_flight`
 
-    The limit grows in every good window, used or not, so that a burst is not refused for an overload long gone. The
-    last `reserved_share` of it is a lane of its own for orders that can only reduce an exposure.
+    It starts at 512. Up to there it grows in every good window, used or not, so that a burst is not refused for an
+    overload long gone. Orders of batches and streams cost so much less than single calls that thousands may be under
+    way: above 512 the limit grows in windows in which half of it was taken, and falls by √limit in those in which it
+    was not. The last `reserved_share` of it is a lane of its own for orders that can only reduce an exposure.
 
     An order without a deadline is not shed at once. It waits while three quarters of the limit are under way, which
     leaves the rest to orders that cannot wait, but not when `max_in_flight` are under way or wait already. A batch
@@ -105,10 +116,12 @@ class Admission:
     def __init__(self, settings: AdmissionSettings, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
-        self._limit = float(settings.max_in_flight)
+        self._limit = float(min(_FIRST_LIMIT, settings.max_in_flight))
         self._samples: list[float] = []
         """Times as shares of their targets."""
         self._window_started = clock()
+        self._most_under_way = 0
+        """In the window."""
         self._waiting: OrderedDict[asyncio.Future[bool], int] = OrderedDict()
         """Resolved when there may be a place, the oldest first, with the number of orders that wait for places."""
         self._waiting_batches = 0
@@ -228,7 +241,7 @@ class Admission:
         """
         if self.draining or self.in_flight >= (self.limit if reduce_only else self.ordinary_limit):
             raise self.refused(1)
-        self.in_flight += 1
+        self._enter(1)
 
     def refused(self, orders: int) -> PretradeError:
         """Counts so many orders as shed; why they are not admitted."""
@@ -241,8 +254,13 @@ class Admission:
         """The same for so many ordinary orders, all of them or none; nothing is shed."""
         if self.draining or self.in_flight + orders > self.ordinary_limit:
             return False
-        self.in_flight += orders
+        self._enter(orders)
         return True
+
+    def _enter(self, orders: int) -> None:
+        self.in_flight += orders
+        if self.in_flight > self._most_under_way:
+            self._most_under_way = self.in_flight
 
     def leave(self, orders: int = 1) -> None:
         """Gives the places of so many decisions back."""
@@ -272,12 +290,19 @@ class Admission:
         self._window_started = now
 
     def _adapt(self, share: float) -> None:
-        settings = self._settings
+        settings, limit = self._settings, self._limit
+        was_needed = self._most_under_way >= _NEEDED_SHARE * limit
+        self._most_under_way = self.in_flight
         self.keeps_up = share <= 1
-        if self.keeps_up:
-            self._limit = min(settings.max_in_flight, self._limit + math.sqrt(self._limit))
+        if not self.keeps_up:
+            self._limit = max(settings.min_in_flight, limit * max(_STEEPEST_FALL, 1 / share))
+        elif was_needed:
+            rise = limit * _STEEPEST_RISE if share <= _EASY_SHARE else limit + math.sqrt(limit)
+            self._limit = min(settings.max_in_flight, rise)
+        elif limit > _FIRST_LIMIT:
+            self._limit = max(_FIRST_LIMIT, limit - math.sqrt(limit))
         else:
-            self._limit = max(settings.min_in_flight, self._limit * max(_STEEPEST_FALL, 1 / share))
+            self._limit = min(_FIRST_LIMIT, settings.max_in_flight, limit + math.sqrt(limit))
 
 
 def _resolve(turn: asyncio.Future[bool], came: bool) -> None:

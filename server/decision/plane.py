@@ -120,7 +120,7 @@ class DataPlane:
         chain.on_free(self._gathering.freed)
         self._recorder.on_committed(self._gathering.freed)
         self._results: list[Pending] = []
-        """Those whose first attempt has ended in this turn."""
+        """Those whose first attempt has ended in this turn, or that have an answer."""
         self._alone: set[asyncio.Task[None]] = set()
         """Of cases that ask the stages by themselves."""
 
@@ -351,20 +351,20 @@ class DataPlane:
                 case.degradations.append(pb.DEGRADATION_CONTROL_STALE)
 
     def _answered(self, case: Pending) -> None:
-        """The model has answered one of those that were begun together, or will not; more may follow at once."""
+        """One of those that were begun together has its result, or one alone its answer; more may follow at once."""
         self._results.append(case)
-        if self._admission.in_flight == 1 and case.asked:
+        if self._admission.in_flight == 1 and _is_begun(case):
             self._settle()  # nobody else is here, and this one has been begun for good
         elif len(self._results) == 1:
             asyncio.get_running_loop().call_soon(self._settle)
 
     def _settle(self) -> None:
         """Life of a request, second part: the model's scores become answers. Who got none goes on alone."""
-        # What is not asked has met a bug of its stage while it was begun, and is on its way alone.
-        cases, self._results = [case for case in self._results if case.asked and not case.future.done()], []
+        cases, self._results = [case for case in self._results if _is_begun(case) and not case.future.done()], []
         with _failing(cases):
             for case in cases:
-                case.answer = self._chain.settle(case.asked, case)
+                if case.answer is None:
+                    case.answer = self._chain.settle(case.asked, case)
                 if case.answer is None:
                     self._go_alone(case)
             self._record([case for case in cases if case.answer is not None])
@@ -380,7 +380,7 @@ class DataPlane:
         with _failing((case,)):
             chain = self._chain
             case.answer = await (chain.go_on(case.asked, case) if case.asked else chain.decide(case))
-            self._record((case,))
+            self._answered(case)
 
     def _record(self, cases: Sequence[Pending]) -> None:
         """Life of a request, last part: the guards, the audit, and then the reply."""
@@ -420,6 +420,11 @@ def _failing(cases: Sequence[Pending]) -> Iterator[None]:
     except Exception as error:
         for case in cases:
             fail(case, error)
+
+
+def _is_begun(case: Pending) -> bool:
+    """False for a case that met a bug of its stage while it was begun: it is on its way alone."""
+    return bool(case.asked) or case.answer is not None
 
 
 def _goes_the_usual_way(case: Pending) -> bool:

@@ -80,7 +80,7 @@ class CallLimits:
 
     The places are those for ordinary orders, and no fewer than `min_in_flight`.
 
-    A call weighs as much as the orders in it that are decided at once, which is 64 at most. While the calls under way
+    A call weighs as much as the orders in it that are decided at once, which is 256 at most. While the calls under way
     weigh no more than admission has places, the limit is that number of places. Otherwise it is that number divided by
     the mean weight of a call. It falls at once, and grows by half at each look: without that, every second look would
     find the calls of a flood of batches few again.
@@ -102,7 +102,7 @@ class CallLimits:
     def __init__(self, settings: AdmissionSettings, admission: Admission) -> None:
         self._settings = settings
         self._admission = admission
-        self._calls = float(settings.max_in_flight)
+        self._calls = float(admission.limit)
         self._least = float(settings.min_in_flight)
         self._patient_share = self._batch_share = 0.0
 
