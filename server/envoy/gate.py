@@ -102,7 +102,7 @@ class CallLimits:
     def __init__(self, settings: AdmissionSettings, admission: Admission) -> None:
         self._settings = settings
         self._admission = admission
-        self._calls = float(admission.limit)
+        self._calls = float(settings.max_in_flight)
         self._least = float(settings.min_in_flight)
         self._patient_share = self._batch_share = 0.0
 

@@ -13,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from fallback.order import Order
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -41,6 +41,15 @@ CAPACITY: Final = _TURN_ORDERS / (_TURN_SECONDS + _TURN_ORDERS * _ORDER_SECONDS)
 _INSTRUMENT: Final = "BTCUSDT.BINANCE"
 
 
+class _Queued(NamedTuple):
+    """An order that waits for the core."""
+
+    arrived: float
+    allowed: float
+    """Seconds from then."""
+    future: asyncio.Future[Any]
+
+
 class ModelledServer:
     """One server and its callers.
 
@@ -55,7 +64,7 @@ class ModelledServer:
         self._limits = CallLimits(settings, self.admission)
         self._most = settings.max_in_flight
         self._calls: dict[Call, None] = {}
-        self._queue: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._queue: deque[_Queued] = deque()
         self._work = asyncio.Event()
         self._owed_seconds = 0.0
         self.slowness = 1.0
@@ -131,15 +140,15 @@ class ModelledServer:
             await asyncio.sleep(self.slowness * (owed + _TURN_SECONDS + len(turn) * _ORDER_SECONDS))
             self._end(turn)
 
-    def _end(self, turn: Sequence[tuple[float, asyncio.Future[Any]]]) -> None:
+    def _end(self, turn: Sequence[_Queued]) -> None:
         now = self._loop.time()
-        for arrived, future in turn:
-            if now - arrived < ALLOWED_SECONDS:
+        for arrived, allowed, future in turn:
+            if now - arrived < allowed:
                 future.set_result(SimpleNamespace(wire=b"", order_ref=""))
-                self.admission.answered([(now - arrived, ALLOWED_SECONDS)])
+                self.admission.answered([(now - arrived, allowed)])
             else:
                 future.set_exception(DeadlineError("DEADLINE_EXCEEDED", "too late"))
-                self.admission.dropped(ALLOWED_SECONDS)
+                self.admission.dropped(allowed)
         self.admission.leave(len(turn))
 
     # What a servicer asks of a data plane.
@@ -158,20 +167,21 @@ class ModelledServer:
     def refused(self, orders: int) -> PretradeError:
         return self.admission.refused(orders)
 
-    def begin_together(self, orders: Sequence[Order], arrived: float, _: float | None) -> PendingSlice | None:
+    def begin_together(self, orders: Sequence[Order], arrived: float, deadline: float | None) -> PendingSlice | None:
         if not self.admission.admit_together(len(orders)):
             return None
         begun = PendingSlice(len(orders))
-        begun.alone.update((place, cast(Any, self._enter(arrived))) for place in range(len(orders)))
+        begun.alone.update((place, cast(Any, self._enter(arrived, deadline))) for place in range(len(orders)))
         return begun
 
-    def begin(self, order: Order, arrived: float, _: float | None, *, in_company: bool) -> asyncio.Future[Any]:
+    def begin(self, order: Order, arrived: float, deadline: float | None, *, in_company: bool) -> asyncio.Future[Any]:
         assert in_company
         self.admission.admit(order.reduce_only)
-        return self._enter(arrived)
+        return self._enter(arrived, deadline)
 
-    def _enter(self, arrived: float) -> asyncio.Future[Any]:
+    def _enter(self, arrived: float, deadline: float | None) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._queue.append((arrived, future))
+        allowed = ALLOWED_SECONDS if deadline is None else min(ALLOWED_SECONDS, deadline - arrived)
+        self._queue.append(_Queued(arrived, allowed, future))
         self._work.set()
         return future

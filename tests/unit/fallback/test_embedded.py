@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -126,6 +127,51 @@ async def test_a_model_that_gives_no_score_is_passed_over_and_counted() -> None:
     assert await embedded.answer(case) is None
     assert case.degradations == [pb.DEGRADATION_EMBEDDED_FAILED]
     assert (case.attempts, embedded.scored, embedded.failed) == ([], 0, 1)
+
+
+async def test_rows_that_come_alone_in_one_turn_are_scored_in_one_call() -> None:
+    model = Model()
+    embedded = stage(model)
+    cases = [new_case() for _ in range(300)]
+    answered = await asyncio.gather(*(embedded.answer(case) for case in cases))
+    assert all(answer is not None and answer.score == 0.75 for answer in answered)
+    assert [len(rows) // features.MF1.row_bytes for rows in model.rows] == [256, 44]
+    places = [(case.attempts[0].batch_rows, case.attempts[0].batch_index) for case in cases]
+    assert places == [*((256, place) for place in range(256)), *((44, place) for place in range(44))]
+
+
+class Picky(ByRow):
+    """Scores no call with a row that begins with NaN; the test's own error for one with an infinite row."""
+
+    def scores_and_parts(self, rows: bytes) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        scores, parts = super().scores_and_parts(rows)
+        if np.isinf(scores).any():
+            raise RuntimeError("a bug")
+        if np.isnan(scores).any():
+            raise ValueError("no score")
+        return scores, parts
+
+
+async def test_a_row_that_has_no_score_takes_it_from_none_that_came_with_it() -> None:
+    embedded = stage(Picky())
+    cases = [new_case(values=row_with(first)) for first in (0.25, math.nan, math.inf, 0.75)]
+    low, none, broken, high = await asyncio.gather(*(embedded.answer(case) for case in cases), return_exceptions=True)
+    assert isinstance(low, Answer)
+    assert isinstance(high, Answer)
+    assert (low.score, high.score) == (0.25, 0.75)
+    assert none is None
+    assert cases[1].degradations == [pb.DEGRADATION_EMBEDDED_FAILED]
+    assert isinstance(broken, RuntimeError)
+
+
+async def test_a_caller_who_leaves_meanwhile_has_nothing_scored() -> None:
+    model = Model()
+    embedded = stage(model)
+    leaver, other = (asyncio.ensure_future(embedded.answer(new_case())) for _ in range(2))
+    await asyncio.sleep(0)
+    leaver.cancel()
+    assert await other is not None
+    assert [len(rows) for rows in model.rows] == [features.MF1.row_bytes]
 
 
 async def test_a_model_on_trial_is_asked_for_its_orders_first() -> None:

@@ -99,6 +99,54 @@ def test_the_limit_starts_at_its_maximum_and_stays_there_while_calls_are_quick()
     assert admission.limit == 100
 
 
+def filled_window(admission: Admission, clock: Clock, seconds: float, share: float) -> None:
+    """The same of a window in which this share of the limit was under way at once."""
+    orders = int(share * admission.limit)
+    assert admission.admit_together(orders)
+    admission.leave(orders)
+    pass_window(admission, clock, seconds)
+
+
+def test_the_limit_rises_above_512_quickly_where_more_are_needed_and_in_time_with_ease() -> None:
+    admission, clock = new_admission(max_in_flight=2_048)
+    assert admission.limit == 512
+    found = []
+    for _ in range(5):
+        filled_window(admission, clock, TARGET / 2, 0.5)
+        found.append(admission.limit)
+    assert found == [768, 1_152, 1_728, 2_048, 2_048]
+
+
+def test_it_rises_by_its_root_where_they_are_only_just_in_time() -> None:
+    admission, clock = new_admission(max_in_flight=2_048)
+    filled_window(admission, clock, TARGET, 0.9)
+    assert admission.limit == 534
+
+
+def test_places_above_512_that_nobody_needs_are_given_back() -> None:
+    admission, clock = new_admission(max_in_flight=2_048)
+    pass_window(admission, clock, 0.001)
+    assert admission.limit == 512, "nobody needed more"
+    filled_window(admission, clock, 0.001, 1.0)
+    assert admission.limit == 768
+    limits = []
+    while admission.limit > 512:
+        filled_window(admission, clock, 0.001, 0.4)
+        limits.append(admission.limit)
+    assert limits[0] == 740
+    assert len(limits) == 11
+    pass_window(admission, clock, 0.001)
+    assert admission.limit == 512
+
+
+def test_what_is_under_way_when_a_window_begins_counts_in_it() -> None:
+    admission, clock = new_admission(max_in_flight=2_048)
+    assert admission.admit_together(400)
+    for expected in (768, 1_152, 1_118):  # which is no half of 1,152
+        pass_window(admission, clock, 0.001)
+        assert admission.limit == expected
+
+
 def test_slow_calls_lower_the_limit_in_proportion_but_never_by_more_than_a_third() -> None:
     admission, clock = new_admission()
     pass_window(admission, clock, TARGET * 1.25)

@@ -82,6 +82,20 @@ async def test_orders_in_company_are_decided_with_those_that_follow(tmp_path: Pa
         assert (p.primary.calls, p.journal.batches - before) == (1, 1)
 
 
+async def test_orders_that_no_replica_answers_are_scored_here_and_written_down_together(tmp_path: Path) -> None:
+    down = fails(Outcome.TRANSPORT)
+    async with plane(tmp_path, down, down, max_in_flight=MANY) as p:
+        fresh(p)
+        p.dataplane._chain.ask_in_order(("model", "embedded"))
+        p.embedded.scorer = InProcess()
+        before = p.journal.batches
+        decisions = await asyncio.gather(*begun(p, 8))
+        assert {one.source for one in decisions} == {pb.SOURCE_EMBEDDED}
+        assert p.journal.batches - before == 1
+        attempts = [packet.attempts[-1] for packet in packets_in(tmp_path)]
+        assert sorted((one.batch_rows, one.batch_index) for one in attempts) == [(8, place) for place in range(8)]
+
+
 async def test_a_decision_that_was_heard_is_gone_without_the_collector(tmp_path: Path) -> None:
     async with plane(tmp_path, answers(0.75), hangs, max_in_flight=MANY) as p:
         fresh(p)
