@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 from fallback.order import Answer, Attempt, Case, Part, held_against
 from feature_cache import features
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from fallback.order import Order, Reasons
     from feature_cache.feature_set import FeatureSet, SetRow
     from feature_cache.store.codec import FeatureSnapshot
+
+
+_REACHED, _MISSED = held_against(0.5, 0.5), held_against(0.0, 0.5)
+"""Action and reason of a score at or above its threshold, and of one below it."""
 
 
 class View(NamedTuple):
@@ -113,6 +117,55 @@ class Scored(Protocol):
         ...
 
 
+class Scores(Sequence[Any]):
+    """What the rows of a block got that were scored in one call.
+
+    As a sequence it has the result of each order, of the stage's own kind, which is made when somebody asks for it.
+
+    Args:
+        values: The score of each order, in [0, 1].
+        model: That gave them.
+        batch_rows: Rows that were scored together: these, and maybe others.
+        first_index: The place of the first of these among them.
+        part_scores: What each part of the model says of each order; None of a model that is not made of parts.
+        result: Makes an order's result, by its place in the block.
+    """
+
+    __slots__ = ("_result", "batch_rows", "first_index", "model", "part_scores", "values")
+
+    def __init__(
+        self,
+        values: list[float],
+        model: Model,
+        batch_rows: int,
+        first_index: int,
+        part_scores: list[list[float]] | None,
+        result: Callable[[int], Any],
+    ) -> None:
+        self.values = values
+        self.model = model
+        self.batch_rows = batch_rows
+        self.first_index = first_index
+        self.part_scores = part_scores
+        self._result = result
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, place: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Any]: ...
+
+    def __getitem__(self, place: int | slice) -> Any:
+        if isinstance(place, slice):
+            return [self._result(one) for one in range(*place.indices(len(self.values)))]
+        if not 0 <= place < len(self.values):  # also the end of an iteration
+            raise IndexError(place)
+        return self._result(place)
+
+
 class Own(NamedTuple):
     """What an order of a block that has a caller of its own does not share with the others."""
 
@@ -151,6 +204,7 @@ class Block(ABC):
         "own",
         "reasons",
         "results",
+        "scores",
         "source",
         "stages",
         "used",
@@ -182,8 +236,10 @@ class Block(ABC):
         """Seconds that it may take."""
         self.used = 0.0
         """Seconds that it took."""
-        self.results: list[Any] = [None] * len(orders)
+        self.results: list[Any] | Scores = [None] * len(orders)
         """Of the stage's own kind, None until there is one; once they are answered, each is a `Scored`."""
+        self.scores: list[float] = []
+        """Once they are answered."""
         self.missing = len(orders)
         """Results that are still to come."""
         self.model: Model | None = None
@@ -199,8 +255,14 @@ class Block(ABC):
         """The orders that are still in it."""
         return len(self.orders)
 
+    def put_all(self, scores: Scores) -> None:
+        """Takes the scores of all orders, of which none has a result."""
+        self.results, self.missing = scores, 0
+        self.complete()
+
     def put(self, place: int, result: Any) -> None:
         """Takes the result of an order."""
+        assert isinstance(self.results, list)
         self.results[place] = result
         self.missing -= 1
         if not self.missing:
@@ -209,6 +271,10 @@ class Block(ABC):
     @abstractmethod
     def complete(self) -> None:
         """The attempt of each order has ended."""
+
+    @abstractmethod
+    def is_left(self) -> bool:
+        """Whether nobody waits for an order of the block: all have gone, or have their decisions."""
 
     @abstractmethod
     def is_gone(self, place: int) -> bool:
@@ -221,9 +287,11 @@ class Block(ABC):
     def answered(self, source: pb.Source.ValueType, model: Model, used: float) -> None:
         """All results are usable scores of one model, whose attempt took so long."""
         self.source, self.model, self.used = source, model, used
-        held = [held_against(one.score, model.threshold) for one in self.results]
-        self.actions = [action for action, _ in held]
-        self.reasons = [reason for _, reason in held]
+        results, threshold = self.results, model.threshold
+        self.scores = results.values if isinstance(results, Scores) else [one.score for one in results]
+        (trade, reached), (no_trade, missed) = _REACHED, _MISSED
+        self.actions = [trade if score >= threshold else no_trade for score in self.scores]
+        self.reasons = [reached if score >= threshold else missed for score in self.scores]
 
     def rows_of(self, feature_set: FeatureSet) -> list[bytes | None]:
         """What a model of a set gets of each order; None of one that a part is missing of."""
@@ -239,7 +307,7 @@ class Block(ABC):
 
     def keep(self, places: Sequence[int]) -> None:
         """Goes on with these orders alone."""
-        for name in ("orders", "views", "results", "actions", "reasons", "objections"):
+        for name in ("orders", "views", "results", "scores", "actions", "reasons", "objections"):
             column = getattr(self, name)
             setattr(self, name, [column[place] for place in places] if column else [])
         if self.own is not None:

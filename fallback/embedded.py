@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from fallback.block import Scores
 from fallback.order import Answer, Attempt, held_against
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -189,20 +190,23 @@ class Embedded:
         block.asked_at = self._clock()
         block.asked_of, block.allowed = NAME, max(0.0, block.budget.remaining(block.asked_at))
         try:
-            results = _scored(scorer, rows)
+            array, of_parts = scorer.scores_and_parts(b"".join(rows))
         except ValueError:
             return False
-        for place, result in enumerate(results):
-            block.put(place, result)
+        scores, parts, count = array.tolist(), None if of_parts is None else of_parts.tolist(), len(rows)
+
+        def result(place: int) -> _Scored:
+            return _Scored(scores[place], scorer, count, place, () if parts is None else tuple(parts[place]))
+
+        block.put_all(Scores(scores, scorer, count, 0, parts, result))
         return True
 
     def settle_block(self, block: Block) -> bool:
         """Makes the results of a block answers, if all of them are scores."""
-        results: list[_Scored] = block.results
-        used = self._clock() - block.asked_at
-        if not all(0.0 <= one.score <= 1.0 for one in results):
+        scores, used = block.results, self._clock() - block.asked_at
+        if not isinstance(scores, Scores) or not all(0.0 <= score <= 1.0 for score in scores.values):
             return False
-        block.answered(pb.SOURCE_EMBEDDED, results[0].scorer, used)
+        block.answered(pb.SOURCE_EMBEDDED, scores.model, used)
         return True
 
     def count_block(self, block: Block) -> None:

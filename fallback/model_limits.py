@@ -141,8 +141,8 @@ class LimitGuards:
         if not limits.is_known:
             return found, range(len(block))
         if uncertain and limits.low <= limits.high:
-            for place, one in enumerate(block.results):
-                if limits.low <= one.score <= limits.high:
+            for place, score in enumerate(block.scores):
+                if limits.low <= score <= limits.high:
                     found[place] = (pb.REASON_CODE_UNCERTAIN,)
         domain = limits.domain
         if not out_of_domain or domain is None:

@@ -59,7 +59,8 @@ class AdmissionSettings(BaseModel):
     starts at 512, or here if that is less, and rises above 512 only while more are needed and are in time."""
     min_in_flight: int = Field(default=96, ge=1, le=1_000_000)
     """The limit never falls below this number of decisions. A replica takes as long for a batch of this many rows as
-    for one, and the orders of one `DecideBatch` are taken up as many at a time as find places. Lower it on a very small machine."""
+    for one, and as many orders of a `DecideBatch` are taken up at a time as find places. Lower it on a very small
+    machine."""
     target_seconds: float | None = Field(default=None, gt=0, le=10)
     """The limit falls while one call in ten takes longer than this, in seconds, or longer than 0.6 of the time that
     its deadline and `budget.cap_seconds` allow. Unset: only the latter. Set it to refuse calls rather than let them
@@ -259,8 +260,7 @@ class Admission:
 
     def _enter(self, orders: int) -> None:
         self.in_flight += orders
-        if self.in_flight > self._most_under_way:
-            self._most_under_way = self.in_flight
+        self._most_under_way = max(self._most_under_way, self.in_flight)
 
     def leave(self, orders: int = 1) -> None:
         """Gives the places of so many decisions back."""

@@ -158,7 +158,7 @@ class DecidedBlock:
             block.source,
             model.name,
             model.version,
-            block.results[place].score,
+            block.scores[place],
             model.threshold,
             block.views[place].age_seconds,
             self.wall_ns,

@@ -10,6 +10,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
+from fallback.block import Scores
 from fallback.order import NO_CONTEXT
 from feature_cache.features import MF1
 from pretrade.audit.v1 import packet_pb2
@@ -280,12 +281,17 @@ cdef unsigned long long microseconds(double since, double until) noexcept:
 
 cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) except -1:
     """Adds decisions that were made in columns; see `DecidedBlock.rows`."""
-    cdef double score, age, arrived, used
-    cdef Py_ssize_t place
+    cdef double age, arrived, used
+    cdef Py_ssize_t place, batch_index
     cdef bytes reasons
     block, ids = decided.block, decided.ids
     model, source = block.model, block.source
-    cdef list orders = list(block.orders), views = list(block.views), scored = block.results
+    cdef list orders = list(block.orders), views = list(block.views), scores = block.scores
+    results = block.results
+    cdef bint is_one_call = type(results) is Scores  # else each order has a result of its own
+    batch_rows, first_index, part_scores = 0, 0, None
+    if is_one_call:
+        batch_rows, first_index, part_scores = results.batch_rows, results.first_index, results.part_scores
     cdef list actions = block.actions, all_reasons = block.reasons, objections = block.objections
     cdef object wall_ns = decided.wall_ns
     cdef object now_ns = int(decided.recorded_at * 1e9)
@@ -302,16 +308,21 @@ cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) e
     cdef bint is_named = bool(stages) or (bool(chosen) and chosen != DEFAULT)
     cdef dict rests = {}
     for place in range(len(orders)):
-        order, view, one = orders[place], views[place], scored[place]
+        order, view = orders[place], views[place]
+        if is_one_call:
+            batch_index = <Py_ssize_t> first_index + place
+            of_parts = part_scores[place] if parts else None
+        else:
+            one = results[place]
+            batch_rows, batch_index, of_parts = one.batch_rows, one.batch_index, one.part_scores
         put_text(columns, DECISION_ID, ids[place])
         add_order(columns, tables, order)
-        score = one.score
         reasons = bytes((all_reasons[place],)) if not objections else bytes((all_reasons[place], *objections[place]))
         key = (actions[place], source, reasons, b"", name, version, threshold, expires_at, parts)
         choose(columns, ANSWER, ANSWERS, tables.answers, key, tables.answer)
-        put_double(&columns[SCORE], score)
+        put_double(&columns[SCORE], scores[place])
         if parts:
-            for of_part in one.part_scores:
+            for of_part in of_parts:
                 put_float(&columns[PART_SCORE], of_part)
         age = view.age_seconds
         put_fixed(&columns[FEATURE_AGE], <long long> (age * 1e9))
@@ -337,9 +348,9 @@ cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) e
         put_double(&columns[AGE_SECONDS], age)
         put(&columns[AGE_US], <unsigned long long> (<long long> (age * 1e6)))
         put(&columns[ATTEMPT_COUNT], 1)
-        choose(columns, ATTEMPT, ATTEMPTS, tables.attempts, (replica, "success", version, one.batch_rows), tables.attempt)
+        choose(columns, ATTEMPT, ATTEMPTS, tables.attempts, (replica, "success", version, batch_rows), tables.attempt)
         put_small(&columns[ATTEMPT_USED], <unsigned long long> (used * 1e6) if used > 0 else 0)
-        put_small(&columns[ATTEMPT_INDEX], one.batch_index)
+        put_small(&columns[ATTEMPT_INDEX], batch_index)
         put_fixed(&columns[ARRIVED], <long long> (arrived * 1e9))
         put_fixed(&columns[DECIDED], now_ns)
         put_double(&columns[MID], view.mid)

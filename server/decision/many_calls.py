@@ -57,7 +57,7 @@ class ManyCalls(PendingBlock):
             promise.case = self
 
     def is_left(self) -> bool:
-        """See `PendingBlock`."""
+        """See `Block`."""
         return all(promise.done() for promise in self._promises)
 
     def is_gone(self, place: int) -> bool:

@@ -65,10 +65,6 @@ class PendingBlock(Block):
         """Places in the block of those that got no score and go on alone, until the block goes on without them."""
 
     @abstractmethod
-    def is_left(self) -> bool:
-        """Whether nobody waits for an order of the block: all have gone, or have their decisions."""
-
-    @abstractmethod
     def lost(self) -> set[int]:
         """The places of orders that somebody should wait for and nobody does."""
 
@@ -94,6 +90,7 @@ class PendingBlock(Block):
 
     def put_failure(self, place: int, result: Any) -> None:
         """Takes the result of an order that got no score: it goes on alone at once."""
+        assert isinstance(self.results, list)
         self._failed.append(place)
         self.results[place] = result
         self._send_alone((place,), "no_score")
@@ -206,7 +203,7 @@ class OneCall(PendingBlock):
             yield next(wires) if apart is None else apart
 
     def is_left(self) -> bool:
-        """See `PendingBlock`."""
+        """See `Block`."""
         return self.future.done()
 
     def is_gone(self, place: int) -> bool:

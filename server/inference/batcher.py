@@ -16,20 +16,20 @@ cannot fail the others.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Final
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fallback.block import Scores
 from feature_cache.constants import Constant
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome
 from server.inference.pacing import HOLD_SECONDS, Departure, RowLimit
-from server.inference.rows import Lane, Result, Row, Scored
+from server.inference.rows import Lane, Result, Row, RowBlock, RowQueue, Scored
 from server.inference.shadow_queue import ShadowQueue
 from server.inference.wire import ScoreBatch
 from server.timing.deadlines import Deadlines
@@ -104,10 +104,16 @@ Report = Callable[[Outcome, float], None]
 class _Flight:
     """One batch under way."""
 
-    __slots__ = ("abandoned", "divisible", "report", "rows", "shadow", "started", "timer")
+    __slots__ = ("abandoned", "count", "divisible", "report", "rows", "shadow", "started", "timer", "traceparent")
 
-    def __init__(self, rows: list[Row], started: float, report: Report, divisible: bool, shadow: bool) -> None:
+    def __init__(
+        self, rows: Sequence[Row | RowBlock], started: float, report: Report, divisible: bool, shadow: bool
+    ) -> None:
         self.rows = rows
+        self.count = sum(map(len, rows))
+        """Of the rows."""
+        self.traceparent = rows[0].traceparent if isinstance(rows[0], Row) else ""
+        """Of the call."""
         self.started = started
         self.shadow = shadow
         """True when no caller waits for its rows."""
@@ -117,6 +123,54 @@ class _Flight:
         """True when it may be split: a part may not."""
         self.abandoned = False
         self.timer: asyncio.TimerHandle | None = None
+
+    def payloads(self) -> list[bytes]:
+        """Of the rows, in their sequence."""
+        payloads: list[bytes] = []
+        for row in self.rows:
+            if isinstance(row, Row):
+                payloads.append(row.payload)
+            else:
+                payloads += row.payloads
+        return payloads
+
+
+class _Given:
+    """What a model server has given the rows of a batch, which is back after so many seconds."""
+
+    __slots__ = ("_answer", "_count", "_parts", "_seconds", "_started", "_traceparent", "scores")
+
+    def __init__(self, flight: _Flight, answer: ScoreBatch, seconds: float) -> None:
+        self.scores: list[float] = answer.scores.tolist()
+        """Of the rows, not yet checked."""
+        self._answer = answer
+        self._parts: list[list[float]] | None = None if answer.of_parts is None else answer.of_parts.tolist()
+        # Not the batch itself: its rows know their blocks, and those keep this.
+        self._count, self._started, self._traceparent = flight.count, flight.started, flight.traceparent
+        self._seconds = seconds
+
+    def are_usable(self, first: int, end: int) -> bool:
+        """Whether all of these scores are."""
+        scores = self._answer.scores[first:end]
+        return bool(scores.min() >= 0.0 and scores.max() <= 1.0)  # both are NaN where a score is
+
+    def to_row(self, index: int, queued_at: float) -> Scored:
+        """What the row at this place gets, which is usable."""
+        model, queued = self._answer.model, self._started - queued_at
+        parts = () if self._parts is None else tuple(self._parts[index])
+        return Scored(self.scores[index], model, self._count, index, self._seconds, queued, self._traceparent, parts)
+
+    def to_block(self, first: int, rows: RowBlock) -> Scores:
+        """The same for the rows of a block, which begin at this place."""
+        end, queued_at = first + len(rows), rows.queued_at
+        return Scores(
+            self.scores[first:end],
+            self._answer.model,
+            self._count,
+            first,
+            None if self._parts is None else self._parts[first:end],
+            lambda place: self.to_row(first + place, queued_at),
+        )
 
 
 class _Split:
@@ -213,7 +267,7 @@ class MicroBatcher:
         """When the oldest of the rows that a caller waits for came, or the last batch left rows behind."""
         self._hold: asyncio.TimerHandle | None = None
         self._row_limit = RowLimit(settings.max_rows, settings.wanted_seconds)
-        self._lanes: dict[Lane, list[tuple[float, int, Row]]] = {lane: [] for lane in Lane}
+        self._lanes = {lane: RowQueue() for lane in Lane}
         self._live, self._canary = self._lanes[Lane.LIVE], self._lanes[Lane.CANARY]
         self._parts: deque[tuple[list[Row], _Split]] = deque()
         self._shadow = ShadowQueue(settings.max_queued_shadow_rows, settings.shadow_linger_seconds, self._pump)
@@ -221,7 +275,6 @@ class MicroBatcher:
         self._shadow_active = 0
         self._asked_at = -math.inf
         """When the last row came that a caller waits for."""
-        self._arrivals = 0
         self._active = 0
         self._abandoned = 0
         self._pump_scheduled = False
@@ -344,12 +397,11 @@ class MicroBatcher:
             return
         self._asked_at = row.queued_at
         self._deadlines.watch(row.taker, row.deadline, late=Outcome.TIMEOUT)
-        self._arrivals += 1
         if len(self._live) + len(self._canary) >= self._settings.max_queued_rows:
             self._displace()
         if not self._live and not self._canary:
             self._waiting_since = row.queued_at
-        heapq.heappush(self._lanes[lane], (row.deadline, self._arrivals, row))
+        self._lanes[lane].push(row)
         self._schedule_pump(asyncio.get_running_loop())
 
     def submit_together(self, rows: Sequence[Row]) -> None:
@@ -365,11 +417,31 @@ class MicroBatcher:
         self._asked_at = now = rows[0].queued_at
         if not live and not self._canary:
             self._waiting_since = now
-        for number, row in enumerate(rows, self._arrivals + 1):
-            heapq.heappush(live, (row.deadline, number, row))
-        self._arrivals += len(rows)
+        for row in rows:
+            live.push(row)
         self._watch_together(_Together(rows, self._time_is_up))
         self._schedule_pump(asyncio.get_running_loop())
+
+    def submit_block(self, rows: RowBlock) -> None:
+        """The same for live rows of orders in columns, which leave in one batch if a batch may have so many."""
+        live, most = self._live, self._settings.max_queued_rows
+        if self._closed or self.stuck or len(live) + len(self._canary) + len(rows) > most:
+            for row in rows.apart():
+                self._queue(row, Lane.LIVE)
+            return
+        self._asked_at = rows.queued_at
+        if not live and not self._canary:
+            self._waiting_since = rows.queued_at
+        live.push(rows)
+        self._deadlines.watch(rows, rows.deadline, late=Outcome.TIMEOUT)
+        self._schedule_pump(asyncio.get_running_loop())
+
+    def _apart(self, block: RowBlock) -> list[Row]:
+        """The rows of a block, which wait on one by one."""
+        rows = block.apart()
+        if rows:
+            self._watch_together(_Together(rows, self._time_is_up))
+        return rows
 
     def _watch_together(self, rows: _Together) -> None:
         self._deadlines.watch(rows, min(row.deadline for row in rows.waiting), late=True)
@@ -402,13 +474,10 @@ class MicroBatcher:
         self._closed = True
         if self._hold is not None:
             self._hold.cancel()
-        waiting = [row for _, _, row in (*self._live, *self._canary)]
-        waiting += self._shadow.clear()
+        waiting: list[Row | RowBlock] = [*self._live.clear(), *self._canary.clear(), *self._shadow.clear()]
         waiting += [row for rows, _ in (*self._parts, *self._shadow_parts) for row in rows]
         for row in waiting:
             row.resolve(Outcome.OVERLOAD)
-        self._live.clear()
-        self._canary.clear()
         self._parts.clear()
         self._shadow_parts.clear()
         tasks = list(self._flights.values())
@@ -421,10 +490,7 @@ class MicroBatcher:
 
     def _displace(self) -> None:
         """Gives up the canary row with the latest deadline."""
-        last = max(self._canary)
-        self._canary.remove(last)
-        heapq.heapify(self._canary)
-        self.displaced += last[2].resolve(Outcome.OVERLOAD)
+        self.displaced += self._canary.pop_last().resolve(Outcome.OVERLOAD)
 
     def _schedule_pump(self, loop: asyncio.AbstractEventLoop) -> None:
         """Lets the rows of this iteration of the event loop gather before a batch leaves."""
@@ -444,7 +510,7 @@ class MicroBatcher:
             rows = self._take()
             if not rows:
                 break
-            self._departure.left(len(rows))
+            self._departure.left(sum(map(len, rows)))
             self._depart_anew(rows, shadow=False)
         while self._shadow_may_leave():
             if self._shadow_parts:
@@ -457,7 +523,7 @@ class MicroBatcher:
         rows = len(self._live) + len(self._canary)
         if not rows or rows >= self._departure.awaited:
             return False
-        first_deadline = min(lane[0][0] for lane in (self._live, self._canary) if lane)
+        first_deadline = min(self._live.first_deadline, self._canary.first_deadline)
         latest = self._waiting_since + HOLD_SECONDS
         due = min(latest, first_deadline - self._latency.p95)
         if due - self._clock() <= _CLOCK_RESOLUTION_SECONDS:
@@ -487,9 +553,9 @@ class MicroBatcher:
         serves = self._clock() - self._asked_at < _LATELY_SECONDS
         return min(self._settings.max_shadow_rows, self._row_limit.limit if serves else self._settings.max_shadow_rows)
 
-    def _depart_anew(self, rows: list[Row], shadow: bool) -> None:
+    def _depart_anew(self, rows: Sequence[Row | RowBlock], shadow: bool) -> None:
         """Sends rows that have not been sent before."""
-        report = self._begin(any(row.from_caller for row in rows), shadow)
+        report = self._begin(any(isinstance(row, Row) and row.from_caller for row in rows), shadow)
         self._depart(_Flight(rows, self._clock(), report, self._settings.split_parts > 1, shadow))
 
     def _depart_part(self, parts: deque[tuple[list[Row], _Split]], shadow: bool) -> None:
@@ -502,28 +568,33 @@ class MicroBatcher:
         else:
             split.part_ended(Outcome.IGNORED, 0.0)
 
-    def _take(self) -> list[Row]:
+    def _take(self) -> list[Row | RowBlock]:
         """The next batch of what callers wait for: live rows by deadline, then canary rows."""
-        rows: list[Row] = []
-        most = self._row_limit.limit
+        taken: list[Row | RowBlock] = []
+        room = self._row_limit.limit
         earliest_useful = self._clock() + self._latency.expected
         for lane in (self._live, self._canary):
-            while lane and len(rows) < most:
-                _, _, row = heapq.heappop(lane)
-                if row.is_worth_sending(earliest_useful):
-                    rows.append(row)
+            while lane and room and (lane.first_rows <= room or not taken):
+                rows = lane.pop()
+                if isinstance(rows, RowBlock) and not (rows.is_whole() and len(rows) <= room):
+                    for row in self._apart(rows):
+                        lane.push(row)
+                elif rows.is_worth_sending(earliest_useful):
+                    taken.append(rows)
+                    room -= len(rows)
         self._waiting_since = self._clock()
         if self._hold is not None:
             self._hold.cancel()
             self._hold = None
-        return rows
+        return taken
 
     def _depart(self, flight: _Flight) -> None:
         """Sends one batch."""
         self._count(flight, 1)
-        self.batch_sizes.observe(len(flight.rows))
+        self.batch_sizes.observe(flight.count)
         if not flight.shadow:
-            self.queue_waits.observe_all([flight.started - row.queued_at for row in flight.rows])
+            for row in flight.rows:
+                self.queue_waits.observe(flight.started - row.queued_at, len(row))
         self._watch(flight)
         self._flights[flight] = asyncio.get_running_loop().create_task(self._fly(flight))
 
@@ -531,8 +602,7 @@ class MicroBatcher:
         """Waits for one batch, for as long as the call takes."""
         outcome = Outcome.IGNORED
         try:
-            rows = flight.rows
-            answer = await self._send([row.payload for row in rows], rows[0].traceparent)
+            answer = await self._send(flight.payloads(), flight.traceparent)
             if flight.shadow:
                 outcome = await self._hand_out_shadow(flight, answer)
             else:
@@ -550,42 +620,49 @@ class MicroBatcher:
 
     def _hand_out(self, flight: _Flight, answer: ScoreBatch) -> Outcome:
         """Gives each row its score; an unusable one fails its own row only. BAD_ANSWER when none was usable."""
-        seconds = self._clock() - flight.started
-        return self._hand_out_slice(flight, answer, seconds, 0, len(flight.rows))
+        given, outcome = _Given(flight, answer, self._clock() - flight.started), Outcome.BAD_ANSWER
+        index = 0
+        for rows in flight.rows:
+            if isinstance(rows, RowBlock) and rows.is_whole() and given.are_usable(index, index + len(rows)):
+                self.rows += len(rows)
+                outcome = Outcome.SUCCESS
+                rows.put_all(given.to_block(index, rows))
+            else:
+                each = (rows,) if isinstance(rows, Row) else rows.apart()
+                if self._hand_out_rows(given, each, index) is Outcome.SUCCESS:
+                    outcome = Outcome.SUCCESS
+            index += len(rows)
+        return outcome
 
     async def _hand_out_shadow(self, flight: _Flight, answer: ScoreBatch) -> Outcome:
         """The same for shadow rows, a few in each turn of the event loop."""
-        seconds, outcome = self._clock() - flight.started, Outcome.BAD_ANSWER
-        for start in range(0, len(flight.rows), _SLICE_ROWS):
+        given, outcome = _Given(flight, answer, self._clock() - flight.started), Outcome.BAD_ANSWER
+        rows = [row for row in flight.rows if isinstance(row, Row)]
+        for start in range(0, len(rows), _SLICE_ROWS):
             if start:
                 await asyncio.sleep(0)
-            if self._hand_out_slice(flight, answer, seconds, start, start + _SLICE_ROWS) is Outcome.SUCCESS:
+            if self._hand_out_rows(given, rows[start : start + _SLICE_ROWS], start) is Outcome.SUCCESS:
                 outcome = Outcome.SUCCESS
         return outcome
 
-    def _hand_out_slice(self, flight: _Flight, answer: ScoreBatch, seconds: float, start: int, end: int) -> Outcome:
-        """Gives the rows from `start` until `end` their scores. BAD_ANSWER when none was usable."""
-        outcome, rows = Outcome.BAD_ANSWER, flight.rows
-        call_parent, count = rows[0].traceparent, len(rows)
-        of_parts = None if answer.of_parts is None else answer.of_parts.tolist()
-        for index, (row, score) in enumerate(
-            zip(rows[start:end], answer.scores[start:end].tolist(), strict=True), start
-        ):
-            if 0.0 <= score <= 1.0:  # False for NaN
-                outcome = Outcome.SUCCESS
-                if not row.taker.done():
-                    queued = flight.started - row.queued_at
-                    parts = () if of_parts is None else tuple(of_parts[index])
-                    row.taker.set_result(Scored(score, answer.model, count, index, seconds, queued, call_parent, parts))
-                    self.rows += 1
-            else:
+    def _hand_out_rows(self, given: _Given, rows: Sequence[Row], first: int) -> Outcome:
+        """Gives these rows, of which the first has this place in the batch, their scores."""
+        outcome = Outcome.BAD_ANSWER
+        for index, row in enumerate(rows, first):
+            if not 0.0 <= given.scores[index] <= 1.0:  # also for NaN
                 row.resolve(Outcome.BAD_ANSWER)
+                continue
+            outcome = Outcome.SUCCESS
+            if not row.taker.done():
+                row.taker.set_result(given.to_row(index, row.queued_at))
+                self.rows += 1
         return outcome
 
     def _split(self, flight: _Flight, outcome: Outcome) -> None:
         """Queues a failed batch's rows once more, in parts, those with the earliest deadlines first."""
-        waiting = [row for row in flight.rows if not row.taker.done()]
-        if len(flight.rows) == 1 or not waiting or self._closed:
+        rows = chain.from_iterable((row,) if isinstance(row, Row) else self._apart(row) for row in flight.rows)
+        waiting = [row for row in rows if not row.taker.done()]
+        if flight.count == 1 or not waiting or self._closed:
             return
         count = min(len(waiting), self._settings.split_parts)
         edges = [len(waiting) * part // count for part in range(count + 1)]
@@ -617,7 +694,7 @@ class MicroBatcher:
                 self.batches += 1
                 if not flight.shadow:  # what a block takes says nothing about an order's row
                     self._latency.add(seconds)
-                    self._row_limit.landed(len(flight.rows), seconds)
+                    self._row_limit.landed(flight.count, seconds)
             if flight.report is not None:
                 flight.report(outcome, seconds)
         self._schedule_pump(asyncio.get_running_loop())

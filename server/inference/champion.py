@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from fallback.block import Scores
 from fallback.budget import BudgetSettings
 from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -15,7 +16,7 @@ from server.inference.attempt import settle
 from server.inference.attempt_span import attempt_span
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget
-from server.inference.rows import Result, Row, Scored
+from server.inference.rows import Result, Row, RowBlock, Scored
 from server.timing.latency import LatencyWindow
 
 if TYPE_CHECKING:
@@ -59,29 +60,6 @@ class _Seat:
         self.breaker_open = breaker_open
         self.drained = drained
         self.failure_index = failure_index
-
-
-class _Taker:
-    """Takes the result of an order of a block."""
-
-    __slots__ = ("_block", "_has_result", "_place")
-
-    def __init__(self, block: Block, place: int) -> None:
-        self._block = block
-        self._place = place
-        self._has_result = False
-
-    def done(self) -> bool:
-        """True when it has its result, or its caller has gone."""
-        return self._has_result or self._block.is_gone(self._place)
-
-    def set_result(self, result: Result) -> None:
-        """Gives it to the block."""
-        self._has_result = True
-        if isinstance(result, Scored):
-            self._block.put(self._place, result)
-        else:
-            self._block.put_failure(self._place, result)
 
 
 class _Choice(NamedTuple):
@@ -249,17 +227,19 @@ class Champion:
         if batcher.full or allowed < batcher.expected_seconds:
             return False
         block.asked_at, block.asked_of, block.allowed = now, replica.name, allowed
-        deadline = now + allowed
-        batcher.submit_together([Row(row, deadline, _Taker(block, place), now) for place, row in enumerate(rows)])
+        batcher.submit_block(RowBlock(rows, now + allowed, block, now))
         self._retry_budget.count_attempts(len(block))
         return True
 
     def settle_block(self, block: Block) -> bool:
         """Makes the scores of a block's attempt answers, if all of them are of one version."""
-        results: list[Scored] = block.results
-        used, model = self._clock() - block.asked_at, results[0].model
-        if not all(one.model is model or one.model == model for one in results):
-            return False
+        results, used = block.results, self._clock() - block.asked_at
+        if isinstance(results, Scores):
+            model = results.model
+        else:
+            model = results[0].model
+            if not all(one.model is model or one.model == model for one in results):
+                return False
         block.answered(self._first.source, model, used)
         return True
 

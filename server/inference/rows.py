@@ -1,14 +1,22 @@
-"""One row on its way to a model server and back: who waits for it, and what becomes of it."""
+"""Rows on their way to a model server and back: who waits for each, and what becomes of it."""
 
 from __future__ import annotations
 
 import enum
+import heapq
+import itertools
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from fallback.block import Scores
 from server.inference.outcome import Outcome
 from server.inference.wire import ModelIdentity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fallback.block import Block
 
 
 @dataclass(slots=True)
@@ -62,6 +70,9 @@ class Row:
 
     __slots__ = ("deadline", "from_caller", "payload", "queued_at", "taker", "traceparent")
 
+    def __len__(self) -> int:
+        return 1
+
     def __init__(
         self,
         payload: bytes,
@@ -94,3 +105,141 @@ class Row:
             self.resolve(Outcome.TIMEOUT)
             return False
         return not self.taker.done()
+
+
+class RowBlock:
+    """The rows of orders that are decided in columns, which come and leave together.
+
+    As long as all of them are wanted and scored, none is an object of its own. Otherwise they go on one by one
+    (`apart`). `Deadlines` takes the block for one future.
+
+    Args:
+        payloads: One encoded row for each order.
+        deadline: Of all of them, in monotonic seconds.
+        block: Takes their results.
+        queued_at: When they came.
+    """
+
+    __slots__ = ("_block", "_is_over", "deadline", "payloads", "queued_at")
+
+    def __init__(self, payloads: Sequence[bytes], deadline: float, block: Block, queued_at: float) -> None:
+        self.payloads = payloads
+        self.deadline = deadline
+        self.queued_at = queued_at
+        self._block = block
+        self._is_over = False
+        """Whether they have their results, or go on one by one."""
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+    def done(self) -> bool:
+        """True when nobody waits for a result from here."""
+        return self._is_over or self._block.is_left()
+
+    def is_whole(self) -> bool:
+        """Whether all orders still wait."""
+        return not self._is_over and self._block.missing == len(self.payloads)
+
+    def apart(self) -> list[Row]:
+        """Each of them by itself, as they go on from now; none where nobody waits for any."""
+        if self.done():
+            return []
+        self._is_over = True
+        return [
+            Row(payload, self.deadline, _OfBlock(self._block, place), self.queued_at)
+            for place, payload in enumerate(self.payloads)
+        ]
+
+    def set_result(self, result: Outcome) -> None:
+        """None of them gets a score, for this reason."""
+        for row in self.apart():
+            row.resolve(result)
+
+    def resolve(self, result: Outcome) -> bool:
+        """The same where somebody waits; whether that was so."""
+        if self.done():
+            return False
+        self.set_result(result)
+        return True
+
+    def is_worth_sending(self, earliest_useful: float) -> bool:
+        """See `Row`."""
+        if self.deadline < earliest_useful:
+            self.resolve(Outcome.TIMEOUT)
+        return not self.done()
+
+    def put_all(self, scores: Scores) -> None:
+        """Gives each order its usable score."""
+        self._is_over = True
+        self._block.put_all(scores)
+
+
+class _OfBlock:
+    """Takes the result of an order of a block."""
+
+    __slots__ = ("_block", "_has_result", "_place")
+
+    def __init__(self, block: Block, place: int) -> None:
+        self._block = block
+        self._place = place
+        self._has_result = False
+
+    def done(self) -> bool:
+        """True when it has its result, or its caller has gone."""
+        return self._has_result or self._block.is_gone(self._place)
+
+    def set_result(self, result: Result) -> None:
+        """Gives it to the block."""
+        self._has_result = True
+        if isinstance(result, Scored):
+            self._block.put(self._place, result)
+        else:
+            self._block.put_failure(self._place, result)
+
+
+class RowQueue:
+    """Rows of one lane that wait, those with the earliest deadline first."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[float, int, Row | RowBlock]] = []
+        self._came = itertools.count()
+        self._rows = 0
+
+    def __len__(self) -> int:
+        """Rows."""
+        return self._rows
+
+    @property
+    def first_deadline(self) -> float:
+        """Of the next ones, in monotonic seconds; infinite without any."""
+        return self._waiting[0][0] if self._waiting else math.inf
+
+    @property
+    def first_rows(self) -> int:
+        """How many come next, which leave together if they can; 0 without any."""
+        return len(self._waiting[0][2]) if self._waiting else 0
+
+    def push(self, rows: Row | RowBlock) -> None:
+        """Adds some."""
+        self._rows += len(rows)
+        heapq.heappush(self._waiting, (rows.deadline, next(self._came), rows))
+
+    def pop(self) -> Row | RowBlock:
+        """Takes the next ones out."""
+        _, _, rows = heapq.heappop(self._waiting)
+        self._rows -= len(rows)
+        return rows
+
+    def pop_last(self) -> Row | RowBlock:
+        """Takes those out that have the latest deadline."""
+        last = max(self._waiting)
+        self._waiting.remove(last)
+        heapq.heapify(self._waiting)
+        self._rows -= len(last[2])
+        return last[2]
+
+    def clear(self) -> list[Row | RowBlock]:
+        """Takes all out."""
+        waiting, self._waiting, self._rows = [rows for *_, rows in self._waiting], [], 0
+        return waiting

@@ -142,8 +142,8 @@ class Shadow:
         assert model is not None
         if replica is not None:
             payloads = block.rows_of(replica.feature_set)
-            for decision_id, order, view, scored, payload in zip(
-                ids, block.orders, block.views, block.results, payloads, strict=True
+            for decision_id, order, view, score, payload in zip(
+                ids, block.orders, block.views, block.scores, payloads, strict=True
             ):
                 if payload is not None:
                     mirrored = _Mirrored(
@@ -153,7 +153,7 @@ class Shadow:
                         order.side,
                         view.mid,
                         view.snapshot.sequence,
-                        Opinion(model.version, scored.score, model.threshold),
+                        Opinion(model.version, score, model.threshold),
                     )
                     rows.append(Row(payload, math.inf, mirrored))
         self._submit(replica, rows, len(block))

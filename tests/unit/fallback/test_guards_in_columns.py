@@ -37,6 +37,9 @@ class Scores(Block):
     def complete(self) -> None:
         pass
 
+    def is_left(self) -> bool:
+        return False
+
     def is_gone(self, place: int) -> bool:
         return False
 

@@ -164,6 +164,9 @@ class Columns(Block):
     def is_gone(self, place: int) -> bool:
         return False
 
+    def is_left(self) -> bool:
+        return False
+
     def put_failure(self, place: int, result: Any) -> None:
         self.put(place, result)
 
