@@ -36,7 +36,9 @@ LEAST = 10
 _MOST = 64
 """More would wait for each other where the model gets them in several batches."""
 _NEAR_SECONDS = 0.002
-"""By how much their deadlines may differ: a block goes by its earliest one."""
+_NEAR_SHARE = 0.05
+"""By how much their deadlines may differ, in seconds or as a share of the time until the earliest one, by which a block
+goes."""
 
 
 class Blocks:
@@ -117,7 +119,7 @@ class Blocks:
         for model, places in groups.items():
             usual = [place for place in places if views[place] is not None]
             left = len(usual)
-            for near in _near(usual, waiting):
+            for near in _near(usual, waiting, now):
                 left -= len(near)
                 if not self._begin_joint(waiting, orders, views, near, model, now):
                     alone["stage"] += len(near)
@@ -258,12 +260,13 @@ class Blocks:
                 fail(case, error)
 
 
-def _near(places: list[int], waiting: Sequence[Waiting]) -> Iterator[list[int]]:
+def _near(places: list[int], waiting: Sequence[Waiting], now: float) -> Iterator[list[int]]:
     """Those of some orders that are decided in one block: their deadlines are near each other."""
     places.sort(key=lambda place: waiting[place].deadline)
     first = 0
     while len(places) - first >= LEAST:
-        latest = waiting[places[first]].deadline + _NEAR_SECONDS
+        earliest = waiting[places[first]].deadline
+        latest = earliest + max(_NEAR_SECONDS, _NEAR_SHARE * (earliest - now))
         last = first + 1
         while last < len(places) and last - first < _MOST and waiting[places[last]].deadline <= latest:
             last += 1

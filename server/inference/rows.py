@@ -139,7 +139,10 @@ class RowBlock:
 
     def is_whole(self) -> bool:
         """Whether all orders still wait."""
-        return not self._is_over and self._block.missing == len(self.payloads)
+        block = self._block
+        if self._is_over or block.missing < len(self.payloads):
+            return False
+        return not any(map(block.is_gone, range(len(self.payloads))))
 
     def apart(self) -> list[Row]:
         """Each of them by itself, as they go on from now; none where nobody waits for any."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from support.plain_orders import busy_plane, orders_of
 from support.planes import Plane
-from support.scripted_replica import answers
+from support.scripted_replica import Script, answers
 from support.waiting import until
 
 from fallback.order import Order
@@ -46,6 +47,17 @@ class Model:
         self.batches.append(len(rows))
         await self.may_answer.acquire()
         return await answers(0.75, 0.0)(rows)
+
+
+@asynccontextmanager
+async def patient_plane(path: Path, model: Script, **changes: Any) -> AsyncIterator[Plane]:
+    """A server that waits for its model as long as the test takes, however slow the machine is."""
+    async with busy_plane(path, model, answers(0.75), **changes) as p:
+        settings = p.primary.batcher._settings.model_copy(
+            update={"min_patience_seconds": 1_000.0, "max_patience_seconds": 1_000.0}
+        )
+        p.primary.batcher._settings = settings
+        yield p
 
 
 class Embedded:
@@ -92,7 +104,7 @@ async def test_what_comes_while_a_batch_is_under_way_is_one_block_when_that_has_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Model()
-    async with busy_plane(tmp_path, model, answers(0.75)) as p:
+    async with patient_plane(tmp_path, model) as p:
         commits = held_commits(p, monkeypatch)
         first, *later = (orders_of(Random(number), 5) for number in range(4))
         promises = begun(p, first)
@@ -116,7 +128,7 @@ async def test_what_comes_while_a_batch_is_under_way_is_one_block_when_that_has_
 
 async def test_thirty_two_orders_wait_for_no_more(tmp_path: Path) -> None:
     model = Model()
-    async with busy_plane(tmp_path, model, answers(0.75)) as p:
+    async with patient_plane(tmp_path, model) as p:
         promises = begun(p, orders_of(Random(1), 5))
         await turns()
         promises += begun(p, orders_of(Random(2), 31))
@@ -134,7 +146,7 @@ async def test_thirty_two_orders_wait_for_no_more(tmp_path: Path) -> None:
 async def test_no_order_waits_longer_than_its_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering, "_PATIENCE_SECONDS", 0.002)
     model = Model()
-    async with busy_plane(tmp_path, model, answers(0.75)) as p:
+    async with patient_plane(tmp_path, model) as p:
         promises = begun(p, orders_of(Random(1), 5))
         await turns()
         promises += begun(p, orders_of(Random(2), 6))
@@ -146,7 +158,7 @@ async def test_no_order_waits_longer_than_its_patience(tmp_path: Path, monkeypat
 
 
 async def test_orders_wait_for_nobody_where_the_model_is_free(tmp_path: Path) -> None:
-    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+    async with patient_plane(tmp_path, answers(0.75)) as p:
         promises = begun(p, orders_of(Random(1), 2))
         await asyncio.sleep(0)
         assert p.primary.batcher.queued == 2
@@ -155,7 +167,7 @@ async def test_orders_wait_for_nobody_where_the_model_is_free(tmp_path: Path) ->
 
 async def test_an_order_that_has_little_time_waits_for_nobody_and_takes_the_others_along(tmp_path: Path) -> None:
     model = Model()
-    async with busy_plane(tmp_path, model, answers(0.75)) as p:
+    async with patient_plane(tmp_path, model) as p:
         promises = begun(p, orders_of(Random(1), 5))
         await turns()
         others = begun(p, orders_of(Random(2), 4))
@@ -172,7 +184,7 @@ async def test_an_order_that_has_little_time_waits_for_nobody_and_takes_the_othe
 
 async def test_a_caller_that_leaves_while_its_order_waits_gives_its_place_back(tmp_path: Path) -> None:
     model = Model()
-    async with busy_plane(tmp_path, model, answers(0.75)) as p:
+    async with patient_plane(tmp_path, model) as p:
         promises = begun(p, orders_of(Random(1), 5))
         await turns()
         leaver, *others = begun(p, orders_of(Random(2), 5))
@@ -190,7 +202,7 @@ async def test_a_caller_that_leaves_while_its_order_waits_gives_its_place_back(t
 async def test_with_the_embedded_model_first_orders_wait_for_the_commit_that_is_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with busy_plane(tmp_path, answers(0.75), answers(0.75), first_stage="embedded") as p:
+    async with patient_plane(tmp_path, answers(0.75), first_stage="embedded") as p:
         p.embedded.scorer = Embedded()
         commits = held_commits(p, monkeypatch)
         promises = begun(p, orders_of(Random(1), 5))
