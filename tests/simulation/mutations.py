@@ -104,9 +104,9 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the orders of a block are asked of another model than the map chose",
-        "server/decision/blocks.py",
-        "self._begin(orders, views, usual, Budget(arrived, deadline), model, now, self._of_one_call)",
-        'self._begin(orders, views, usual, Budget(arrived, deadline), "default", now, self._of_one_call)',
+        "server/inference/routed.py",
+        "        stage = self._stages.get(block.chosen)\n",
+        '        stage = self._stages.get("default")\n',
         "model:",
         "two_models",
     ),
