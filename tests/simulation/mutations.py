@@ -178,10 +178,11 @@ MUTATIONS: Final = (
     Mutation(
         "a score that is no number decides",
         "server/inference/batcher.py",
-        "if 0.0 <= score <= 1.0:",
-        "if True:",
+        "if not 0.0 <= given.scores[index] <= 1.0:",
+        "if False:",
         "I4:",
         "models",
+        also=(("return bool(scores.min() >= 0.0 and scores.max() <= 1.0)", "return True"),),
     ),
     Mutation(
         "features of an hour ago decide when a caller brings them",

@@ -116,7 +116,7 @@ class DecisionServiceServicer:
 
     def DecideBatch(self, request, context):
         """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
-        fail the others. All orders share the call's deadline. The server processes 64 at a time, and its cap counts from when
+        fail the others. All orders share the call's deadline. The server takes up 256 at a time, and its cap counts from when
         it begins with an order. An order whose own `timeout` has passed when the whole batch is ready is answered
         DEADLINE_EXCEEDED. If too many orders are under way, a batch waits for up to half a second, or for half of the time
         until its deadline, and is decided in smaller parts. If there is no place for any of its orders then, the call is shed.

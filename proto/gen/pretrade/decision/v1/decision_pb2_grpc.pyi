@@ -68,7 +68,7 @@ class DecisionServiceStub:
     """
     DecideBatch: _grpc.UnaryUnaryMultiCallable[_decision_pb2.DecideBatchRequest, _decision_pb2.DecideBatchResponse]
     """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
-    fail the others. All orders share the call's deadline. The server processes 64 at a time, and its cap counts from when
+    fail the others. All orders share the call's deadline. The server takes up 256 at a time, and its cap counts from when
     it begins with an order. An order whose own `timeout` has passed when the whole batch is ready is answered
     DEADLINE_EXCEEDED. If too many orders are under way, a batch waits for up to half a second, or for half of the time
     until its deadline, and is decided in smaller parts. If there is no place for any of its orders then, the call is shed.
@@ -119,7 +119,7 @@ class DecisionServiceAsyncStub(DecisionServiceStub):
     """
     DecideBatch: _aio.UnaryUnaryMultiCallable[_decision_pb2.DecideBatchRequest, _decision_pb2.DecideBatchResponse]  # type: ignore[assignment]
     """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
-    fail the others. All orders share the call's deadline. The server processes 64 at a time, and its cap counts from when
+    fail the others. All orders share the call's deadline. The server takes up 256 at a time, and its cap counts from when
     it begins with an order. An order whose own `timeout` has passed when the whole batch is ready is answered
     DEADLINE_EXCEEDED. If too many orders are under way, a batch waits for up to half a second, or for half of the time
     until its deadline, and is decided in smaller parts. If there is no place for any of its orders then, the call is shed.
@@ -179,7 +179,7 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_decision_pb2.DecideBatchResponse, _abc.Awaitable[_decision_pb2.DecideBatchResponse]]:
         """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
-        fail the others. All orders share the call's deadline. The server processes 64 at a time, and its cap counts from when
+        fail the others. All orders share the call's deadline. The server takes up 256 at a time, and its cap counts from when
         it begins with an order. An order whose own `timeout` has passed when the whole batch is ready is answered
         DEADLINE_EXCEEDED. If too many orders are under way, a batch waits for up to half a second, or for half of the time
         until its deadline, and is decided in smaller parts. If there is no place for any of its orders then, the call is shed.
