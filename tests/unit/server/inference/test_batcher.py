@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from support.batcher_bench import MODEL, ONE_SLOT, Bench, bench, payload, scored, settle
+from support.batcher_bench import MODEL, ONE_SLOT, Bench, Call, bench, payload, scored, settle
 
 from server.inference.batcher import BatcherSettings
 from server.inference.outcome import Outcome

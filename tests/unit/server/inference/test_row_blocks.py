@@ -128,8 +128,9 @@ async def test_a_block_that_is_larger_than_any_batch_leaves_in_several() -> None
 
 async def test_all_of_a_block_are_answered_at_its_deadline_also_those_that_wait_one_by_one() -> None:
     async with bench(WIDE) as b:
-        large, small = submit(b, 1, 10, 0.008), submit(b, 11, 2, 0.006)
+        large = submit(b, 1, 10, 0.008)
         await b.calls(1)
+        small = submit(b, 11, 2, 0.006)
         await asyncio.sleep(0.0065)
         assert small.failed == dict.fromkeys(range(2), Outcome.TIMEOUT)
         await asyncio.sleep(0.002)
