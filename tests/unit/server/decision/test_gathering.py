@@ -17,7 +17,7 @@ from support.planes import Plane
 from support.scripted_replica import Script, answers
 from support.waiting import until
 
-from fallback.order import Order
+from fallback.order import Order, Part
 from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision import blocks as blocks_module
@@ -63,7 +63,8 @@ async def patient_plane(path: Path, model: Script, **changes: Any) -> AsyncItera
 class Embedded:
     """A model in this process that likes every row."""
 
-    name, version, threshold, expires_at, feature_set, parts = "champion", "aa" * 8, 0.5, 0, MF1, ()
+    name, version, threshold, expires_at, feature_set = "champion", "aa" * 8, 0.5, 0, MF1
+    parts: tuple[Part, ...] = ()
 
     def scores_and_parts(self, rows: bytes) -> tuple[NDArray[np.float32], None]:
         return np.full(len(rows) // MF1.row_bytes, 0.75, dtype=np.float32), None
