@@ -120,7 +120,9 @@ class DataPlane:
         chain.on_free(self._gathering.freed)
         self._recorder.on_committed(self._gathering.freed)
         self._results: list[Pending] = []
-        """Those whose first attempt has ended in this turn, or that have an answer."""
+        """Those whose first attempt has ended in this turn."""
+        self._answers: list[Pending] = []
+        """Those that got their answers by themselves in this turn."""
         self._alone: set[asyncio.Task[None]] = set()
         """Of cases that ask the stages by themselves."""
 
@@ -351,23 +353,29 @@ class DataPlane:
                 case.degradations.append(pb.DEGRADATION_CONTROL_STALE)
 
     def _answered(self, case: Pending) -> None:
-        """One of those that were begun together has its result, or one alone its answer; more may follow at once."""
+        """The model has answered one of those that were begun together, or will not; more may follow at once."""
         self._results.append(case)
-        if self._admission.in_flight == 1 and _is_begun(case):
-            self._settle()  # nobody else is here, and this one has been begun for good
-        elif len(self._results) == 1:
+        # What is not asked has met a bug of its stage while it was begun: it is not here for good.
+        self._settle_soon(at_once=bool(case.asked))
+
+    def _settle_soon(self, *, at_once: bool = True) -> None:
+        """Has all cases of this turn go on together, and one that is alone in the server at once."""
+        if at_once and self._admission.in_flight == 1:
+            self._settle()
+        elif len(self._results) + len(self._answers) == 1:
             asyncio.get_running_loop().call_soon(self._settle)
 
     def _settle(self) -> None:
         """Life of a request, second part: the model's scores become answers. Who got none goes on alone."""
-        cases, self._results = [case for case in self._results if _is_begun(case) and not case.future.done()], []
-        with _failing(cases):
+        # What is not asked has met a bug of its stage while it was begun, and is on its way alone.
+        cases, self._results = [case for case in self._results if case.asked and not case.future.done()], []
+        answers, self._answers = [case for case in self._answers if not case.future.done()], []
+        with _failing([*cases, *answers]):
             for case in cases:
-                if case.answer is None:
-                    case.answer = self._chain.settle(case.asked, case)
+                case.answer = self._chain.settle(case.asked, case)
                 if case.answer is None:
                     self._go_alone(case)
-            self._record([case for case in cases if case.answer is not None])
+            self._record([*(case for case in cases if case.answer is not None), *answers])
 
     def _go_alone(self, case: Pending) -> None:
         """Has a case ask the stages by itself, until its caller has gone."""
@@ -380,7 +388,8 @@ class DataPlane:
         with _failing((case,)):
             chain = self._chain
             case.answer = await (chain.go_on(case.asked, case) if case.asked else chain.decide(case))
-            self._answered(case)
+            self._answers.append(case)
+            self._settle_soon()
 
     def _record(self, cases: Sequence[Pending]) -> None:
         """Life of a request, last part: the guards, the audit, and then the reply."""
@@ -420,11 +429,6 @@ def _failing(cases: Sequence[Pending]) -> Iterator[None]:
     except Exception as error:
         for case in cases:
             fail(case, error)
-
-
-def _is_begun(case: Pending) -> bool:
-    """False for a case that met a bug of its stage while it was begun: it is on its way alone."""
-    return bool(case.asked) or case.answer is not None
 
 
 def _goes_the_usual_way(case: Pending) -> bool:
