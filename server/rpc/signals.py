@@ -122,11 +122,11 @@ class Signals:
             async for name, cursor in changes:
                 yield pb.WatchFeaturesResponse(features=self._features(name), cursor=cursor)
 
-    async def watch_json(self, request: pb.WatchFeaturesRequest, call: Call) -> AsyncGenerator[Event]:
+    async def watch_json(self, request: pb.WatchFeaturesRequest, call: Call) -> AsyncGenerator[Sequence[Event]]:
         """The same as JSON."""
         async with aclosing(self._changes(request, call)) as changes:
             async for name, cursor in changes:
-                yield Event(cursor, b'{"features":%s,"cursor":"%s"}' % (self._text(name), cursor.encode()))
+                yield (Event(cursor, b'{"features":%s,"cursor":"%s"}' % (self._text(name), cursor.encode())),)
 
     async def _changes(self, request: pb.WatchFeaturesRequest, call: Call) -> AsyncGenerator[tuple[str, str]]:
         """The instruments that changed, each with the cursor after it."""

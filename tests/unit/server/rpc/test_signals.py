@@ -89,7 +89,7 @@ async def test_a_watcher_who_comes_back_is_not_told_again_of_what_is_old(signals
     put(cache, "A.SIM", 1, now - 3_000_000_000)
     put(cache, "B.SIM", 1, now)
     async with aclosing(signals.watch_json(pb.WatchFeaturesRequest(), Call(None, ()))) as watch:
-        events = [await anext(watch), await anext(watch)]
+        events = [*await anext(watch), *await anext(watch)]
     assert [json.loads(one.text)["features"]["instrument"] for one in events] == ["A.SIM", "B.SIM"]
     assert all(json.loads(one.text)["cursor"] == one.cursor for one in events)
     again = pb.WatchFeaturesRequest(cursor=events[-1].cursor)
