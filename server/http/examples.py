@@ -153,9 +153,9 @@ PARAMETERS: Final[Mapping[str, Mapping[str, Any]]] = {
     "WatchDecisions": {"filter.instruments": [INSTRUMENT]},
 }
 """Values of the parameters of a GET, by method and name."""
-EVENTS: Final[Mapping[str, str]] = {
-    "WatchFeatures": "1767605400250000000",
-    "WatchDecisions": "4242139bdf4712509e9a547eabf223d4:2+1",
+CURSORS: Final[Mapping[str, str]] = {
+    f"{_ADMIN}WatchFeatures": "1767605400250000000",
+    f"{_AUDIT}WatchDecisions": "4242139bdf4712509e9a547eabf223d4:2+1",
 }
 """The place to go on after the event that is shown, by method."""
 
@@ -184,3 +184,13 @@ def answers() -> dict[str, Any]:
     """What a server answered to the first request of each method, by method."""
     found: dict[str, Any] = json.loads(ANSWERS.read_text())
     return found
+
+
+def event(path: str) -> dict[str, Any]:
+    """An event of a method that is watched: what the methods that look once have answered."""
+    found = answers()
+    if path == f"{_ADMIN}WatchFeatures":
+        (signal,) = found[f"{_ADMIN}ListSignals"]["signals"]
+        return {"features": signal["features"], "cursor": CURSORS[path]}
+    (decision,) = found[f"{_AUDIT}ListDecisions"]["decisions"]
+    return {"decision": decision, "cursor": CURSORS[path]}

@@ -25,7 +25,7 @@ from websockets.sync.client import connect
 
 from local.stack.ports import free_ports
 from pretrade.client import operator_token
-from server.http import openapi
+from server.http import examples, openapi
 from server.http.document import FILE
 from server.http.events import SUBPROTOCOL
 from server.journal.reply_status import REPLIED
@@ -157,12 +157,13 @@ def test_the_page_to_try_it_takes_everything_from_this_port_and_runs_no_other_sc
     assert set(re.findall(r'at\("(\w+)"\)', script.text)) <= set(re.findall(r'id="(\w+)"', page.text))
 
 
-def visited(served: Served, path: str, body: str = "", token: str = "") -> dict[str, Any]:
+def visited(served: Served, path: str, body: str = "", token: str = "", **fields: str) -> dict[str, Any]:
     """What the page shows to somebody who sends this."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs node")
     command = [node, str(Path(__file__).parents[1] / "try_page/visitor.js"), served.url, path, body, token]
+    command.append(json.dumps({name.replace("__", "."): value for name, value in fields.items()}))
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     shown: dict[str, Any] = json.loads(done.stdout)
     return shown
@@ -173,24 +174,44 @@ def test_the_page_sends_what_is_typed_and_shows_the_answer(served: Served) -> No
     assert shown["status"].startswith("HTTP 200, ")
     assert json.loads(shown["answer"])["decision"]["order_ref"] == "typed"
     assert shown["offered"][:2] == ["POST /v1/decide", "POST /v1/decide:batch"]
-    (_, first), *_ = openapi.EXAMPLES[DECIDE].values()
+    (_, first), *_ = examples.REQUESTS[DECIDE].values()
     assert json.loads(shown["example"]) == first
     refused = visited(served, "POST /v1/decide", "{")
     assert refused["status"].startswith("HTTP 400, ")
     assert json.loads(refused["answer"])["reason"] == "MALFORMED_REQUEST"
     if served.of_all_services:
-        token = operator_token.path_from(served.group.env).read_text().strip()
+        token = served.shown["authorization"].removeprefix("Bearer ")
         status = visited(served, "POST /pretrade.admin.v1.AdminService/GetStatus", token=token)
         assert json.loads(status["answer"])["ready"] is True
 
 
+def test_the_page_has_fields_for_path_and_query_and_shows_events(served: Served, web: httpx.Client) -> None:
+    if not served.of_all_services:
+        return
+    token = served.shown["authorization"].removeprefix("Bearer ")
+    one = visited(served, "GET /signals/{instrument}", token=token, instrument=INSTRUMENTS[1])
+    assert one["fields"] == ["instrument"]
+    assert [signal["instrument"] for signal in json.loads(one["answer"])["signals"]] == [INSTRUMENTS[1]]
+    several = visited(served, "GET /signals", token=token, instruments=f"{INSTRUMENTS[1]}, {INSTRUMENTS[0]}")
+    assert [signal["instrument"] for signal in json.loads(several["answer"])["signals"]] == [*INSTRUMENTS[::-1]]
+    assert web.post("/v1/decide", json={"order": order("tried", strategy="tried")}).status_code == 200
+    watched = visited(served, "GET /v1/decisions/events", token=token, from_oldest="true", filter__strategies="tried")
+    assert watched["status"] == "Stopped."
+    assert '"order_ref":"tried"' in watched["answer"]
+
+
 @pytest.mark.parametrize(
-    ("path", "name"), [(path, name) for path, examples in openapi.EXAMPLES.items() for name in examples]
+    ("path", "name"),
+    [
+        (path, name)
+        for path in (DECIDE, f"{DECIDE}Batch", "/pretrade.audit.v1.AuditService/ListDecisions")
+        for name in examples.REQUESTS[path]
+    ],
 )
 def test_an_example_of_the_openapi_document_is_answered(
     served: Served, web: httpx.Client, path: str, name: str
 ) -> None:
-    _, request = openapi.EXAMPLES[path][name]
+    _, request = examples.REQUESTS[path][name]
     body = json.dumps(request).replace("BTCUSDT.BINANCE", INSTRUMENTS[0])
     answer = web.post(path, content=body, headers=served.shown)
     if not (served.of_all_services or path.startswith("/pretrade.decision.")):
