@@ -91,8 +91,8 @@ REQUESTS: Final[Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]]] = {
     f"{_ADMIN}ReloadConfiguration": {"rehearsed": ("What a reload would change", _REHEARSED)},
     f"{_ADMIN}StartCanary": {
         "rehearsed": (
-            "What a canary of two steps would change",
-            {"model_version": MODEL, "steps": [0.05, 0.25], **_REHEARSED},
+            "What a canary of three steps would change",
+            {"model_version": MODEL, "steps": [0.05, 0.25, 1.0], **_REHEARSED},
         ),
     },
     f"{_ADMIN}SetCanaryWeight": {"rehearsed": ("What another share would change", {"weight": 0.1, **_REHEARSED})},

@@ -103,7 +103,7 @@ async def page(_: Question) -> Reply:
 
 
 @asynccontextmanager
-async def served(ping_seconds: float = 15.0, **limits: float) -> AsyncIterator[Served]:
+async def served(ping_seconds: float = 15.0, **limits: Any) -> AsyncIterator[Served]:
     watched, metrics = Watched(), DecisionMetrics()
     method = Method(
         name=_METHOD,
