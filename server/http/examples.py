@@ -121,7 +121,7 @@ REQUESTS: Final[Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]]] = {
             "What was traded in a minute",
             {
                 "filter": {
-                    "actions": ["HEARD_ACTION_TRADE"],
+                    "heard_actions": ["HEARD_ACTION_TRADE"],
                     "since": "2026-01-05T09:30:00Z",
                     "until": "2026-01-05T09:31:00Z",
                 },
@@ -149,7 +149,7 @@ REQUESTS: Final[Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]]] = {
 """By method and name, each with its title."""
 PARAMETERS: Final[Mapping[str, Mapping[str, Any]]] = {
     "ListSignals": {"instruments": [INSTRUMENT], "instrument": INSTRUMENT},
-    "WatchFeatures": {"instruments": [INSTRUMENT], "interval": "0.5s"},
+    "WatchFeatures": {"instruments": [INSTRUMENT], "interval": "0.5s", "feature_sets": ["mf1"]},
     "WatchDecisions": {"filter.instruments": [INSTRUMENT]},
 }
 """Values of the parameters of a GET, by method and name."""

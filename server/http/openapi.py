@@ -286,17 +286,16 @@ class _Writer:
         return not _is_stream(method) or f"/{service}/{method.name}" in PATHS
 
     def _schemas(self) -> dict[str, Any]:
-        """One for each message and enum that a method takes or gives, and those of what is no message."""
+        """One for each message and enum that a method takes or gives, and those of what is no message.
+
+        What is watched is asked for by parameters, which need no schema of a message.
+        """
         methods = [
             one for name, service in self._services.items() for one in service.method if self._is_here(name, one)
         ]
-        asked = self._reachable(one.input_type for one in methods)
-        found = {
-            name: self._schema(name, name in asked)
-            for name in sorted(
-                self._reachable(itertools.chain.from_iterable((one.input_type, one.output_type) for one in methods))
-            )
-        }
+        asked = self._reachable(one.input_type for one in methods if not _is_stream(one))
+        told = self._reachable(one.output_type for one in methods)
+        found = {name: self._schema(name, name in asked) for name in sorted(asked | told)}
         return {
             **found,
             "Double": {"anyOf": [{"type": "number", "format": "double"}, _NOT_FINITE]},

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from socket import gethostname
 from typing import Any, Final
 
 import httpx
@@ -24,8 +25,9 @@ from server.http import examples
 pytestmark = pytest.mark.stack
 _ADMIN: Final = "/pretrade.admin.v1.AdminService/"
 _MOST_NAMES: Final = 8
-_OF_A_CANARY: Final = ("SetCanaryWeight", "PromoteCanary", "AbortCanary", "GetCanary", "RollBack")
-"""Methods that need one, under way or ended."""
+_OF_A_CANARY: Final = [f"{_ADMIN}{name}Canary" for name in ("Promote", "Abort", "Get")] + [f"{_ADMIN}SetCanaryWeight"]
+"""Methods that need one under way."""
+_AFTER_A_PROMOTION: Final = f"{_ADMIN}RollBack"
 
 
 @pytest.fixture
@@ -54,6 +56,8 @@ def test_every_example_is_answered_and_what_is_shown_is_an_answer(
     # Replaying and explaining read what was written.
     eventually(lambda: asked(web, "audit.v1.AuditService/GetDecision", {"decision_id": decision_id}), bool)
     ours = {examples.INSTRUMENT: INSTRUMENTS[0], examples.DECISION: decision_id, examples.MODEL: challenger}
+    theirs = {name: one for one, name in ours.items()}
+    theirs |= {INSTRUMENTS[1]: "ETHUSDT.BINANCE", gethostname(): "pretrade-0"}
     answered: dict[str, Any] = {}
     refused: dict[str, str] = {}
 
@@ -62,19 +66,22 @@ def test_every_example_is_answered_and_what_is_shown_is_an_answer(
             answer = web.post(path, content=renamed(json.dumps(request), ours))
             if answer.status_code != 200:
                 refused[title] = answer.text
-            answered.setdefault(path, shortened(json.loads(renamed(answer.text, {v: k for k, v in ours.items()}))))
+            answered.setdefault(path, shortened(json.loads(renamed(answer.text, theirs))))
 
-    of_a_canary = [f"{_ADMIN}{name}" for name in _OF_A_CANARY]
     for path in examples.REQUESTS:
-        if path not in of_a_canary:
+        if path not in (*_OF_A_CANARY, _AFTER_A_PROMOTION):
             ask(path)
-    start = {"model_version": challenger, "steps": [0.05, 1.0], "author": "ann", "reason": "an example"}
-    assert asked(web, "admin.v1.AdminService/StartCanary", start)
-    for path in of_a_canary:
+    why = {"author": "ann", "reason": "an example"}
+    assert asked(web, "admin.v1.AdminService/StartCanary", {"model_version": challenger, "steps": [0.05, 1.0], **why})
+    for path in _OF_A_CANARY:
         ask(path)
+    assert asked(web, "admin.v1.AdminService/AbortCanary", why)
+    assert asked(web, "admin.v1.AdminService/SetModelAlias", {"alias": "previous", "model_version": challenger, **why})
+    ask(_AFTER_A_PROMOTION)
     assert not refused
     if os.environ.get("TEST_OPENAPI") == "docs":
-        examples.ANSWERS.write_text(json.dumps(answered, indent=1) + "\n")
+        in_order = {path: answered[path] for path in examples.REQUESTS}
+        examples.ANSWERS.write_text(json.dumps(in_order, indent=1, ensure_ascii=False) + "\n")
     shown = examples.answers()
     assert shown.keys() == examples.REQUESTS.keys()
     for path, answer in shown.items():
