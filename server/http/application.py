@@ -249,6 +249,8 @@ class HttpApplication:
         assert method.watch is not None
         call.is_unary = False
         if scope["type"] == "http":
+            # Nothing follows a watch, nor what refuses it: the port closes the connection a little later.
+            answer.headers.append((b"connection", b"close"))
             await self._body(call, b"")  # it means nothing, and whoever still sends would not be seen to go
             framing: Framing = EventStream(answer.headers)
         else:

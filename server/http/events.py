@@ -93,7 +93,6 @@ class EventStream:
             (b"content-type", b"text/event-stream"),
             (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),  # nginx would keep events back until there are many
-            (b"connection", b"close"),  # nothing follows a watch
             *self._headers,
         ]
         yield {"type": "http.response.start", "status": 200, "headers": headers}

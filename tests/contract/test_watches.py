@@ -339,6 +339,7 @@ async def test_what_is_refused_before_it_begins_is_a_problem_like_any_other() ->
         async with httpx.AsyncClient() as client:
             answer = await client.get(server.web)
         assert (answer.status_code, answer.headers["content-type"]) == (429, "application/problem+json")
+        assert answer.headers["connection"] == "close", "the port closes it: another call on it would be lost"
         with pytest.raises(websockets.InvalidStatus) as refused:
             await websockets.connect(server.socket)
         assert refused.value.response.status_code == 429

@@ -26,11 +26,14 @@ from server.rpc.call import Call
 from server.rpc.signals import MOST_WATCHERS, Signals
 
 _NAMES = ("A.SIM", "B.SIM")
+_MAX_AGE_SECONDS = 3_600.0
+"""A machine with other work takes long to start the process that reads."""
+_SETTINGS = FeatureCacheSettings(ttl_seconds=_MAX_AGE_SECONDS)
 
 
 @pytest.fixture
 def cache() -> FeatureCache:
-    return FeatureCache("redis://127.0.0.1:1/0", FeatureCacheSettings(), _NAMES)
+    return FeatureCache("redis://127.0.0.1:1/0", _SETTINGS, _NAMES)
 
 
 @pytest.fixture
@@ -43,7 +46,9 @@ def others() -> dict[str, FeatureCache]:
 async def signals(tmp_path: Path, cache: FeatureCache, others: dict[str, FeatureCache]) -> AsyncIterator[Signals]:
     task = Task(journal=tmp_path / "journal.db", database_url=f"sqlite:///{tmp_path / 'audit.db'}", model_store=None)
     async with ReadingProcess("reads", task) as process:
-        yield Signals(cache, others, _NAMES, 5.0, Reading("lookups", process), time.monotonic, time.time_ns)
+        yield Signals(
+            cache, others, _NAMES, _MAX_AGE_SECONDS, Reading("lookups", process), time.monotonic, time.time_ns
+        )
 
 
 def put(cache: FeatureCache, name: str, sequence: int, published_ns: int | None = None) -> None:
@@ -108,7 +113,7 @@ async def test_a_watcher_who_does_not_read_skips_and_is_counted(cache: FeatureCa
     task = Task(journal=tmp_path / "journal.db", database_url="sqlite://", model_store=None)
     ahead = 0.0
     lookups = Reading("lookups", ReadingProcess("reads", task))
-    signals = Signals(cache, {}, _NAMES, 5.0, lookups, lambda: time.monotonic() + ahead, time.time_ns)
+    signals = Signals(cache, {}, _NAMES, _MAX_AGE_SECONDS, lookups, lambda: time.monotonic() + ahead, time.time_ns)
     put(cache, "A.SIM", 1)
     request = pb.WatchFeaturesRequest(instruments=["A.SIM"])
     request.interval.FromMilliseconds(100)
@@ -154,7 +159,7 @@ async def test_other_sets_are_shown_and_watched_by_their_ids(
     request = pb.WatchFeaturesRequest(instruments=["A.SIM"], feature_sets=["mixed", "mf1"])
     with pytest.raises(UnknownSubjectError, match=r'feature_sets: .*"mixed"; it follows mf1$'):
         await anext(signals.watch(request, Call(None, ())))
-    mixed = others["mixed"] = FeatureCache("redis://127.0.0.1:1/0", FeatureCacheSettings(), _NAMES, MIXED)
+    mixed = others["mixed"] = FeatureCache("redis://127.0.0.1:1/0", _SETTINGS, _NAMES, MIXED)
     (signal,) = (await signals.list(pb.ListSignalsRequest(instruments=["A.SIM"]))).signals
     (missing,) = signal.other_features
     assert (missing.vector_version, missing.problem, missing.usable) == (MIXED.version, "no features", False)
