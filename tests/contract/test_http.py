@@ -33,6 +33,7 @@ from server.journal.reply_status import REPLIED
 pytestmark = pytest.mark.stack
 DECIDE: Final = "/pretrade.decision.v1.DecisionService/Decide"
 _MAX_BYTES: Final = 1_048_576
+_PATIENCE_SECONDS: Final = 60.0
 _PROBLEM: Final = "application/problem+json"
 _ORIGIN: Final = "https://desk.example.com"
 
@@ -72,7 +73,8 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def web(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url) as web:
+    # The process that reads the audit starts with the first question, which takes long on a machine with other work.
+    with httpx.Client(base_url=served.url, timeout=_PATIENCE_SECONDS) as web:
         yield web
 
 
@@ -164,7 +166,7 @@ def visited(served: Served, path: str, body: str = "", token: str = "", **fields
         pytest.skip("needs node")
     command = [node, str(Path(__file__).parents[1] / "try_page/visitor.js"), served.url, path, body, token]
     command.append(json.dumps({name.replace("__", "."): value for name, value in fields.items()}))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True)
     shown: dict[str, Any] = json.loads(done.stdout)
     return shown
 
@@ -377,7 +379,7 @@ _WITH_ALL_SERVICES: Final = pytest.mark.parametrize(
 def watching(served: Served, **query: str) -> Iterator[Iterator[str]]:
     """The lines of a watch of decisions, from the first one on."""
     with (
-        httpx.Client(base_url=served.url, timeout=60.0) as web,
+        httpx.Client(base_url=served.url, timeout=_PATIENCE_SECONDS) as web,
         web.stream("GET", _EVENTS, params=query, headers=served.shown) as answer,
     ):
         assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream")
@@ -422,7 +424,7 @@ def test_a_websocket_has_the_same_events(served: Served, web: httpx.Client) -> N
     with watching(served) as lines, connect(url, subprotocols=offered, additional_headers=page) as socket:
         assert socket.subprotocol == SUBPROTOCOL
         assert web.post("/v1/decide", json={"order": order("s-1")}).status_code == 200
-        event = json.loads(socket.recv(timeout=60.0))
+        event = json.loads(socket.recv(timeout=_PATIENCE_SECONDS))
         assert (event["cursor"], event["decision"]["packet"]["order"]["order_ref"]) == next_event(lines)
         served.wait_for_watchers(2)
     served.wait_for_watchers(0)

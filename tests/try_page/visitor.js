@@ -55,6 +55,7 @@ async function visit() {
   const fields = new Map(at("fields").children.map(({ children: [label] }) => [label.children[0].split(" ")[0], label.children[1]]));
   for (const [name, value] of Object.entries(JSON.parse(typed))) fields.get(name).value = value;
   at("token").value = token;
+  at("timeout").value = "60S";  // the machine may have other work
   at("call").tell("submit");
   await until(() => !at("send").disabled || at("answer").textContent.includes("data: "));
   if (!at("stop").disabled) at("stop").tell("click");
