@@ -76,8 +76,8 @@ simulate: setup  ## seeds of a simulated server, until its time is up or a seed 
 simulate-mutations: setup  ## takes one protection after another out of a copy of the source; the simulation must find each (ARGS='key')
 	PYTHONPATH=tests $(BIN)/python -m simulation.mutations $(ARGS)
 
-fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge, the lane and the reader of orders, so long each (SECONDS=60)
-	for target in framing asgi lane orders; do PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
+fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge, the lane, JSON, queries and the reader of orders, so long each (SECONDS=60)
+	for target in framing asgi lane json query orders; do PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
 
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k cluster' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)

@@ -96,7 +96,7 @@ def bench_costs(
     """Measure what each optional part of a decision costs, and where its CPU goes, by process and thread.
 
     Servers that differ in one thing are loaded in turn: no-shadow-rows, tenth-of-shadow-rows, no-score-pairs, audit-os,
-    audit-off, and unobserved (no metrics, traces or logs).
+    audit-off, no-http (no HTTP port), watched (by HTTP, all that may), and unobserved (no metrics, traces or logs).
     """
     from local.bench.costs import VARIANTS, run_cost_bench  # noqa: PLC0415
 

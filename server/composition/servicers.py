@@ -65,6 +65,7 @@ def open_servicers(
     )
     signals = Signals(
         base.feature_cache,
+        path.other_caches,
         settings.instruments,
         settings.features.max_age_seconds,
         audit.lookups,

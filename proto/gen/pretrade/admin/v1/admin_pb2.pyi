@@ -3158,6 +3158,7 @@ class Signal(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     AGE_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
+    OTHER_FEATURES_FIELD_NUMBER: _builtins.int
     instrument: _builtins.str
     """The instrument."""
     @_builtins.property
@@ -3172,6 +3173,10 @@ class Signal(_message.Message):
     def decision(self) -> _audit_pb2.AuditedDecision:
         """The newest decision of the last 24 hours, by any process of any server that shares the audit database; absent without."""
 
+    @_builtins.property
+    def other_features(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstrumentFeatures]:
+        """What is known of the other sets that models of this server take and that a feature worker computes."""
+
     def __init__(
         self,
         *,
@@ -3179,10 +3184,11 @@ class Signal(_message.Message):
         features: Global___InstrumentFeatures | None = ...,
         age: _duration_pb2.Duration | None = ...,
         decision: _audit_pb2.AuditedDecision | None = ...,
+        other_features: _abc.Iterable[Global___InstrumentFeatures] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "decision", b"decision", "features", b"features"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "decision", b"decision", "features", b"features", "instrument", b"instrument"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "decision", b"decision", "features", b"features", "instrument", b"instrument", "other_features", b"other_features"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3190,7 +3196,9 @@ Global___Signal: _TypeAlias = Signal  # noqa: Y015
 
 @_typing.final
 class InstrumentFeatures(_message.Message):
-    """The features of an instrument, of the set `mf1`."""
+    """The features of an instrument, of one set: of those that it computes itself, and not of those that it takes from
+    another set or from the caller.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -3232,7 +3240,7 @@ class InstrumentFeatures(_message.Message):
     problem: _builtins.str
     """Why not; empty when usable."""
     vector_version: _builtins.str
-    """Feature set and fingerprint, for example `mf1/5c6f81d2`; empty without features."""
+    """Feature set and fingerprint, for example `mf1/5c6f81d2`."""
     sequence: _builtins.int
     """Increases with every vector of the instrument."""
     book: Global___BookState.ValueType
@@ -3294,6 +3302,7 @@ class WatchFeaturesRequest(_message.Message):
     INSTRUMENTS_FIELD_NUMBER: _builtins.int
     INTERVAL_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    FEATURE_SETS_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """Go on after the event that carried this `cursor`: instruments that have had no other features since are passed over at
     first. A vector may come twice. Empty to begin anew.
@@ -3306,16 +3315,21 @@ class WatchFeaturesRequest(_message.Message):
     def interval(self) -> _duration_pb2.Duration:
         """How often to look for changes, 0.1 s to 60 s; absent for 1 s."""
 
+    @_builtins.property
+    def feature_sets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of these sets, such as `mf1`; empty for `mf1` alone. Besides it a server follows those that its models take."""
+
     def __init__(
         self,
         *,
         instruments: _abc.Iterable[_builtins.str] | None = ...,
         interval: _duration_pb2.Duration | None = ...,
         cursor: _builtins.str = ...,
+        feature_sets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "instruments", b"instruments", "interval", b"interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "feature_sets", b"feature_sets", "instruments", b"instruments", "interval", b"interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3333,7 +3347,7 @@ class WatchFeaturesResponse(_message.Message):
     """Where to go on after a broken stream."""
     @_builtins.property
     def features(self) -> Global___InstrumentFeatures:
-        """Of one instrument."""
+        """Of one instrument and one set."""
 
     def __init__(
         self,

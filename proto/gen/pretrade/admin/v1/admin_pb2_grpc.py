@@ -415,7 +415,7 @@ class AdminServiceServicer:
 
     def ListSignals(self, request, context):
         """What the server knows of its instruments now: the features of each, and its newest decision.
-        NOT_FOUND: the server does not follow one of them.
+        NOT_FOUND: the server does not follow one of the instruments.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -423,7 +423,8 @@ class AdminServiceServicer:
 
     def WatchFeatures(self, request, context):
         """The features of instruments as they change: at first those of each, and then the newest of each one that has others
-        since. A slow reader gets the newest, and not what it missed. NOT_FOUND as above; RESOURCE_EXHAUSTED: too many watch.
+        since. A slow reader gets the newest, and not what it missed. NOT_FOUND: the server does not follow one of the
+        instruments or sets. RESOURCE_EXHAUSTED: too many watch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

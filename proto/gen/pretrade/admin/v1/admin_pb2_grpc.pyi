@@ -124,11 +124,12 @@ class AdminServiceStub:
     """Points an alias at a version."""
     ListSignals: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListSignalsRequest, _admin_pb2.ListSignalsResponse]
     """What the server knows of its instruments now: the features of each, and its newest decision.
-    NOT_FOUND: the server does not follow one of them.
+    NOT_FOUND: the server does not follow one of the instruments.
     """
     WatchFeatures: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchFeaturesRequest, _admin_pb2.WatchFeaturesResponse]
     """The features of instruments as they change: at first those of each, and then the newest of each one that has others
-    since. A slow reader gets the newest, and not what it missed. NOT_FOUND as above; RESOURCE_EXHAUSTED: too many watch.
+    since. A slow reader gets the newest, and not what it missed. NOT_FOUND: the server does not follow one of the
+    instruments or sets. RESOURCE_EXHAUSTED: too many watch.
     """
 
 @_typing.type_check_only
@@ -227,11 +228,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Points an alias at a version."""
     ListSignals: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListSignalsRequest, _admin_pb2.ListSignalsResponse]  # type: ignore[assignment]
     """What the server knows of its instruments now: the features of each, and its newest decision.
-    NOT_FOUND: the server does not follow one of them.
+    NOT_FOUND: the server does not follow one of the instruments.
     """
     WatchFeatures: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchFeaturesRequest, _admin_pb2.WatchFeaturesResponse]  # type: ignore[assignment]
     """The features of instruments as they change: at first those of each, and then the newest of each one that has others
-    since. A slow reader gets the newest, and not what it missed. NOT_FOUND as above; RESOURCE_EXHAUSTED: too many watch.
+    since. A slow reader gets the newest, and not what it missed. NOT_FOUND: the server does not follow one of the
+    instruments or sets. RESOURCE_EXHAUSTED: too many watch.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -477,7 +479,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListSignalsResponse, _abc.Awaitable[_admin_pb2.ListSignalsResponse]]:
         """What the server knows of its instruments now: the features of each, and its newest decision.
-        NOT_FOUND: the server does not follow one of them.
+        NOT_FOUND: the server does not follow one of the instruments.
         """
 
     @_abc_1.abstractmethod
@@ -487,7 +489,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.WatchFeaturesResponse], _abc.AsyncIterator[_admin_pb2.WatchFeaturesResponse]]:
         """The features of instruments as they change: at first those of each, and then the newest of each one that has others
-        since. A slow reader gets the newest, and not what it missed. NOT_FOUND as above; RESOURCE_EXHAUSTED: too many watch.
+        since. A slow reader gets the newest, and not what it missed. NOT_FOUND: the server does not follow one of the
+        instruments or sets. RESOURCE_EXHAUSTED: too many watch.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
