@@ -73,6 +73,7 @@ LABELS: Final = {
     "status": "the contract's `ExplanationStatus`",
     "turn": "what can happen to a canary, from `started` to `aborted`",
     "verdict": "`no_evidence`, `better_or_equal`, `worse`",
+    "why": "from `lone` to `bug`; [sizing](sizing.md#orders-that-are-decided-one-by-one) explains each",
     "window": "over which it was measured, like `300s`",
 }
 """Every label there is, and what bounds its values: never an order, a strategy or a caller."""

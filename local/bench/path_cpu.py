@@ -1,10 +1,11 @@
 """The CPU that a decision takes on the event loop and in the journal's thread, without network and model servers.
 
-The request path is the server's own, from the serialised request to the serialised reply, with a journal on disk. What
-stands for the model servers answers every batch after two milliseconds, and takes no CPU for it. A second model takes a
-set of its own, with features of `mf1`, computed ones and one that callers may bring, and decides the orders of one
-strategy of three. Run it as
-`python -m local.bench.path_cpu`; `PRETRADE_COMPILED=0` measures the pure twins.
+The request path is the server's own, from the serialised request to the serialised reply, with a journal on disk; see
+`path_server.py`.
+
+What comes by Envoy's lane passes its filter and the lane itself. Calls come in bursts, and a burst comes again when all
+of it was answered. Run it as `python -m local.bench.path_cpu`; `PRETRADE_COMPILED=0` measures the pure twins, among
+which there is no lane.
 """
 
 from __future__ import annotations
@@ -13,80 +14,32 @@ import asyncio
 import itertools
 import json
 import math
-import os
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Annotated, Any, Final
 
-import numpy as np
 import typer
 import uvloop
 
-from fallback.budget import BudgetSettings
-from fallback.cached_score import CachedScores, CachedScoreSettings
-from fallback.chain import Chain
-from fallback.guards import Guards, GuardSettings
-from fallback.model_limits import LimitGuards, limits_of
-from fallback.rules import RulesBaseline, RulesSettings
-from feature_cache import feature_sets, features
-from feature_cache.feature_set import FeatureSet
-from feature_cache.features import MF1
-from feature_cache.store.codec import BookState, FeatureSnapshot, encode
-from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
-from feature_cache.token_bucket import TokenBuckets
-from pretrade.admin.v1 import admin_pb2
+from feature_cache.compiled import compiled
+from local.bench.fake_envoy import LANE, fake_envoy
+from local.bench.lane_callers import LaneCallers
+from local.bench.path_server import INSTRUMENTS, Server, open_server
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.canary.burn import Objective, SloSettings
-from server.control.file import ControlFile
-from server.control.state import ControlSettings, ControlState
-from server.decision.admission import Admission, AdmissionSettings
-from server.decision.convert import OrderReader
-from server.decision.idempotency import IdempotencyWindow
-from server.decision.ids import uuid7_source
-from server.decision.markets import Markets
-from server.decision.metrics import DecisionMetrics
-from server.decision.other_sets import OtherSets
-from server.decision.packets import PacketWriter
-from server.decision.plane import DataPlane, Observers
-from server.decision.recorder import Recording
-from server.decision.replies import Replies
-from server.decision.reports import DecisionReports
-from server.decision.shared_keys import SharedKeys, make_memory
-from server.inference.batcher import BatcherSettings
-from server.inference.breaker import BreakerSettings
-from server.inference.champion import Champion
-from server.inference.embedded_check import EmbeddedCheck, EmbeddedSettings
-from server.inference.model_map import MapRule, ModelMap
-from server.inference.model_names import DEFAULT
-from server.inference.pool import Pool
-from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
-from server.inference.retry_budget import RetryBudget, RetrySettings
-from server.inference.routed import RoutedScores, RoutedShadow, RoutedStage
-from server.inference.shadow import Shadow
-from server.inference.wire import ModelIdentity, ScoreBatch
-from server.journal.journal import Durability, Journal, JournalSettings
+from server.journal.journal import Durability
 from server.process.garbage import spare_the_hot_path
 from server.rpc.call import Call
-from server.rpc.call_context import CallContexts
-from server.rpc.decision import DecisionServicer, StreamSettings
-from server.security.orders import OrderAccess
-from server.security.refusals import Refusals
-from server.telemetry.decision_log import DecisionLogSettings, decision_log
-from server.timing.loop_lag import LoopLag
+from server.rpc.decision import DecisionServicer
+from server.rpc.framing import PREFIX_BYTES, framed
 
-_INSTRUMENTS: Final = tuple(f"COIN{number}USDT.SIM" for number in range(10))
-_MARKET_SECONDS: Final = 0.05
-_MODEL_SECONDS: Final = 0.002
-_CAP_SECONDS: Final = 10.0
-"""Long: a decision that a busy machine holds up is measured as well."""
 _ALLOWED_SECONDS: Final = 9.0
+_LANE: Final = "lane"
+_LANE_CALLERS: Final = 64
 _KINDS: Final = 100
 """Different orders."""
 _LOOK_EVERY: Final = 1_000
@@ -107,208 +60,17 @@ _METADATA: Final = (
 )
 """As a call in Envoy brings it."""
 
-_VERSION: Final = "ab" * 8
-_SECOND_VERSION: Final = "cd" * 8
-_SECOND: Final = "second"
-_ROLES: Final = ("primary", "secondary", "challenger")
-_SETS: Final = """
-from feature_cache.feature_set import CALLER, Feature, FeatureSet
-from feature_cache.feature_sets import ComputedSet
-
-FEATURE_SETS = [ComputedSet(FeatureSet("bench", (
-    Feature("spread_bps", "bps", "Copied.", 0.0, source="mf1"),
-    Feature("imbalance_l5", "", "Copied.", -1.0, 1.0, signed=True, source="mf1"),
-    Feature("weighted_mid_bps", "bps", "Copied.", signed=True, source="mf1"),
-    Feature("momentum_bps", "bps", "Computed.", signed=True),
-    Feature("flow", "", "Computed.", -1.0, 1.0, signed=True),
-    Feature("urgency", "", "Brought.", 0.0, 1.0, source=CALLER),
-)), object)]
-"""
-
 Usage = dict[str, float]
-"""Microseconds of CPU a decision, by thread; decisions a second, rows a batch of the primary, and the share of the
-decisions that are its own, of those that were looked at. On a machine with other work some may be later stages'."""
-
-
-class _Model(Replica):
-    """Answers each batch after some time, whatever is in it."""
-
-    def __init__(
-        self, name: str, lag: LoopLag, under_way: Callable[[], int], version: str = _VERSION, of: FeatureSet = MF1
-    ) -> None:
-        limits = ReplicaLimits(ReplicaSettings(warm_up_seconds=0.0), BatcherSettings(), BreakerSettings())
-        clock = time.monotonic
-        super().__init__(
-            name,
-            "nowhere",
-            "champion",
-            None,
-            limits,
-            clock=clock,
-            random=lambda: 0.5,
-            stalled_seconds=lag.stalled_seconds,
-            under_way=under_way,
-        )
-        self._identity = ModelIdentity("champion", version, 0.5, 0, of)
-
-    @property
-    def feature_set(self) -> FeatureSet:
-        """That of its model."""
-        return self._identity.feature_set
-
-    async def _score(self, rows: list[bytes], traceparent: str = "") -> ScoreBatch:
-        await asyncio.sleep(_MODEL_SECONDS)
-        return ScoreBatch(self._identity, np.full(len(rows), 0.75, dtype=np.float32))
-
-
-async def _open(
-    stack: AsyncExitStack, folder: Path, durability: Durability, limited: int, endpoints: int, models: int
-) -> tuple[DecisionServicer, list[_Model]]:
-    clock, new_id = time.monotonic, uuid7_source()
-    lag, budget = LoopLag(clock), BudgetSettings(cap_seconds=_CAP_SECONDS)
-    journal = await stack.enter_async_context(
-        Journal(JournalSettings(path=folder / "journal.db", durability=durability))
-    )
-    replies = await stack.enter_async_context(Replies(journal, clock))
-    control = ControlState(
-        ControlSettings(), ControlFile(folder / "control.json"), {}, journal, "bench", new_id,
-        time.time_ns, clock,
-    )  # fmt: skip
-    admission = Admission(AdmissionSettings(max_in_flight=4_096), clock)
-    primaries = [_Model(f"primary-{one}", lag, lambda: admission.in_flight) for one in range(1, endpoints + 1)]
-    secondary, challenger = (_Model(name, lag, lambda: admission.in_flight) for name in ("secondary", "challenger"))
-    primary = primaries[0] if endpoints == 1 else Pool("primary", primaries, Random(0).random)  # noqa: S311
-    for model in (*primaries, secondary, challenger):
-        stack.push_async_callback(model.batcher.close)
-    keys = make_memory(1_000)
-    stack.callback(os.close, keys)
-    cache = FeatureCache("redis://unused", FeatureCacheSettings(), _INSTRUMENTS)
-    second = _second_set(folder) if models > 1 else None
-    others = None if second is None else FeatureCache("redis://unused", FeatureCacheSettings(), _INSTRUMENTS, second)
-    market = asyncio.create_task(_market(cache, *(() if others is None else (others,))))
-    lagging = asyncio.create_task(lag.run())
-    stack.callback(market.cancel)
-    stack.callback(lagging.cancel)
-    await asyncio.sleep(0)
-    metrics = DecisionMetrics()
-    cached_scores = CachedScores(CachedScoreSettings(), clock)
-    reports = DecisionReports(
-        (stack.enter_context(decision_log(DecisionLogSettings(one_in=0, slow_seconds=10), everything=False)),)
-    )
-    champion = Champion(primary, secondary, RetryBudget(RetrySettings(), clock), False, budget, clock, lambda: 0.5)
-    shadow = Shadow([challenger], (primary, secondary))
-    stages: Any = {"model": champion, "cached_score": cached_scores}
-    routed: Any = (cached_scores, shadow)
-    other_sets = model_map = None
-    if second is not None and others is not None:
-        own = [_Model(f"{_SECOND}/{one}", lag, lambda: admission.in_flight, _SECOND_VERSION, second) for one in _ROLES]
-        for model in own:
-            stack.push_async_callback(model.batcher.close)
-        budgets = RetryBudget(RetrySettings(), clock)
-        its = Champion(own[0], own[1], budgets, False, budget, clock, lambda: 0.5)
-        model_map = ModelMap()
-        model_map.set((MapRule(strategy="vwap", model=_SECOND),))
-        scores = RoutedScores({DEFAULT: cached_scores, _SECOND: CachedScores(CachedScoreSettings(), clock)}, model_map)
-        stages = {
-            "model": RoutedStage({DEFAULT: champion, _SECOND: its}, model_map, pb.STAGE_PRIMARY),
-            "cached_score": scores,
-        }
-        routed = scores, RoutedShadow({DEFAULT: shadow, _SECOND: Shadow([own[2]], own[:2])}, model_map)
-        other_sets = OtherSets(
-            lambda: {DEFAULT: (MF1,), _SECOND: (second,)}, lambda _: others, 1.0, clock, model_map.of
-        )
-        other_sets.look()
-        primaries.append(own[0])
-    stages["rules"] = RulesBaseline(RulesSettings(), clock)
-    dataplane = DataPlane(
-        admission=admission,
-        idempotency=IdempotencyWindow(clock, SharedKeys(keys, 60.0, clock)),
-        markets=Markets(cache, 1.0, clock, other_sets),
-        chain=Chain(stages, ("model", "cached_score", "rules"), clock),
-        cached_scores=routed[0],
-        guards=Guards(GuardSettings(), lambda: admin_pb2.TRADING_STATE_ACTIVE, clock, time.time, _limits(limited)),
-        recording=Recording(journal, replies, PacketWriter("bench", "hash", durability.value, control), new_id),
-        shadow=routed[1],
-        control=control,
-        observers=Observers(
-            metrics,
-            Objective(SloSettings(), budget.cap_seconds),
-            reports,
-            lag,
-            EmbeddedCheck(primary, EmbeddedSettings(), lambda: 0.5, clock),
-        ),
-        budget_settings=budget,
-        clock=clock,
-        models=model_map,
-    )
-    explaining: Any = None  # nobody asks for an explanation
-    servicer = DecisionServicer(
-        dataplane,
-        OrderReader(_INSTRUMENTS),
-        metrics,
-        StreamSettings(),
-        CallContexts(tracing=False),
-        reports,
-        explaining,
-        clock,
-        OrderAccess(
-            TokenBuckets(math.inf, 1.0, clock),
-            Refusals(journal.append, TokenBuckets(0.0, 1.0, clock), "", time.time_ns),
-        ),
-    )
-    return servicer, primaries
-
-
-def _limits(limited: int) -> LimitGuards | None:
-    """Both guards that hold a model to its limits, of a model that looks at so many features; None for 0."""
-    if not limited:
-        return None
-    described = {
-        "features": features.MF1.names[:limited],
-        "patterns": [0],
-        "low": [-1e9] * limited,
-        "high": [1e9] * limited,
-        "values": [[float(one) for one in range(-18, 18)]] * limited,
-        "scores": [[one / 6 for one in range(-18, 18)]] * limited,
-        "whitening": np.eye(limited).tolist(),
-        "distance": 1e9,
-        "most_same": [2**60] * limited,
-        "most_turned": [1e18] * limited,
-    }
-    limits = limits_of({"band": {"low": 0.1, "high": 0.2}, "domain": described})
-    return LimitGuards(lambda _: limits, lambda: True, lambda: True)
-
-
-def _second_set(folder: Path) -> FeatureSet:
-    """The set of the second model, which this process then knows."""
-    (folder / "sets.py").write_text(_SETS)
-    found = feature_sets.load(folder / "sets.py").by_id("bench")
-    assert found is not None
-    return found.feature_set
-
-
-async def _market(cache: FeatureCache, *others: FeatureCache) -> None:
-    """Brings a new vector of every instrument, again and again."""
-    values = np.zeros(len(features.MF1), dtype=np.float32)
-    for sequence in itertools.count(1):
-        now = time.time_ns()
-        for name in _INSTRUMENTS:
-            snapshot = FeatureSnapshot(
-                name, sequence, now, now, now, now, 0, 99.5, 100.5, BookState.VALID, values + np.float32(sequence % 7)
-            )
-            snapshot.values[features.MF1.index["book_age_ms"]] = 0.0
-            cache.accept(encode(snapshot))
-            for other in others:
-                own = np.zeros(len(other.feature_set), dtype=np.float32)
-                other.accept(encode(replace(snapshot, values=own, feature_set=other.feature_set)))
-        await asyncio.sleep(_MARKET_SECONDS)
+"""Microseconds of CPU a decision, by thread; decisions a second, rows a batch of the primary, the share of the
+decisions that are its own, of those that were looked at, the share that was made in columns, and the orders of a block.
+On a machine with other work some may be later stages'."""
 
 
 def _orders(count: int) -> list[pb.Order]:
     return [
         pb.Order(
             order_ref=f"order-{number}",
-            instrument=_INSTRUMENTS[number % len(_INSTRUMENTS)],
+            instrument=INSTRUMENTS[number % len(INSTRUMENTS)],
             side=pb.SIDE_BUY if number % 2 else pb.SIDE_SELL,
             quantity=0.05 + number / 1_000,
             limit_price=100.0 if number % 3 else None,
@@ -337,9 +99,11 @@ class _Methods:
 class _Load:
     """Callers that ask again as soon as they are answered."""
 
-    def __init__(self, servicer: DecisionServicer) -> None:
-        self._servicer = servicer
-        self._methods = _Methods(servicer).handlers
+    def __init__(self, server: Server) -> None:
+        self._servicer = server.servicer
+        self._metrics = server.metrics
+        self._methods = _Methods(server.servicer).handlers
+        self._edge: LaneCallers | None = None
         self.answered = 0
         self.looked_at = 0
         self.by_primary = 0
@@ -353,6 +117,29 @@ class _Load:
             self.answered += 1
             if not self.answered % _LOOK_EVERY:
                 self._look(pb.DecideResponse.FromString(answer).decision)
+
+    async def lane(self, size: int, number: int) -> None:
+        """So many callers of `Decide` in Envoy's lane, who ask together."""
+        if self._edge is None:
+            self._edge = LaneCallers(fake_envoy(), self._servicer, self._metrics, round(_ALLOWED_SECONDS))
+        wires = [framed(pb.DecideRequest(order=order).SerializeToString()) for order in _orders(_LANE_CALLERS)]
+        burst = self._edge.burst(wires[number * size : (number + 1) * size])
+        while True:
+            await self._edge.ask(burst, size)
+            self.answered += size
+            answer = dict(burst.call(0).sent)["D"]
+            self._look(pb.DecideResponse.FromString(answer[PREFIX_BYTES:]).decision)
+            burst.forget()
+
+    @property
+    def edge_seconds(self) -> float:
+        """CPU of Envoy's worker so far, which the thread of the event loop has spent."""
+        return 0.0 if self._edge is None else self._edge.worker_seconds
+
+    def close(self) -> None:
+        """Frees what it has."""
+        if self._edge is not None:
+            self._edge.close()
 
     async def batch(self, rows: int) -> None:
         """A caller of `DecideBatch` with so many orders."""
@@ -395,14 +182,30 @@ def _deadline() -> float:
     return time.monotonic() + _ALLOWED_SECONDS
 
 
+def _in_bursts(size: int) -> tuple[int, Callable[[_Load, int], Awaitable[None]]]:
+    """The callers of the lane, as groups of so many that ask together."""
+    return _LANE_CALLERS // size, lambda load, number: load.lane(size, number)
+
+
 WAYS: Final[dict[str, tuple[int, Callable[[_Load, int], Awaitable[None]]]]] = {
     "unary": (64, lambda load, number: load.unary(number)),
     "lone": (1, lambda load, number: load.unary(number)),
     "batch64": (4, lambda load, number: load.batch(64)),
     "batch256": (4, lambda load, number: load.batch(256)),
     "stream": (4, lambda load, number: load.stream(64)),
+    **{f"{_LANE}{size}": _in_bursts(size) for size in (64, 16, 8)},
 }
-"""Callers, and what each of them does."""
+"""Callers, and what each of them does. Bursts of the lane may have other sizes, too."""
+
+
+def _way(name: str) -> tuple[int, Callable[[_Load, int], Awaitable[None]]]:
+    if name in WAYS:
+        return WAYS[name]
+    size = name.removeprefix(_LANE)
+    if name.startswith(_LANE) and size.isdecimal() and 0 < int(size) <= _LANE_CALLERS:
+        return _in_bursts(int(size))
+    rule = f"one of {', '.join(WAYS)}, or {_LANE} and a size up to {_LANE_CALLERS}"
+    raise typer.BadParameter(f"--way: must be {rule}, not {name!r}")
 
 
 async def measure(
@@ -417,7 +220,7 @@ async def measure(
     """Measures one way in for so long.
 
     Args:
-        way: Of `WAYS`.
+        way: Of `WAYS`, or a size of the lane's bursts.
         seconds: For how long.
         folder: Where the journal is made.
         durability: Of the journal.
@@ -425,40 +228,56 @@ async def measure(
         endpoints: Of the primary.
         models: That decide side by side: one, or two with different feature sets.
     """
-    callers, ask = WAYS[way]
+    callers, ask = _way(way)
     async with AsyncExitStack() as stack:
-        servicer, primaries = await _open(stack, folder, durability, limited, endpoints, models)
-        load = _Load(servicer)
+        server = await open_server(stack, folder, durability, limited, endpoints, models)
+        primaries, blocks = server.primaries, server.metrics.blocks
+        load = _Load(server)
+        stack.callback(load.close)
         asking = [asyncio.ensure_future(ask(load, number)) for number in range(callers)]
         await asyncio.sleep(_WARM_SHARE * seconds)
-        before, answered, began = _cpu(), load.answered, time.monotonic()
+        before, answered, began = _cpu(load), load.answered, time.monotonic()
+        (*_, (_, blocks_before)), orders_before = blocks.buckets()
         batches = sum(one.batcher.batches for one in primaries)
         ended: set[asyncio.Future[None]] = set()
         while not ended:
             ended, _ = await asyncio.wait(asking, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if load.answered > answered:  # else a machine with other work has done nothing in so short a time
                 break
-        after, count, took = _cpu(), load.answered - answered, time.monotonic() - began
+        after, count, took = _cpu(load), load.answered - answered, time.monotonic() - began
+        (*_, (_, blocks_after)), orders_after = blocks.buckets()
+        in_columns = orders_after - orders_before
         batches = sum(one.batcher.batches for one in primaries) - batches
         for one in asking:
             one.cancel()
         for outcome in await asyncio.gather(*asking, return_exceptions=True):
             if not isinstance(outcome, asyncio.CancelledError):
                 raise AssertionError(f"a caller ended by itself: {outcome!r}")
+        if server.metrics.errors.total():
+            raise AssertionError(f"orders without a decision: {+server.metrics.errors}")
         used = {name: 1e6 * (after[name] - before[name]) / count for name in after}
         own = load.by_primary / load.looked_at if load.looked_at else math.nan
-        return used | {"per_second": count / took, "rows a batch": count / max(batches, 1), "by primary": own}
+        return used | {
+            "per_second": count / took,
+            "rows a batch": count / max(batches, 1),
+            "by primary": own,
+            "in columns": in_columns / count,
+            "orders a block": in_columns / max(blocks_after - blocks_before, 1),
+        }
 
 
-def _cpu() -> dict[str, float]:
+def _cpu(load: _Load) -> dict[str, float]:
     """Seconds of CPU of the threads that decide, so far."""
     (journal,) = (thread for thread in threading.enumerate() if thread.name == _JOURNAL_THREAD)
     nanoseconds = Path(f"/proc/self/task/{journal.native_id}/schedstat").read_text().split()[0]
-    return {"event loop": time.thread_time(), "journal": int(nanoseconds) / 1e9}
+    return {"event loop": time.thread_time() - load.edge_seconds, "journal": int(nanoseconds) / 1e9}
 
 
 def main(
-    way: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(WAYS)}; can be repeated. [all]")] = None,
+    way: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Of {', '.join(WAYS)}; bursts may have other sizes; can be repeated. [all]"),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of one measurement.")] = 2.0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 1,
     durability: Durability = Durability.FSYNC,
@@ -474,6 +293,8 @@ def main(
     """Measure the CPU of a decision, in microseconds, decisions a second, rows a batch, and the primary's share."""
     for name in way or list(WAYS):
         found: list[Usage] = []
+        if name.startswith(_LANE) and not way and compiled(LANE) is None:
+            continue
         for _ in range(rounds):
             spare_the_hot_path()
             with tempfile.TemporaryDirectory(dir=folder) as fresh:

@@ -116,7 +116,7 @@ def decision_server(
 ) -> Iterator[Target]:
     """A decision server on an edge, with settings of its own, in front of the stack's replicas and features."""
     directory = directory.resolve()
-    names = ("decision", "admin", "metrics")
+    names = ("decision", "admin", "metrics", "http")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     env = {
         **server.env(stack.endpoints, ports),

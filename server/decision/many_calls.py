@@ -82,7 +82,7 @@ class ManyCalls(PendingBlock):
             alone = set(self._failed)
             places = [n for n, result in enumerate(self.results) if result is not None and n not in alone]
             self._failed += places
-            self._send_alone(places)
+            self._send_alone(places, "flight")
 
     def leave(self, promise: Waited) -> Decided | None:
         """See `pending.Joined`."""

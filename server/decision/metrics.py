@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from fallback.chain import StageName
 from feature_cache.metrics import Counter, Gauge, Histogram, declared
@@ -18,6 +18,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision import tally
 from server.decision.reports import Cause
 from server.journal.reply_status import CAUSES
+from server.timing.histogram import ROW_EDGES
 from server.timing.histogram import Histogram as Observations
 
 if TYPE_CHECKING:
@@ -72,6 +73,12 @@ REPLY_NOTES_LOST: Final = Counter("pretrade_reply_notes_lost", "Notes about repl
 LANE_CALLS: Final = Counter(
     "pretrade_lane_calls", "Calls of Decide that came by Envoy's lane, past ASGI, by who answered.", ("answered_by",)
 )
+BLOCK_ORDERS: Final = Histogram(
+    "pretrade_block_orders", "Orders of a block that was decided in columns; `_sum` counts all of them.", (), ROW_EDGES
+)
+ORDERS_ALONE: Final = Counter(
+    "pretrade_orders_alone", "Orders that were decided one by one, by why not in columns.", ("why",)
+)
 REPORTS_CHOSEN: Final = Counter(
     "pretrade_reports_chosen", "Decisions chosen to be reported, lost ones included.", ("sink", "cause")
 )
@@ -79,6 +86,26 @@ REPORTS_LOST: Final = Counter("pretrade_reports_lost", "Of these, those beyond t
 
 METRICS: Final = declared(globals())
 """Every metric of this folder, in the order of the page that explains them."""
+
+Alone = Literal[
+    "lone",
+    "few",
+    "deadlines",
+    "key",
+    "features",
+    "context",
+    "market",
+    "control",
+    "chain",
+    "stage",
+    "no_score",
+    "flight",
+    "mixed",
+    "guards",
+    "audit",
+    "bug",
+]
+"""Why an order is decided by itself and not in columns; `docs/sizing.md` explains each."""
 
 
 class DecisionMetrics:
@@ -105,6 +132,10 @@ class DecisionMetrics:
         """Explanations asked for beside replies, by status."""
         self.lane_calls: collections.Counter[str] = collections.Counter({"lane": 0, "application": 0})
         """Calls that came by Envoy's lane, by who answered: the lane itself, or the application of all other calls."""
+        self.blocks = Observations(ROW_EDGES)
+        """Orders of each block that was decided in columns."""
+        self.alone: collections.Counter[Alone] = collections.Counter()
+        """Orders that were decided one by one. Each is counted where its way parts from that of a block."""
         self.errors: collections.Counter[str] = collections.Counter({"INTERNAL": 0})
         """Calls, and orders in batches and streams, that failed, by reason."""
 
@@ -125,6 +156,7 @@ class DecisionMetrics:
     def observe_block(self, decided: DecidedBlock, now: float) -> None:
         """The same for decisions that were made in columns."""
         block, count = decided.block, len(decided)
+        self.blocks.observe(count)
         for action, times in collections.Counter(block.actions).items():
             self.decisions[block.source, action] += times
         self.reasons.update(block.reasons)
@@ -180,6 +212,13 @@ def of_decisions(metrics: DecisionMetrics) -> Iterator[Metric]:
     for answered_by, count in metrics.lane_calls.copy().items():
         lane_calls.add_metric((answered_by,), count)
     yield lane_calls
+    blocks = BLOCK_ORDERS.family()
+    blocks.add_metric((), *metrics.blocks.buckets())
+    yield blocks
+    alone = ORDERS_ALONE.family()
+    for why in get_args(Alone):
+        alone.add_metric((why,), metrics.alone[why])
+    yield alone
 
 
 def of_chain(chain: Chain) -> Iterator[Metric]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fallback.chain import Asked, BlockStage
     from fallback.order import Order
     from server.decision.decided_block import DecidedBlock, OneDecided
+    from server.decision.metrics import Alone
     from server.decision.pending import Pending, Waited
 
 
@@ -37,6 +38,8 @@ class Parts(NamedTuple):
     """All stages that are."""
     on_results: Callable[[PendingBlock], None]
     """Called once with the block when the attempts of its orders have ended."""
+    on_alone: Callable[[Alone, int], None]
+    """Called when so many of its orders go on alone, with the cause."""
 
 
 class PendingBlock(Block):
@@ -47,7 +50,7 @@ class PendingBlock(Block):
         own: See `Block`.
     """
 
-    __slots__ = ("_failed", "_on_results", "asked", "decided", "stage")
+    __slots__ = ("_failed", "_on_alone", "_on_results", "asked", "decided", "stage")
 
     def __init__(
         self,
@@ -55,7 +58,7 @@ class PendingBlock(Block):
         own: Sequence[Own] | None = None,
     ) -> None:
         super().__init__(parts.orders, parts.views, parts.budget, parts.chosen, own)
-        self._on_results = parts.on_results
+        self._on_results, self._on_alone = parts.on_results, parts.on_alone
         self.stage, self.asked = parts.stage, parts.asked
         self.decided: DecidedBlock | None = None
         """Of the orders in the block, from the moment they are written down."""
@@ -94,7 +97,7 @@ class PendingBlock(Block):
         """Takes the result of an order that got no score: it goes on alone at once."""
         self._failed.append(place)
         self.results[place] = result
-        self._send_alone((place,))
+        self._send_alone((place,), "no_score")
         self.put(place, result)
 
     def drop_failures(self) -> None:
@@ -105,14 +108,14 @@ class PendingBlock(Block):
             self._failed = []
             self.keep([place for place in range(len(self)) if place not in lost])
 
-    def go_on_with(self, places: Sequence[int]) -> None:
-        """Goes on with these orders; the others go on alone, from their results."""
+    def go_on_with(self, places: Sequence[int], why: Alone) -> None:
+        """Goes on with these orders; the others go on alone, from their results, for this cause."""
         if len(places) < len(self):
             kept = set(places)
-            self._send_alone([place for place in range(len(self)) if place not in kept])
+            self._send_alone([place for place in range(len(self)) if place not in kept], why)
             self.keep(places)
 
-    def _send_alone(self, places: Sequence[int]) -> None:
+    def _send_alone(self, places: Sequence[int], why: Alone) -> None:
         """Has orders go on alone, from the results of their first attempts."""
         cases = []
         for place in places:
@@ -123,6 +126,7 @@ class PendingBlock(Block):
                 case.asked, case.asked_at = self.asked, self.asked_at
                 case.asked_of, case.allowed = self.asked_of, self.allowed
                 cases.append((case, self.results[place]))
+        self._on_alone(why, len(cases))
         for case, result in cases:
             case.set_result(result)
 
@@ -140,6 +144,7 @@ class PendingBlock(Block):
                 case.recorded_at = decided.recorded_at
                 case.durable_until = decided.durable_until + own.deadline - self.budget.deadline
                 cases.append(case)
+        self._on_alone("audit", len(cases))
         self.parted()
         return cases
 

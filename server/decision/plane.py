@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from server.decision.decided_block import DecidedBlock
     from server.decision.idempotency import IdempotencyWindow
     from server.decision.markets import Markets
-    from server.decision.metrics import DecisionMetrics
+    from server.decision.metrics import Alone, DecisionMetrics
     from server.decision.reports import DecisionReports
     from server.decision.shared_keys import KeyedOrder, Remembered
     from server.inference.model_map import ModelMap
@@ -224,9 +224,12 @@ class DataPlane:
             raise DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival")
         self._admission.admit(order.reduce_only)
         if not order.idempotency_key:
-            if (in_company or self._admission.in_flight > 1) and _may_join(order):
-                return self._wait(order, arrived, deadline)
-            return self._arrive(order, Budget(arrived, deadline), has_place=True, in_company=in_company)
+            why = _why_alone(order)
+            if why is None:
+                if in_company or self._admission.in_flight > 1:
+                    return self._wait(order, arrived, deadline)
+                why = "lone"
+            return self._arrive(order, Budget(arrived, deadline), why, has_place=True, in_company=in_company)
         task = asyncio.get_running_loop().create_task(self._decide_keyed(order, Budget(arrived, deadline)))
         task.add_done_callback(self._leave)
         return task
@@ -252,7 +255,12 @@ class DataPlane:
             for place in places:
                 if block is None or views[place] is None:
                     begun.alone[place] = self._arrive(
-                        orders[place], Budget(arrived, deadline), has_place=True, in_company=True, model=model
+                        orders[place],
+                        Budget(arrived, deadline),
+                        "stage" if views[place] is not None else self._why_no_view(),
+                        has_place=True,
+                        in_company=True,
+                        model=model,
                     )
         return begun
 
@@ -313,7 +321,7 @@ class DataPlane:
 
         async def decide() -> Decided:
             nonlocal made
-            promise = self._arrive(order, budget, has_place=False)
+            promise = self._arrive(order, budget, "key", has_place=False)
             try:
                 made = _by_itself(await promise)
             except asyncio.CancelledError:
@@ -415,12 +423,13 @@ class DataPlane:
         return max(self._reply_reserve_seconds, min(late, allowed_seconds / 4))
 
     def _arrive(
-        self, order: Order, budget: Budget, *, has_place: bool, in_company: bool = False, model: str = ""
+        self, order: Order, budget: Budget, why: Alone, *, has_place: bool, in_company: bool = False, model: str = ""
     ) -> Waited:
         """Decides one order, together with those that arrive in the same turn of the event loop.
 
-        `model` is whose order it is, where that is known by now.
+        `why` says why it is not decided in columns, and `model` whose order it is, where that is known by now.
         """
+        self._metrics.alone[why] += 1
         case = self._pending(order, budget, has_place=has_place)
         case.model = model
         self._arrived.append(case)
@@ -459,6 +468,12 @@ class DataPlane:
         except Exception:  # each meets it by itself, and tells of it
             return [None] * len(orders)
 
+    def _why_no_view(self) -> Alone:
+        """Why `_views` has none of an order."""
+        if self._chain.for_blocks()[0] is None:
+            return "chain"
+        return "control" if self._control.stale else "market"
+
     def _of_one_call(self, parts: Parts) -> OneCall:
         return OneCall(parts, self._pending, self._block_left, asyncio.get_running_loop().create_future())
 
@@ -492,6 +507,7 @@ class DataPlane:
                 stage,
                 asked,
                 self._block_answered,
+                self._went_alone,
             )
         )
         try:
@@ -504,6 +520,10 @@ class DataPlane:
             return None
         return block
 
+    def _went_alone(self, why: Alone, orders: int) -> None:
+        """So many orders have left their block."""
+        self._metrics.alone[why] += orders
+
     def _block_answered(self, block: PendingBlock) -> None:
         """The model has answered all orders of a block, or will not."""
         asyncio.get_running_loop().call_soon(self._settle_block, block)
@@ -515,10 +535,10 @@ class DataPlane:
         try:
             block.drop_failures()
             if not block or not block.stage.settle_block(block):
-                block.go_on_with(())
+                block.go_on_with((), "mixed")
                 return
             started = self._clock()
-            block.go_on_with(self._guards.clear_of(block))
+            block.go_on_with(self._guards.clear_of(block), "guards")
             if not block:
                 return
             block.stage.count_block(block)
@@ -526,7 +546,7 @@ class DataPlane:
             block.budget.charge(pb.STAGE_GUARDS, left if left > 0.0 else 0.0, self._clock() - started)
         except Exception:
             self._chain.broke(block.asked[0][0])
-            block.go_on_with(())  # each finds out by itself
+            block.go_on_with((), "bug")  # each finds out by itself
             return
         try:
             self._recorder.record_block(block)
@@ -535,7 +555,7 @@ class DataPlane:
 
     def _fail_block(self, block: PendingBlock, error: Exception) -> None:
         if block.decided is None:
-            block.go_on_with(())
+            block.go_on_with((), "audit")
         else:
             for case in block.part():
                 fail(case, error)
@@ -575,13 +595,23 @@ class DataPlane:
 
     def _join(self, waiting: list[Waiting]) -> list[Pending]:
         """Begins with orders in columns, as far as they can be; the others are cases from now on."""
-        if len(waiting) >= _LEAST_IN_BLOCK:
+        alone = self._metrics.alone
+        if len(waiting) < _LEAST_IN_BLOCK:
+            alone["few"] += len(waiting)
+        else:
             now, orders = self._clock(), [one.order for one in waiting]
             groups = self._groups(orders)
             views = self._views(orders, groups, now)
+            if unseen := views.count(None):
+                alone[self._why_no_view()] += unseen
             for model, places in groups.items():
-                for near in _near([place for place in places if views[place] is not None], waiting):
-                    self._begin_joint(waiting, orders, views, near, model, now)
+                usual = [place for place in places if views[place] is not None]
+                left = len(usual)
+                for near in _near(usual, waiting):
+                    left -= len(near)
+                    if not self._begin_joint(waiting, orders, views, near, model, now):
+                        alone["stage"] += len(near)
+                alone["deadlines" if len(usual) >= _LEAST_IN_BLOCK else "few"] += left
         return [
             self._pending(order, Budget(arrived, deadline), promise)
             for order, arrived, deadline, promise in waiting
@@ -596,15 +626,15 @@ class DataPlane:
         places: Sequence[int],
         model: str,
         now: float,
-    ) -> None:
-        """Begins with the orders at these places, the one with the earliest deadline first."""
+    ) -> bool:
+        """Begins with the orders at these places, the one with the earliest deadline first; whether it could."""
         joined = [waiting[place] for place in places]
         own = [
             Own(arrived, deadline, (pb.STAGE_ADMISSION, deadline - arrived, now - arrived, pb.DEGRADATION_UNSPECIFIED))
             for _, arrived, deadline, _ in joined
         ]
         promises = [one.promise for one in joined]
-        self._begin_block(
+        block = self._begin_block(
             orders,
             views,
             places,
@@ -613,6 +643,7 @@ class DataPlane:
             now,
             lambda parts: ManyCalls(parts, own, self._pending, promises),
         )
+        return block is not None
 
     def _take_over(self, cases: Sequence[Pending]) -> None:
         """Charges the way until here, and says what models may not touch of the time."""
@@ -796,9 +827,11 @@ def _by_itself(decided: OneDecided) -> Decided:
     return decided
 
 
-def _may_join(order: Order) -> bool:
-    """Whether an order can be decided in columns: it has no key, and neither features nor a trace of its own."""
-    return order.context is NO_CONTEXT and not order.brings_features
+def _why_alone(order: Order) -> Alone | None:
+    """Why an order without a key cannot be decided in columns; None if it can."""
+    if order.context is not NO_CONTEXT:  # a trace or a correlation id of its own
+        return "context"
+    return "features" if order.brings_features else None
 
 
 def _near(places: list[int], waiting: Sequence[Waiting]) -> Iterator[list[int]]:

@@ -87,6 +87,7 @@ class Lane:
         is_open: Whether callers need no credentials.
         metrics: Counts the calls.
         clock: Monotonic seconds.
+        library: The filter; None for that of this process.
     """
 
     def __init__(
@@ -97,17 +98,19 @@ class Lane:
         is_open: bool,
         metrics: DecisionMetrics,
         clock: Callable[[], float],
+        library: Any = None,
     ) -> None:
-        assert _c is not None
-        self._c = _c
+        c: Any = _c if library is None else library
+        assert c is not None
+        self._c = c
         self._application = application
         self._decider = decider
         self._max_message_bytes = max_message_bytes
         self._is_open = is_open
         self._metrics = metrics
         self._clock = clock
-        self._head = _c.packed([_STATUS, CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS)])
-        self._trailers = _c.packed([(b"grpc-status", b"0")])
+        self._head = c.packed([_STATUS, CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS)])
+        self._trailers = c.packed([(b"grpc-status", b"0")])
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:

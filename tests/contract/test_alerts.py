@@ -44,6 +44,44 @@ def test_each_alert_fires_when_it_should_and_nothing_else_does() -> None:
     promtool("test", "rules", "alerts.test.yaml")
 
 
+def in_region_a(case: dict[str, Any]) -> dict[str, Any]:
+    """A case of alerts.test.yaml in which Prometheus labels every target with its region, as in Kubernetes."""
+    series = [one | {"series": one["series"].replace("{", '{region="a", ', 1)} for one in case["input_series"]]
+    fired = [
+        {
+            "expr": 'count by (alertname, region) (ALERTS{alertstate="firing"})',
+            "eval_time": asked["eval_time"],
+            "exp_samples": [
+                one | {"labels": one["labels"].replace("}", ', region="a"}')} for one in asked["exp_samples"]
+            ],
+        }
+        for asked in case.get("promql_expr_test", ())
+        if asked["expr"] == 'count by (alertname) (ALERTS{alertstate="firing"})'
+    ]
+    rules = [
+        {"eval_time": each["eval_time"], "alertname": each["alertname"]}
+        | {"exp_alerts": [one | {"exp_labels": one["exp_labels"] | {"region": "a"}} for one in each["exp_alerts"]]}
+        for each in case.get("alert_rule_test", ())
+    ]
+    kept = {name: case[name] for name in ("name", "interval")}
+    return kept | {"input_series": series, "promql_expr_test": fired, "alert_rule_test": rules}
+
+
+def test_each_alert_says_in_which_region_it_fires(tmp_path: Path) -> None:
+    """Without the label, a lost region would not silence it, and two regions would be told as one."""
+    cases = yaml.safe_load((RULES / "alerts.test.yaml").read_text())["tests"]
+    # Those that are about lost regions and servers say so themselves.
+    regional = [in_region_a(case) for case in cases if not re.search('region=|"NoServer"', str(case))]
+    path = tmp_path / "regional.yaml"
+    files = [str(RULES / "alerts.rules.yaml")]
+    path.write_text(json.dumps({"rule_files": files, "evaluation_interval": "15s", "tests": regional}))
+    promtool("test", "rules", str(path))
+    named = {rule["alert"] for rule in ALERTS if not rule["alert"].startswith("BudgetBurns")}
+    assert named - set(re.findall(r'alertname[":= ]+(\w+)', str(regional).replace("'", '"'))) <= {
+        *re.findall(r'alertname="(\w+)", region="', str(cases))
+    }
+
+
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_budgets_page_when_they_burn_and_not_for_few_calls() -> None:

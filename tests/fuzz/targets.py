@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
-from support.fake_envoy import DROP, PLAIN, STOP, fake_envoy
+from support.fake_envoy import fake_envoy_here
 
 from fallback.order import Order
+from local.bench.fake_envoy import DROP, PLAIN, STOP
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader, order_timeout_seconds
 from server.decision.metrics import DecisionMetrics
@@ -230,7 +231,7 @@ def lane(data: bytes) -> None:
     The filter is compiled, so that the fuzzer does not see its branches: it learns from what comes of an input.
     """
     source = Bytes(data)
-    envoy = fake_envoy()
+    envoy = fake_envoy_here()
     envoy.filter.open_lane()
     names = [_LANE_NAMES[source.number(len(_LANE_NAMES))] for _ in range(source.number(6))]
     more = [(name, source.piece(40).replace(b"\n", b"")) for name in names]  # the fake ends a header there

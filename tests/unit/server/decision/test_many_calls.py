@@ -66,6 +66,11 @@ def blocks(promises: Sequence[Waited]) -> set[ManyCalls]:
     return {one.case for one in promises if isinstance(one.case, ManyCalls)}
 
 
+def in_columns(p: Plane) -> float:
+    """Orders that were decided in columns, as the metrics say."""
+    return p.metrics.blocks.buckets()[1]
+
+
 async def recorded(p: Plane, orders: int) -> None:
     """Waits until so many decisions are written down."""
     async with asyncio.timeout(30):
@@ -100,8 +105,10 @@ async def test_orders_of_several_callers_are_decided_together_as_they_are_alone(
             await asyncio.sleep(0)
             assert len(blocks(promises)) == (way == "together")
             decided = [await one for one in promises]
-            in_columns = sum(isinstance(one, DecidedRow) for one in decided)
-            assert (in_columns > 0) == (way == "together" and number in _IN_COLUMNS), "the test tests something"
+            in_a_block = sum(isinstance(one, DecidedRow) for one in decided)
+            assert (in_a_block > 0) == (way == "together" and number in _IN_COLUMNS), "the test tests something"
+            assert in_columns(p) == in_a_block, "as the metrics say"
+            assert p.metrics.alone.total() == len(orders) - in_a_block, "each was counted once"
             p.dataplane.heard(decided)
             assert p.replies.owed == 0
             decisions = [pb.Decision.FromString(one.wire) for one in decided]
@@ -178,11 +185,15 @@ async def test_what_has_another_deadline_is_in_another_block_or_alone(tmp_path: 
         promises = [one for one in made if isinstance(one, Promise)]
         assert sorted(len(one) for one in blocks(promises)) == [5, 6]
         assert sum(isinstance(one, DecidedRow) for one in await asyncio.gather(*made)) == 11
+        assert (+p.metrics.alone, in_columns(p)) == ({"deadlines": 1}, 11)
 
 
-@pytest.mark.parametrize("why", ["stages", "stale", "hedge", "no features", "a bug"])
+@pytest.mark.parametrize(
+    ("why", "counted"),
+    [("stages", "chain"), ("stale", "control"), ("hedge", "stage"), ("no features", "market"), ("a bug", "stage")],
+)
 async def test_where_something_else_is_unusual_each_is_decided_alone(
-    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    why: str, counted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
         if why == "stages":
@@ -198,6 +209,7 @@ async def test_where_something_else_is_unusual_each_is_decided_alone(
         decided = await asyncio.gather(*begun(p, orders_of(Random(1), 5)))
         assert {type(one) for one in decided} == {Decided}
         assert (p.admission.in_flight, p.chain.broken.total()) == (0, why == "a bug")
+        assert (+p.metrics.alone, in_columns(p)) == ({counted: 5}, 0)
 
 
 async def test_the_entry_of_such_a_block_is_the_same_compiled_and_plain(
@@ -264,6 +276,7 @@ async def test_none_waits_for_those_whom_the_model_gets_in_a_later_batch(tmp_pat
         assert {type(one) for one in later} == {DecidedRow}
         assert (p.chain.broken.total(), p.admission.in_flight) == (0, 0)
         assert (p.champion.attempts.total(), sum(p.metrics.by_source().values())) == (7, 7)
+        assert (+p.metrics.alone, in_columns(p)) == ({"flight": 4}, 3)
 
 
 @pytest.mark.parametrize("when", ["waiting", "queued", "asked"])

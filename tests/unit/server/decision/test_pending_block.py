@@ -70,6 +70,8 @@ async def test_a_block_is_decided_and_recorded_as_its_orders_are_alone(
                 block = await in_columns(p, orders)
                 decisions = await results(block)
                 were_in_columns = block.in_block
+                assert p.metrics.blocks.buckets()[1] == were_in_columns, "as the metrics say"
+                assert p.metrics.alone.total() == len(orders) - were_in_columns, "each was counted once"
             else:
                 monkeypatch.setattr(p.chain, "for_blocks", lambda: (None, ()))
                 begun = p.dataplane.begin_together(orders, arrived, arrived + 9.0)

@@ -14,8 +14,9 @@ from typing import Any
 
 import grpc
 import pytest
-from support.fake_envoy import DROP, GO_ON, STOP, FakeEnvoy, Request, fake_envoy
+from support.fake_envoy import fake_envoy_here
 
+from local.bench.fake_envoy import DROP, GO_ON, STOP, FakeEnvoy, Request
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.metrics import DecisionMetrics
 from server.envoy import lane
@@ -34,7 +35,7 @@ OK = [
 
 @pytest.fixture
 def envoy() -> Iterator[FakeEnvoy]:
-    envoy = fake_envoy()
+    envoy = fake_envoy_here()
     envoy.filter.open_lane()
     yield envoy
     envoy.run()
@@ -335,7 +336,7 @@ class World:
         handler: Any = grpc.unary_unary_rpc_method_handler(self._answer, pb.DecideRequest.FromString, bytes)
         self.application.add_registered_method_handlers("pretrade.decision.v1.DecisionService", {"Decide": handler})
         decider: Any = self.decider
-        self.lane = lane.Lane(self.application, decider, max_message_bytes, is_open, self.metrics, clock)
+        self.lane = lane.Lane(self.application, decider, max_message_bytes, is_open, self.metrics, clock, envoy.filter)
         self.lane.open()
 
     async def _answer(self, request: pb.DecideRequest, _call: object) -> bytes:
@@ -354,21 +355,15 @@ class World:
         assert not self.application.in_flight
 
 
-@pytest.fixture
-def loaded(envoy: FakeEnvoy, monkeypatch: pytest.MonkeyPatch) -> FakeEnvoy:
-    monkeypatch.setattr(lane, "_c", envoy.filter)
-    return envoy
-
-
 def send(request: Request, body: bytes = MESSAGE) -> Request:
     assert request.headers() == STOP
     assert request.body(body) == DROP
     return request
 
 
-async def test_plain_calls_that_come_together_are_begun_together_and_answered(loaded: FakeEnvoy) -> None:
-    world = World(loaded)
-    requests = [send(loaded.request()) for _ in range(3)]
+async def test_plain_calls_that_come_together_are_begun_together_and_answered(envoy: FakeEnvoy) -> None:
+    world = World(envoy)
+    requests = [send(envoy.request()) for _ in range(3)]
     await world.settle()
     assert world.decider.company == [True] * 3
     assert world.application.unary_under_way.calls == 3, "Envoy's gate goes by them"
@@ -382,9 +377,9 @@ async def test_plain_calls_that_come_together_are_begun_together_and_answered(lo
     await world.close()
 
 
-async def test_a_caller_who_goes_is_given_up_at_once(loaded: FakeEnvoy) -> None:
-    world = World(loaded)
-    request = send(loaded.request())
+async def test_a_caller_who_goes_is_given_up_at_once(envoy: FakeEnvoy) -> None:
+    world = World(envoy)
+    request = send(envoy.request())
     await world.settle()
     request.leave()
     await world.settle()
@@ -393,9 +388,9 @@ async def test_a_caller_who_goes_is_given_up_at_once(loaded: FakeEnvoy) -> None:
 
 
 @pytest.mark.parametrize("parts", [0, 1, 2])
-async def test_an_answer_that_is_not_all_sent_is_unheard(loaded: FakeEnvoy, parts: int) -> None:
-    world = World(loaded)
-    request = send(loaded.request())
+async def test_an_answer_that_is_not_all_sent_is_unheard(envoy: FakeEnvoy, parts: int) -> None:
+    world = World(envoy)
+    request = send(envoy.request())
     await world.settle()
     world.decider.begun[0].decided.set_result(Decision())  # type: ignore[arg-type]
     if parts:
@@ -409,14 +404,14 @@ async def test_an_answer_that_is_not_all_sent_is_unheard(loaded: FakeEnvoy, part
     await world.close()
 
 
-async def test_an_order_that_gets_no_decision_ends_with_the_applications_status(loaded: FakeEnvoy) -> None:
-    world = World(loaded)
+async def test_an_order_that_gets_no_decision_ends_with_the_applications_status(envoy: FakeEnvoy) -> None:
+    world = World(envoy)
     early, late = OverloadedError("OVERLOADED", "too many"), OverloadedError("OVERLOADED", "too many")
     world.decider.error = early
-    refused = send(loaded.request())
+    refused = send(envoy.request())
     await world.settle()
     world.decider.error = None
-    failed = send(loaded.request())
+    failed = send(envoy.request())
     await world.settle()
     world.decider.begun[0].decided.set_exception(late)
     await world.settle()
@@ -429,19 +424,19 @@ async def test_an_order_that_gets_no_decision_ends_with_the_applications_status(
     await world.close()
 
 
-async def test_a_bug_is_an_internal_error_and_no_silence(loaded: FakeEnvoy) -> None:
-    world = World(loaded)
+async def test_a_bug_is_an_internal_error_and_no_silence(envoy: FakeEnvoy) -> None:
+    world = World(envoy)
     world.decider.error = ZeroDivisionError()
-    request = send(loaded.request())
+    request = send(envoy.request())
     await world.settle()
     assert b"\ngrpc-status=13\n" in request.sent[0][1]
     await world.close()
 
 
-async def test_a_deadline_ends_a_call_that_is_not_decided(loaded: FakeEnvoy) -> None:
-    world = World(loaded)
+async def test_a_deadline_ends_a_call_that_is_not_decided(envoy: FakeEnvoy) -> None:
+    world = World(envoy)
     looking = asyncio.create_task(world.application.run())
-    request = send(loaded.request(grpc_timeout="40m"))
+    request = send(envoy.request(grpc_timeout="40m"))
     async with asyncio.timeout(5.0):
         while not request.sent:
             await world.settle()
@@ -451,9 +446,9 @@ async def test_a_deadline_ends_a_call_that_is_not_decided(loaded: FakeEnvoy) -> 
     await world.close()
 
 
-async def test_the_end_of_the_server_ends_what_is_under_way(loaded: FakeEnvoy) -> None:
-    world = World(loaded)
-    request = send(loaded.request())
+async def test_the_end_of_the_server_ends_what_is_under_way(envoy: FakeEnvoy) -> None:
+    world = World(envoy)
+    request = send(envoy.request())
     await world.settle()
     world.application.end_all()
     await world.settle()
@@ -462,11 +457,11 @@ async def test_the_end_of_the_server_ends_what_is_under_way(loaded: FakeEnvoy) -
 
 
 @pytest.mark.parametrize("why", ["not plain", "too long", "credentials"])
-async def test_what_is_not_plain_is_answered_by_the_application(loaded: FakeEnvoy, why: str) -> None:
-    world = World(loaded, is_open=why != "credentials", max_message_bytes=4 if why == "too long" else 1_024)
+async def test_what_is_not_plain_is_answered_by_the_application(envoy: FakeEnvoy, why: str) -> None:
+    world = World(envoy, is_open=why != "credentials", max_message_bytes=4 if why == "too long" else 1_024)
     world.decider.leaves_to_application = why == "not plain"
     order = pb.DecideRequest(order=pb.Order(order_ref="one")).SerializeToString()
-    request = send(loaded.request(), framed(order))
+    request = send(envoy.request(), framed(order))
     await world.settle()
     assert world.metrics.lane_calls == {"lane": 0, "application": 1}
     if why == "too long":
@@ -478,9 +473,9 @@ async def test_what_is_not_plain_is_answered_by_the_application(loaded: FakeEnvo
     await world.close()
 
 
-async def test_a_call_that_came_too_late_is_the_applications(loaded: FakeEnvoy) -> None:
-    world = World(loaded)
-    request = send(loaded.request(grpc_timeout="0m"))
+async def test_a_call_that_came_too_late_is_the_applications(envoy: FakeEnvoy) -> None:
+    world = World(envoy)
+    request = send(envoy.request(grpc_timeout="0m"))
     async with asyncio.timeout(5.0):
         while not request.sent:
             await world.settle()
@@ -489,9 +484,9 @@ async def test_a_call_that_came_too_late_is_the_applications(loaded: FakeEnvoy) 
     await world.close()
 
 
-async def test_a_caller_who_goes_while_the_application_answers_is_unheard(loaded: FakeEnvoy) -> None:
-    world = World(loaded, is_open=False)
-    request = send(loaded.request(), framed(b""))
+async def test_a_caller_who_goes_while_the_application_answers_is_unheard(envoy: FakeEnvoy) -> None:
+    world = World(envoy, is_open=False)
+    request = send(envoy.request(), framed(b""))
     request.leave(after=1)
     await world.settle()
     assert world.decider.unheard == [b"decided"]

@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 typedef struct { const char* at; size_t size; } Piece;
 typedef struct { const char* name; size_t name_size; const char* value; size_t value_size; } Header;
@@ -38,6 +40,7 @@ typedef struct Request {
 typedef struct Posted { struct Posted* next; Request* request; uint64_t event; } Posted;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static Posted *first, *last;
+static int wake = -1;
 
 static void release(Request* r) {
   pthread_mutex_lock(&lock);
@@ -110,7 +113,12 @@ void CALLBACK(filter_scheduler_commit)(Request** scheduler, uint64_t event) {
   *posted = (Posted){NULL, *scheduler, event};
   pthread_mutex_lock(&lock);
   posted->request->holders++;
-  if (last) last->next = posted; else first = posted;
+  uint64_t one = 1;
+  if (last) last->next = posted;
+  else {
+    first = posted;
+    if (wake >= 0 && write(wake, &one, sizeof one) < 0) abort();
+  }
   last = posted;
   pthread_mutex_unlock(&lock);
 }
@@ -151,8 +159,15 @@ bool fake_went_on(Request* r) { return r->went_on; }
 bool fake_is_there(Request* r) { return r->there; }
 size_t fake_sent(Request* r, char* into) { memcpy(into, r->sent, r->sent_size); return r->sent_size; }
 void fake_forget(Request* r) { fake_leave(r); release(r); }
+/* The file descriptor that can be read when something was scheduled. */
+int fake_wake(void) {
+  if (wake < 0) wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  return wake;
+}
 size_t fake_run(void) {
   size_t done = 0;
+  uint64_t count;
+  if (wake >= 0) (void)!read(wake, &count, sizeof count);
   for (;; done++) {
     pthread_mutex_lock(&lock);
     Posted* posted = first;
@@ -163,4 +178,20 @@ size_t fake_run(void) {
     release(posted->request);
     free(posted);
   }
+}
+
+/* Plain calls that come at once: how many of them the filter takes. */
+size_t fake_burst(Request** into, size_t count, const char* headers, size_t size, const char** bodies, const size_t* sizes) {
+  size_t taken = 0;
+  for (size_t i = 0; i < count; i++) {
+    into[i] = fake_begin(headers, size);
+    taken += fake_headers(into[i], false) == 1 && fake_body(into[i], bodies[i], sizes[i], sizes[i], true) == 3;
+  }
+  return taken;
+}
+/* How many of some calls have not ended. */
+size_t fake_left(Request** calls, size_t count) {
+  size_t there = 0;
+  for (size_t i = 0; i < count; i++) there += calls[i]->there;
+  return there;
 }
