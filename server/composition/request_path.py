@@ -85,6 +85,7 @@ class RequestPath:
     reports: DecisionReports
     tracing: Tracing | None
     expiry: ModelExpiry
+    other_sets: OtherSets
 
 
 async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundation:
@@ -230,6 +231,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         reports=reports,
         tracing=tracing,
         expiry=ModelExpiry(base.feature_cache, lambda: guards.model_grace_seconds),
+        other_sets=other_sets,
     )
 
 

@@ -11,13 +11,12 @@ import asyncio
 import difflib
 import json
 import math
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Final, NamedTuple
 
 import structlog
 
-from feature_cache.features import MF1
 from feature_cache.store.codec import BookState
 from feature_cache.store.l1 import CachedFeatures, FeatureCache
 from pretrade.admin.v1 import admin_pb2 as pb
@@ -67,6 +66,7 @@ class Signals:
         lookups: Answers which decisions are the newest.
         clock: Monotonic seconds.
         wall_clock_ns: Nanoseconds since the Unix epoch.
+        sets: The copies of the computed sets that models take besides `mf1`, by id.
     """
 
     def __init__(
@@ -77,8 +77,10 @@ class Signals:
         lookups: Reading,
         clock: Callable[[], float],
         wall_clock_ns: Callable[[], int],
+        sets: Callable[[], Mapping[str, FeatureCache]] = dict,
     ) -> None:
         self._feature_cache = feature_cache
+        self._sets = sets
         self._instruments = instruments
         self._max_age_seconds = max_age_seconds
         self._lookups = lookups
@@ -108,6 +110,10 @@ class Signals:
                 signal.age.CopyFrom(duration(entry.age_seconds(self._clock())))
             if (decision := decisions.get(name)) is not None:
                 signal.decision.CopyFrom(decision)
+            for cache in self._sets().values():
+                of_set = signal.sets.add(features=self._features(name, cache))
+                if (entry := cache.get(name)) is not None:
+                    of_set.age.CopyFrom(duration(entry.age_seconds(self._clock())))
             if not number % _AT_A_TIME:
                 await asyncio.sleep(0)
         return response
@@ -220,15 +226,17 @@ class Signals:
             made = self._texts[name] = known, json_of(self._features(name))
         return made[1]
 
-    def _features(self, name: str) -> pb.InstrumentFeatures:
-        """The newest features of an instrument."""
-        entry = self._feature_cache.get(name)
+    def _features(self, name: str, cache: FeatureCache | None = None) -> pb.InstrumentFeatures:
+        """The newest features of an instrument, of `mf1` or of a computed set."""
+        cache = cache or self._feature_cache
+        entry = cache.get(name)
         problem = self._problem(entry)
         found = pb.InstrumentFeatures(instrument=name, usable=not problem, problem=problem)
         if entry is None:
             return found
         snapshot = entry.snapshot
-        found.vector_version = MF1.version  # every vector of another version is refused
+        feature_set = cache.feature_set
+        found.vector_version = feature_set.version  # every vector of another version is refused
         found.sequence = snapshot.sequence
         found.event_time.FromNanoseconds(snapshot.event_time_ns)
         found.published_at.FromNanoseconds(snapshot.publish_time_ns)
@@ -237,7 +245,7 @@ class Signals:
             found.bid = snapshot.bid
         if not math.isnan(snapshot.ask):
             found.ask = snapshot.ask
-        values = zip(MF1.names, snapshot.values.tolist(), strict=True)
+        values = zip(feature_set.names, snapshot.values.tolist(), strict=True)
         found.values.update({feature: value for feature, value in values if not math.isnan(value)})
         return found
 

@@ -135,6 +135,10 @@ async def test_two_models_with_different_sets_decide_different_orders_at_once_an
         ("empty", "", ""),
     ]
 
+    (taken,) = server.status().feature_sets
+    assert (taken.feature_set, list(taken.models)) == (TIDE.version, ["tide"])
+    assert (list(taken.computed), list(taken.missing)) == ([], []), "all of it is copied from mf1"
+
     # What each champion scored lately is held against what that one has learnt.
     compared = eventually(
         lambda: {one.name: one.drift for one in server.status().models},

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.followed_cache import snapshot
+from support.guest_sets import MIXED, REGISTERED, know
 
 from feature_cache.features import MF1
 from feature_cache.store.codec import BookState, encode
@@ -59,6 +60,26 @@ async def test_features_are_shown_by_name_and_without_the_audit(signals: Signals
     assert not second.HasField("age")
     assert found.incomplete, "there is neither database nor journal"
     assert signals.without_decisions == 1
+
+
+async def test_features_of_the_other_sets_that_models_take_are_shown_beside_those_of_mf1(
+    cache: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know(monkeypatch, REGISTERED)
+    mixed = FeatureCache("redis://127.0.0.1:1/0", FeatureCacheSettings(), _NAMES, MIXED)
+    task = Task(journal=tmp_path / "journal.db", database_url="sqlite://", model_store=None)
+    lookups = Reading("lookups", ReadingProcess("reads", task))
+    signals = Signals(cache, _NAMES, 5.0, lookups, time.monotonic, time.time_ns, lambda: {"mixed": mixed})
+    put(cache, "A.SIM", 1)
+    values = np.array([np.nan, 7.0, np.nan], dtype=np.float32)
+    assert mixed.accept(encode(replace(snapshot("A.SIM", 3), values=values, feature_set=MIXED)))
+    first, second = (await signals.list(pb.ListSignalsRequest())).signals
+    (of_set,) = first.sets
+    assert (of_set.features.vector_version, of_set.features.usable) == (MIXED.version, True)
+    assert (dict(of_set.features.values), of_set.features.sequence) == ({"trades": 7.0}, 3)
+    assert of_set.HasField("age")
+    assert first.features.vector_version == MF1.version
+    assert [(one.features.problem, one.HasField("age")) for one in second.sets] == [("no features", False)]
 
 
 async def test_an_instrument_that_is_not_followed_is_named_with_the_nearest(signals: Signals) -> None:

@@ -887,6 +887,7 @@ class GetStatusResponse(_message.Message):
     CHAMPION_FIELD_NUMBER: _builtins.int
     MODEL_MAP_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    FEATURE_SETS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Identity of this server process."""
     ready: _builtins.bool
@@ -963,6 +964,10 @@ class GetStatusResponse(_message.Message):
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedModel]:
         """The models of this server, `default` first; empty where there is no other."""
 
+    @_builtins.property
+    def feature_sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureSetStatus]:
+        """The feature sets besides `mf1` that models take now; none where no model takes another."""
+
     def __init__(
         self,
         *,
@@ -987,10 +992,11 @@ class GetStatusResponse(_message.Message):
         champion: Global___ChampionStatus | None = ...,
         model_map: _abc.Iterable[Global___ModelMapRule] | None = ...,
         models: _abc.Iterable[Global___NamedModel] | None = ...,
+        feature_sets: _abc.Iterable[Global___FeatureSetStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "champion", b"champion", "control", b"control", "drift", b"drift", "embedded", b"embedded", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "chain_stages", b"chain_stages", "champion", b"champion", "components", b"components", "control", b"control", "control_version", b"control_version", "drift", b"drift", "embedded", b"embedded", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "model_map", b"model_map", "models", b"models", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "chain_stages", b"chain_stages", "champion", b"champion", "components", b"components", "control", b"control", "control_version", b"control_version", "drift", b"drift", "embedded", b"embedded", "feature_sets", b"feature_sets", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "model_map", b"model_map", "models", b"models", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1453,6 +1459,74 @@ class FeatureStatus(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_records) -> _WhichOneofReturnType__lag_records | None: ...
 
 Global___FeatureStatus: _TypeAlias = FeatureStatus  # noqa: Y015
+
+@_typing.final
+class FeatureSetStatus(_message.Message):
+    """A feature set besides `mf1` that models take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_SET_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    COMPUTED_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    feature_set: _builtins.str
+    """Its id and fingerprint, for example `numbers/1f0c83aa`."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The models that take it, by name: `default`, `scalper`."""
+
+    @_builtins.property
+    def computed(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureStatus]:
+        """What the feature worker gives of it, by instrument, where it computes a part of it. `vector_version` is the set that the
+        worker computes: this one, or one that this one copies from. What a worker reports of books is not repeated here.
+        """
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingPart]:
+        """Orders of this process since start that had no row of it, by the part that was missing."""
+
+    def __init__(
+        self,
+        *,
+        feature_set: _builtins.str = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        computed: _abc.Iterable[Global___FeatureStatus] | None = ...,
+        missing: _abc.Iterable[Global___MissingPart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed", "feature_set", b"feature_set", "missing", b"missing", "models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureSetStatus: _TypeAlias = FeatureSetStatus  # noqa: Y015
+
+@_typing.final
+class MissingPart(_message.Message):
+    """Orders without a row of a feature set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    ORDERS_FIELD_NUMBER: _builtins.int
+    part: _builtins.str
+    """`caller`, or the id of the set whose features were missing or stale."""
+    orders: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        part: _builtins.str = ...,
+        orders: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingPart: _TypeAlias = MissingPart  # noqa: Y015
 
 @_typing.final
 class AuditStatus(_message.Message):
@@ -3158,6 +3232,7 @@ class Signal(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     AGE_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
+    SETS_FIELD_NUMBER: _builtins.int
     instrument: _builtins.str
     """The instrument."""
     @_builtins.property
@@ -3172,6 +3247,10 @@ class Signal(_message.Message):
     def decision(self) -> _audit_pb2.AuditedDecision:
         """The newest decision of the last 24 hours, by any process of any server that shares the audit database; absent without."""
 
+    @_builtins.property
+    def sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___SetFeatures]:
+        """The same of each other feature set that the worker computes and that a model takes now."""
+
     def __init__(
         self,
         *,
@@ -3179,18 +3258,49 @@ class Signal(_message.Message):
         features: Global___InstrumentFeatures | None = ...,
         age: _duration_pb2.Duration | None = ...,
         decision: _audit_pb2.AuditedDecision | None = ...,
+        sets: _abc.Iterable[Global___SetFeatures] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "decision", b"decision", "features", b"features"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "decision", b"decision", "features", b"features", "instrument", b"instrument"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "decision", b"decision", "features", b"features", "instrument", b"instrument", "sets", b"sets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Signal: _TypeAlias = Signal  # noqa: Y015
 
 @_typing.final
+class SetFeatures(_message.Message):
+    """The features of an instrument, of a computed set besides `mf1`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURES_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def features(self) -> Global___InstrumentFeatures:
+        """They are those that the set computes itself; those that it copies or that callers bring are not there."""
+
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """Age from exchange event time; absent without features."""
+
+    def __init__(
+        self,
+        *,
+        features: Global___InstrumentFeatures | None = ...,
+        age: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "features", b"features"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "features", b"features"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetFeatures: _TypeAlias = SetFeatures  # noqa: Y015
+
+@_typing.final
 class InstrumentFeatures(_message.Message):
-    """The features of an instrument, of the set `mf1`."""
+    """The features of an instrument: of the set `mf1`, unless somebody says otherwise."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
