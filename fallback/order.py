@@ -33,16 +33,21 @@ class CallContext(NamedTuple):
     """Which call of the caller's an order came with: W3C Trace Context, and an id of the caller's own."""
 
     trace_id: str = ""
-    """32 hex digits; empty without tracing."""
+    """32 hex digits; empty where the caller sent none and none has begun here."""
     span_id: str = ""
     """The caller's span, 16 hex digits; empty when the trace begins here."""
     sampled: bool = False
     """True when the caller keeps this trace."""
     correlation_id: str = ""
     """What the caller calls this piece of work; empty when it does not say."""
+    is_chosen: bool = False
+    """True when this server keeps the trace of this order, as it keeps one in so many."""
 
 
 NO_CONTEXT: Final = CallContext()
+
+Reasons = tuple[pb.ReasonCode.ValueType, ...]
+"""Some reasons of a decision."""
 
 CHAMPION_SOURCES: Final = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_EMBEDDED))
 """Sources that are the champion, asked at this moment."""

@@ -41,7 +41,7 @@ def network_as_onnx(weights: bytes, network: Mapping[str, Any]) -> bytes:
 
     state = torch.load(io.BytesIO(weights), weights_only=True)
     held = {name: np.array(network[name], dtype=np.float32) for name in ("median", "mean", "scale")}
-    held |= {"least": np.float32(-network["clip"]), "most": np.float32(network["clip"])}
+    held |= {name: np.array(sign * network["clip"], dtype=np.float32) for name, sign in (("least", -1), ("most", 1))}
     nodes: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("IsNaN", [INPUT], "undefined", {}),
         ("Where", ["undefined", "median", INPUT], "defined", {}),

@@ -26,9 +26,9 @@ def test_a_network_in_onnx_scores_as_torch_does(models: dict[str, TrainedModel],
     extreme = np.array([[3e38], [-3e38], [0.0], [np.nan]], np.float32).repeat(len(MF1), axis=1)
     rows = np.concatenate([samples.rows[:2_000], probe_rows(MF1, 2_000), extreme])
     assert np.isnan(rows).any()
-    scores = [calibrated(margin(rows), model.slope, model.intercept) for margin in (in_onnx, in_torch)]
-    np.testing.assert_allclose(*scores, rtol=0, atol=1e-6)
-    assert np.ptp(scores[0]) > 0.1
+    found, wanted = (calibrated(margin(rows), model.slope, model.intercept) for margin in (in_onnx, in_torch))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    assert np.ptp(found) > 0.1
 
 
 def test_the_same_network_gives_the_same_bytes(models: dict[str, TrainedModel]) -> None:

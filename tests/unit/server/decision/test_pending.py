@@ -224,7 +224,7 @@ async def test_a_bug_that_one_order_meets_after_its_decision_counts_no_other_twi
 ) -> None:
     async with plane(tmp_path, answers(0.75), hangs, max_in_flight=MANY) as p:
         fresh(p)
-        plane_of = p.dataplane
+        plane_of = p.dataplane._following
         scores, shadow, reports = plane_of._cached_scores, plane_of._shadow, plane_of._reports
         remember, mirror, decided = scores.remember, shadow.mirror, reports.decided
 

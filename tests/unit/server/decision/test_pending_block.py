@@ -15,6 +15,7 @@ from support.planes import Plane, notes_in, packets_in
 from support.scripted_replica import answers, fails, hangs
 
 from fallback.budget import BudgetSettings
+from fallback.chain import ForBlocks
 from fallback.guards import GuardSettings
 from fallback.model_limits import ModelLimits
 from fallback.order import Order
@@ -73,7 +74,7 @@ async def test_a_block_is_decided_and_recorded_as_its_orders_are_alone(
                 assert p.metrics.blocks.buckets()[1] == were_in_columns, "as the metrics say"
                 assert p.metrics.alone.total() == len(orders) - were_in_columns, "each was counted once"
             else:
-                monkeypatch.setattr(p.chain, "for_blocks", lambda: (None, ()))
+                monkeypatch.setattr(p.chain, "for_blocks", lambda: ForBlocks(None, (), ()))
                 begun = p.dataplane.begin_together(orders, arrived, arrived + 9.0)
                 assert begun is not None
                 assert not begun.blocks
@@ -254,7 +255,7 @@ async def test_a_bug_that_one_order_meets_after_its_decision_costs_the_others_no
 ) -> None:
     async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
         orders = orders_of(Random(1), 6)
-        remember = p.dataplane._cached_scores.remember
+        remember = p.dataplane._following._cached_scores.remember
 
         def broken(case: Any, answer: Any, decision_id: str) -> None:
             if case.order is orders[-1]:
@@ -264,8 +265,8 @@ async def test_a_bug_that_one_order_meets_after_its_decision_costs_the_others_no
         def all_broken(_block: Any, _ids: Any) -> None:
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr(p.dataplane._cached_scores, "remember", broken)
-        monkeypatch.setattr(p.dataplane._cached_scores, "remember_block", all_broken)
+        monkeypatch.setattr(p.dataplane._following._cached_scores, "remember", broken)
+        monkeypatch.setattr(p.dataplane._following._cached_scores, "remember_block", all_broken)
         block = await in_columns(p, orders)
         ended = list(block.apart.values())
         assert [type(one.exception()) for one in ended] == [type(None)] * 5 + [RuntimeError]

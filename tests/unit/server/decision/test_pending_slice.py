@@ -18,7 +18,7 @@ from support.plain_orders import PARTS, busy_plane, meaning, orders_of, parts_of
 from support.planes import INSTRUMENTS, Plane, Second, market, notes_in, packets_in
 from support.scripted_replica import answers, fails, hangs
 
-from fallback.chain import StageName
+from fallback.chain import ForBlocks, StageName
 from fallback.guards import GuardSettings
 from fallback.model_limits import ModelLimits, limits_of
 from fallback.order import Order, Part
@@ -112,7 +112,7 @@ async def test_orders_of_two_models_are_decided_in_blocks_as_they_are_alone(
             if number == 2:  # the second instrument is like nothing that the second model has seen
                 p.limits_of["bb" * 8] = limits_of({"domain": UP_TO_SEVEN_TRADES}, MIXED)
             if way == "alone":
-                monkeypatch.setattr(p.chain, "for_blocks", lambda: (None, ()))
+                monkeypatch.setattr(p.chain, "for_blocks", lambda: ForBlocks(None, (), ()))
             decisions, stayed[way] = await _decided(p, orders)
             embedded = sum(one.source == pb.SOURCE_EMBEDDED for one in decisions)
             shadows, checks = (p.shadow, p.second_shadow), (p.check, p.second_check)
