@@ -157,7 +157,7 @@ def test_a_network_of_ours_is_exported_as_torchs_weights_and_as_onnx(model_store
     as_onnx = {"runtime": "onnx", "network": None, "scored": about["onnx"]["scored"]}
     in_onnx = margin_of(as_onnx, (tmp_path / "out" / "model.onnx").read_bytes())(rows)
     scores = [calibrated(margins, **about["calibration"]) for margins in (in_torch, in_onnx)]
-    np.testing.assert_allclose(*scores, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scores[0], scores[1], rtol=0, atol=1e-6)
 
 
 def test_an_ensemble_is_exported_with_its_parts(registry: Registry, tmp_path: Path) -> None:

@@ -3278,7 +3278,7 @@ class SetFeatures(_message.Message):
     AGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def features(self) -> Global___InstrumentFeatures:
-        """They are those that the set computes itself; those that it copies or that callers bring are not there."""
+        """Those that the set computes itself. Features that it copies or that callers bring are left out."""
 
     @_builtins.property
     def age(self) -> _duration_pb2.Duration:
@@ -3300,7 +3300,7 @@ Global___SetFeatures: _TypeAlias = SetFeatures  # noqa: Y015
 
 @_typing.final
 class InstrumentFeatures(_message.Message):
-    """The features of an instrument: of the set `mf1`, unless somebody says otherwise."""
+    """The features of an instrument, of one feature set: `mf1`, except in `SetFeatures`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
