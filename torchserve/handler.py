@@ -54,8 +54,8 @@ _RAW_MARGIN: Final = (
 )
 """How XGBoost is to predict: margins, by all trees, with NaN for what is missing."""
 
-_LEAST_SHARE: Final = 1e-30
-_MOST_SHARE: Final = 1 - 2.0**-25
+LEAST_SHARE: Final = 1e-30
+MOST_SHARE: Final = 1 - 2.0**-25
 """Nearest to 0 and 1 that a probability counts: the last one that a float32 tells from 1."""
 _ORDERS: Final = 8
 """Of the features, for each background row of an explanation by sampling."""
@@ -197,7 +197,7 @@ def margins_in(output: NDArray[Any], scored: Mapping[str, Any]) -> NDArray[np.fl
 
 def log_odds(shares: NDArray[np.float64]) -> NDArray[np.float32]:
     """float64[n] probabilities → float32[n], finite also for 0 and 1."""
-    held = np.clip(shares, _LEAST_SHARE, _MOST_SHARE)
+    held = np.clip(shares, LEAST_SHARE, MOST_SHARE)
     odds: NDArray[np.float32] = (np.log(held) - np.log1p(-held)).astype(np.float32)
     return odds
 
