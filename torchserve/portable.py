@@ -20,6 +20,10 @@ from numpy.typing import NDArray
 
 from torchserve.handler import LEAST_SHARE, MOST_SHARE, runtime_of
 
+GIVEN: Final = "input__0"
+"""What `scoring` calls the rows, in Triton's way."""
+SCORES: Final = "output__0"
+"""What it calls the scores."""
 INPUT: Final = "rows"
 MARGIN: Final = "margin"
 METADATA: Final = "onnx"
@@ -33,8 +37,12 @@ _OF_MODEL: Final = "model/"
 """Before all names of the model that `scoring` adds to."""
 _NEAR: Final = 1e-6
 """How far a score may be from that of the archive's handler."""
+_WITHOUT_INPUTS: Final = 4
+"""The format of this version is the first whose weights need not be named as inputs, too."""
 _Node = tuple[str, list[str], str, dict[str, Any]]
 """Operator, inputs, output and attributes."""
+_Held = dict[str, NDArray[Any]]
+"""Constants of a graph by name."""
 
 
 def described(weights: bytes, network: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,16 +81,14 @@ def network_as_onnx(weights: bytes, network: Mapping[str, Any]) -> bytes:
     return _model(nodes, held, network["layers"][0])
 
 
-def scoring(metadata: Mapping[str, Any], weights: bytes, input_name: str, output_name: str) -> bytes:
-    """A model in ONNX whose output is the calibrated score: float32[n, features] → float32[n, 1].
+def scoring(metadata: Mapping[str, Any], weights: bytes) -> bytes:
+    """A model in ONNX whose output is the calibrated score: `GIVEN` float32[n, features] → `SCORES` float32[n, 1].
 
     Its scores are those of the handler to 1e-6. The archive's canned rows are held against that.
 
     Args:
         metadata: Of the archive.
         weights: Of the same.
-        input_name: What the rows are to be called.
-        output_name: What the scores are to be called.
 
     Raises:
         ValueError: There is no ONNX of this model, or this cannot be added to it; the message says what to do.
@@ -95,56 +101,60 @@ def scoring(metadata: Mapping[str, Any], weights: bytes, input_name: str, output
     opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
     if opset < _LEAST_OPSET:
         raise ValueError(f"its opset is {opset}: export it with {_LEAST_OPSET} or a later one")
-    given, output = f"{_OF_MODEL}{scored['input']}", f"{_OF_MODEL}{scored['output']}"
-    calibration = metadata["calibration"]
-    held: dict[str, NDArray[Any]] = {
-        "flat": np.array([-1], np.int64),
-        "slope": np.array(calibration["slope"], np.float64),
-        "intercept": np.array(calibration["intercept"], np.float64),
-        "by_row": np.array([-1, 1], np.int64),
-    }
-    before: list[_Node] = [("Identity", [input_name], given, {})]
-    if scored["fill"] is not None:
-        held["fill"] = np.array(scored["fill"], np.float32)
-        before = [("IsNaN", [input_name], "undefined", {}), ("Where", ["undefined", "fill", input_name], given, {})]
-    of_double = {"to": TensorProto.DOUBLE}
-    after: list[_Node] = []
-    if scored["column"]:  # of two; where there is one, its output may be flat
-        held["column"] = np.array(scored["column"], np.int64)
-        after, output = [("Gather", [output, "column"], "chosen", {"axis": 1})], "chosen"
-    after += [
-        ("Reshape", [output, "flat"], "single", {}),
-        ("Cast", ["single"], "given", of_double),
-    ]
-    margin = "given"
+    model.ir_version = max(model.ir_version, _WITHOUT_INPUTS)
+    before, filling = _defined(f"{_OF_MODEL}{scored['input']}", scored["fill"])
+    after, calibrating = _scored(f"{_OF_MODEL}{scored['output']}", scored, metadata["calibration"])
+    graph, features = model.graph, len(metadata["feature_names"])
+    nodes = [*_made(before), *graph.node, *_made(after)]
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in (filling | calibrating).items())
+    graph.input.append(helper.make_tensor_value_info(GIVEN, TensorProto.FLOAT, ["n", features]))
+    graph.output.append(helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["n", 1]))
+    content = bytes(model.SerializeToString(deterministic=True))
+    _prove(content, metadata)
+    return content
+
+
+def _defined(given: str, fill: Sequence[float] | None) -> tuple[list[_Node], _Held]:
+    """What leads from the rows to the input of that name, as `handler.filled` does."""
+    if fill is None:
+        return [("Identity", [GIVEN], given, {})], {}
+    nodes: list[_Node] = [("IsNaN", [GIVEN], "undefined", {}), ("Where", ["undefined", "fill", GIVEN], given, {})]
+    return nodes, {"fill": np.array(fill, np.float32)}
+
+
+def _scored(output: str, scored: Mapping[str, Any], calibration: Mapping[str, float]) -> tuple[list[_Node], _Held]:
+    """What leads from the output of that name to the scores, as `handler.margins_in` and `calibrated` do."""
+    from onnx import TensorProto  # noqa: PLC0415 - as above
+
+    held = {name: np.array(calibration[name]) for name in ("slope", "intercept")}
+    held |= {"flat": np.array([-1]), "by_row": np.array([-1, 1])}
+    nodes: list[_Node] = []
+    if scored["column"]:  # of two; where there is one, the output may be flat
+        held["column"] = np.array(scored["column"])
+        nodes, output = [("Gather", [output, "column"], "chosen", {"axis": 1})], "chosen"
+    nodes += [("Reshape", [output, "flat"], "single", {}), ("Cast", ["single"], "value", {"to": TensorProto.DOUBLE})]
+    margin = "value"
     if scored["is_probability"]:
         margin = "odds"
-        held |= {name: np.array(share) for name, share in (("least", LEAST_SHARE), ("most", MOST_SHARE), ("one", 1.0))}
-        after += [
-            ("Max", ["given", "least"], "above", {}),
+        held |= {"least": np.array(LEAST_SHARE), "most": np.array(MOST_SHARE), "one": np.array(1.0)}
+        nodes += [
+            ("Max", ["value", "least"], "above", {}),
             ("Min", ["above", "most"], "share", {}),
             ("Sub", ["one", "share"], "rest", {}),
             ("Log", ["share"], "log_share", {}),
             ("Log", ["rest"], "log_rest", {}),
             ("Sub", ["log_share", "log_rest"], margin, {}),
         ]
-    after += [
+    nodes += [
         ("Mul", [margin, "slope"], "sloped", {}),
         ("Add", ["sloped", "intercept"], "calibrated", {}),
         ("Sigmoid", ["calibrated"], "score", {}),
         ("Cast", ["score"], "scores", {"to": TensorProto.FLOAT}),
-        ("Reshape", ["scores", "by_row"], output_name, {}),
+        ("Reshape", ["scores", "by_row"], SCORES, {}),
     ]
-    graph, features = model.graph, len(metadata["feature_names"])
-    nodes = [*_made(before), *graph.node, *_made(after)]
-    del graph.node[:], graph.input[:], graph.output[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in held.items())
-    graph.input.append(helper.make_tensor_value_info(input_name, TensorProto.FLOAT, ["n", features]))
-    graph.output.append(helper.make_tensor_value_info(output_name, TensorProto.FLOAT, ["n", 1]))
-    content = bytes(model.SerializeToString(deterministic=True))
-    _prove(content, metadata, input_name)
-    return content
+    return nodes, held
 
 
 def _onnx_of(metadata: Mapping[str, Any], weights: bytes) -> tuple[bytes, Mapping[str, Any]]:
@@ -157,14 +167,14 @@ def _onnx_of(metadata: Mapping[str, Any], weights: bytes) -> tuple[bytes, Mappin
     raise ValueError(f"there is no ONNX of a model of the kind {metadata['kind']}: serve it by TorchServe")
 
 
-def _prove(content: bytes, metadata: Mapping[str, Any], input_name: str) -> None:
+def _prove(content: bytes, metadata: Mapping[str, Any]) -> None:
     """Holds a model's scores against the archive's own of its canned rows. Raises ValueError."""
     import onnxruntime  # noqa: PLC0415 - as above
 
     canned = metadata["canned"]
     rows = np.frombuffer(base64.b64decode(canned["rows"]), "<f4").reshape(-1, len(metadata["feature_names"]))
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    (scores,) = session.run(None, {input_name: rows})
+    (scores,) = session.run(None, {GIVEN: rows})
     off = float(np.max(np.abs(scores[:, 0] - np.array(canned["scores"], np.float32))))
     if not off <= _NEAR:
         raise ValueError(f"as ONNX its scores are up to {off:.3g} from those of its archive")

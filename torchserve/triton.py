@@ -30,8 +30,6 @@ from torchserve.mlserver import Archived, plain_trees
 
 _NUMBER_DIGITS: Final = 15
 _LARGEST_BATCH: Final = 8_192
-_INPUT: Final = "input__0"
-_OUTPUT: Final = "output__0"
 _PBTXT: Final = """backend: "{backend}"
 default_model_filename: "{file}"
 max_batch_size: {max_batch_size}
@@ -93,7 +91,7 @@ def write_version(archive: Path, repository: Path, name: str = "") -> str:
 
 def _in_onnx(archived: Archived) -> bytes:
     try:
-        return portable.scoring(archived.metadata, archived.weights, _INPUT, _OUTPUT)
+        return portable.scoring(archived.metadata, archived.weights)
     except ValueError as error:
         raise ValueError(f"{archived.name} cannot be given to Triton: {error}") from error
 
@@ -122,8 +120,8 @@ def _pbtxt(backend: _Backend, features: int) -> str:
         backend=backend.name,
         file=backend.file,
         max_batch_size=_LARGEST_BATCH,
-        input=_INPUT,
-        output=_OUTPUT,
+        input=portable.GIVEN,
+        output=portable.SCORES,
         features=features,
     )
     return text + "\n".join(parameters) + "\n"
@@ -135,8 +133,8 @@ def _config(backend: _Backend, features: int) -> dict[str, Any]:
         "backend": backend.name,
         "default_model_filename": backend.file,
         "max_batch_size": _LARGEST_BATCH,
-        "input": [{"name": _INPUT, "data_type": "TYPE_FP32", "dims": [features]}],
-        "output": [{"name": _OUTPUT, "data_type": "TYPE_FP32", "dims": [1]}],
+        "input": [{"name": portable.GIVEN, "data_type": "TYPE_FP32", "dims": [features]}],
+        "output": [{"name": portable.SCORES, "data_type": "TYPE_FP32", "dims": [1]}],
         "parameters": {key: {"string_value": text} for key, text in backend.parameters.items()},
         "instance_group": [{"kind": "KIND_CPU"}],
     }
