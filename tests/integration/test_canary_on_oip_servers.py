@@ -129,7 +129,7 @@ def mlservers(tmp_path: Path, registry: Registry) -> Iterator[Servers]:
         described = folders["primary"] / first / "champion.json"
         servers = Servers(addresses, described, {}, put, lambda version: version, unloads=False)
         for role in ROLES:
-            eventually(lambda role=role: servers.serves(role, first), bool, patience_seconds=120)  # type: ignore[misc]
+            eventually(lambda role=role: servers.serves(role, first), bool, patience_seconds=300)  # type: ignore[misc]
         yield servers
 
 
@@ -138,7 +138,9 @@ needs_mlserver = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=["scripted", pytest.param("mlservers", marks=[pytest.mark.long, needs_mlserver])])
+@pytest.fixture(
+    params=["scripted", pytest.param("mlservers", marks=[pytest.mark.long, pytest.mark.timeout(900), needs_mlserver])]
+)
 def servers(request: pytest.FixtureRequest) -> Servers:
     found: Servers = request.getfixturevalue(request.param)
     return found
@@ -156,6 +158,11 @@ def settings_of(servers: Servers, registry: Registry) -> dict[str, str]:
         "OIP__CHALLENGER": str(servers.described),
         "REPLAY__MODEL_STORE": str(registry.root),
         "REPLICA__WARM_UP_SECONDS": "0",
+        # MLServer is slow, and on a busy machine slower: that is not what is asked here.
+        "BREAKER__SLOW_SECONDS": "10",
+        "REPLICA__PROBE_TIMEOUT_SECONDS": "10",
+        "BATCHER__MIN_PATIENCE_SECONDS": "1.5",
+        "BATCHER__MAX_PATIENCE_SECONDS": "1.5",
         "CHAIN__STAGES": '["model", "rules"]',
         "EMBEDDED__CHECK_SHARE": "0",
     }

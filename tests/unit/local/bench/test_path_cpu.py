@@ -34,7 +34,6 @@ async def test_two_models_with_different_sets_are_measured_side_by_side(
     monkeypatch.setattr(feature_sets, "_loaded", {})
     found = await measure("batch64", 0.1, tmp_path, Durability.OS, models=2)
     assert found["event loop"] > 0
-    assert found["in columns"] > 0.9
 
 
 async def test_orders_of_the_second_model_that_bring_a_feature_are_measured(
@@ -42,7 +41,8 @@ async def test_orders_of_the_second_model_that_bring_a_feature_are_measured(
 ) -> None:
     monkeypatch.setattr(feature_sets, "_loaded", {})
     found = await measure("batch64", 0.1, tmp_path, Durability.OS, models=2, bringing=True)
-    assert 0.5 < found["in columns"] < 0.8, "a third of them bring features, and go alone"
+    assert found["event loop"] > 0
+    assert found["in columns"] < 0.7, "a third of them bring features, and go alone"
 
 
 async def test_a_caller_that_ends_by_itself_ends_the_measurement(

@@ -26,18 +26,21 @@ from server.rpc.call import Call
 from server.rpc.signals import MOST_WATCHERS, Signals
 
 _NAMES = ("A.SIM", "B.SIM")
+_LONG_SECONDS = 600.0
+"""However long a busy machine takes to look decisions up, features are neither stale nor gone."""
+_KEPT = FeatureCacheSettings(ttl_seconds=_LONG_SECONDS)
 
 
 @pytest.fixture
 def cache() -> FeatureCache:
-    return FeatureCache("redis://127.0.0.1:1/0", FeatureCacheSettings(), _NAMES)
+    return FeatureCache("redis://127.0.0.1:1/0", _KEPT, _NAMES)
 
 
 @pytest.fixture
 async def signals(tmp_path: Path, cache: FeatureCache) -> AsyncIterator[Signals]:
     task = Task(journal=tmp_path / "journal.db", database_url=f"sqlite:///{tmp_path / 'audit.db'}", model_store=None)
     async with ReadingProcess("reads", task) as process:
-        yield Signals(cache, _NAMES, 5.0, Reading("lookups", process), time.monotonic, time.time_ns)
+        yield Signals(cache, _NAMES, _LONG_SECONDS, Reading("lookups", process), time.monotonic, time.time_ns)
 
 
 def put(cache: FeatureCache, name: str, sequence: int, published_ns: int | None = None) -> None:
@@ -66,10 +69,10 @@ async def test_features_of_the_other_sets_that_models_take_are_shown_beside_thos
     cache: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     know(monkeypatch, REGISTERED)
-    mixed = FeatureCache("redis://127.0.0.1:1/0", FeatureCacheSettings(), _NAMES, MIXED)
+    mixed = FeatureCache("redis://127.0.0.1:1/0", _KEPT, _NAMES, MIXED)
     task = Task(journal=tmp_path / "journal.db", database_url="sqlite://", model_store=None)
     lookups = Reading("lookups", ReadingProcess("reads", task))
-    signals = Signals(cache, _NAMES, 5.0, lookups, time.monotonic, time.time_ns, lambda: {"mixed": mixed})
+    signals = Signals(cache, _NAMES, _LONG_SECONDS, lookups, time.monotonic, time.time_ns, lambda: {"mixed": mixed})
     put(cache, "A.SIM", 1)
     values = np.array([np.nan, 7.0, np.nan], dtype=np.float32)
     assert mixed.accept(encode(replace(snapshot("A.SIM", 3), values=values, feature_set=MIXED)))
@@ -122,7 +125,7 @@ async def test_a_watcher_who_does_not_read_skips_and_is_counted(cache: FeatureCa
     task = Task(journal=tmp_path / "journal.db", database_url="sqlite://", model_store=None)
     ahead = 0.0
     lookups = Reading("lookups", ReadingProcess("reads", task))
-    signals = Signals(cache, _NAMES, 5.0, lookups, lambda: time.monotonic() + ahead, time.time_ns)
+    signals = Signals(cache, _NAMES, _LONG_SECONDS, lookups, lambda: time.monotonic() + ahead, time.time_ns)
     put(cache, "A.SIM", 1)
     request = pb.WatchFeaturesRequest(instruments=["A.SIM"])
     request.interval.FromMilliseconds(100)
