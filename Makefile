@@ -35,8 +35,8 @@ demo: setup  ## the whole stack on this machine, orders, a replica failure, a su
 test: setup  ## all tests but those that take minutes, against real servers, two files at a time: half an hour; it says what it left out
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
-test-all: setup  ## everything, for a night: test, test-long, faults on both edges, an hour of simulation, fuzzing
-	@failed=; for part in test test-long 'faults EDGE=grpcio' 'faults EDGE=envoy' 'simulate SECONDS=3600' 'fuzz SECONDS=600'; do \
+test-all: setup  ## everything, for a night: test, test-long, MLServer, faults on both edges, an hour of simulation, fuzzing
+	@failed=; for part in test test-long mlserver 'faults EDGE=grpcio' 'faults EDGE=envoy' 'simulate SECONDS=3600' 'fuzz SECONDS=600'; do \
 	  $(MAKE) $$part || failed="$$failed [$$part]"; done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 clean:  ## remove all that make has made here: environments, caches, the stack's data
@@ -82,9 +82,9 @@ fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge, the lane, JSO
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k cluster' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
 
-mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does and loads versions
+mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does, loads versions, and bears a canary
 	test -x $(MLSERVER_VENV)/bin/mlserver || { $(PYTHON) -m venv $(MLSERVER_VENV) && $(MLSERVER_VENV)/bin/python $(PIP_INSTALL) --requirement tests/mlserver.txt; }
-	MLSERVER_VENV="$(abspath $(MLSERVER_VENV))" $(BIN)/python -m pytest -m 'long or not long' tests/integration/test_open_inference.py tests/contract/test_model_repository.py
+	MLSERVER_VENV="$(abspath $(MLSERVER_VENV))" $(BIN)/python -m pytest -m 'long or not long' tests/integration/test_open_inference.py tests/integration/test_canary_on_oip_servers.py tests/contract/test_model_repository.py
 
 ##@ Models
 models: setup  ## train, evaluate and export champion and challenger, with their cards (DATA=dir)

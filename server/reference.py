@@ -58,6 +58,7 @@ LABELS: Final = {
     "set": "ids of the computed feature sets",
     "sink": "`log`, `traces`",
     "outcome": "outcomes of a batch, from `success` to `ignored`",
+    "part": "`caller`, or the id of a feature set",
     "partition": "partitions of the topic `market.events`",
     "plane": "`decision`, `admin`",
     "question": "`lookups`, `watching`, `replays`, `explanations`, `drift`",

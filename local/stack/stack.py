@@ -413,6 +413,7 @@ class Stack:
                 directory=self._directory / name,
                 grpc_port=port,
                 management_port=self._ports[f"{name}_management"],
+                gpus=self._settings.gpus,
                 token_minutes=_TOKEN_MINUTES if self._settings.replica_tokens else None,
             )
         )

@@ -87,6 +87,7 @@ def _components(
         partial(decisions.of_admission, path.admission),
         partial(decisions.of_idempotency, path.idempotency),
         partial(decisions.of_replies, base.replies, base.journal),
+        partial(decisions.of_sets, path.other_sets, process.settings.instruments, process.clock),
         partial(decisions.of_reports, path.reports),
         partial(models.of_replicas, path.replicas.values()),
         partial(models.of_attempts, [one.champion for one in named]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -81,13 +81,12 @@ class RequestPath:
     chain: Chain
     configuration: Configuration[Settings]
     control: ControlState
-    other_caches: Mapping[str, FeatureCache]
-    """The copies of the computed sets that models take, by id; they come when one is first taken."""
     admission: Admission
     idempotency: IdempotencyWindow
     reports: DecisionReports
     tracing: Tracing | None
     expiry: ModelExpiry
+    other_sets: OtherSets
 
 
 async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundation:
@@ -228,12 +227,12 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         chain=chain,
         configuration=configuration,
         control=control,
-        other_caches=other_sets.caches,
         admission=admission,
         idempotency=base.idempotency,
         reports=reports,
         tracing=tracing,
         expiry=ModelExpiry(base.feature_cache, lambda: guards.model_grace_seconds),
+        other_sets=other_sets,
     )
 
 

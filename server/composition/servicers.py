@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from feature_cache.store.report import ReportReader
 from pretrade.admin.v1 import admin_pb2_grpc
 from server.decision.convert import OrderReader
-from server.rpc.admin import AdminServicer, MarketParts, RecordParts, ServingParts
+from server.rpc.admin import AdminServicer, RecordParts, ServingParts
 from server.rpc.call_context import CallContexts
 from server.rpc.canary import CanarySteering
 from server.rpc.decision import DecisionServicer
+from server.rpc.feature_status import MarketParts
 from server.rpc.models import ModelSteering, SteeredModel
 from server.rpc.signals import Signals
 from server.rpc.steering import Steering
@@ -65,7 +66,7 @@ def open_servicers(
     )
     signals = Signals(
         base.feature_cache,
-        path.other_caches,
+        path.other_sets.caches,
         settings.instruments,
         settings.features.max_age_seconds,
         audit.lookups,
@@ -85,6 +86,7 @@ def open_servicers(
             ReportReader(base.feature_store),
             settings.instruments,
             settings.features.max_age_seconds,
+            path.other_sets,
         ),
         records=RecordParts(audit.servicer.changes, base.journal, lambda: base.shipper.unshipped, audit.drift),
         signals=signals,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from fallback.chain import StageName
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from server.decision.admission import Admission
     from server.decision.decided_block import DecidedBlock
     from server.decision.idempotency import IdempotencyWindow
+    from server.decision.other_sets import OtherSets
     from server.decision.pending import Pending
     from server.decision.replies import Replies
     from server.decision.reports import DecisionReports
@@ -78,6 +79,22 @@ BLOCK_ORDERS: Final = Histogram(
 )
 ORDERS_ALONE: Final = Counter(
     "pretrade_orders_alone", "Orders that were decided one by one, by why not in columns.", ("why",)
+)
+SET_FEATURE_AGE_SECONDS: Final = Gauge(
+    "pretrade_set_feature_age_seconds",
+    "Age from exchange event time of the features of a computed set that a model takes.",
+    ("set", "instrument"),
+)
+SET_FEATURES_PRESENT: Final = Gauge(
+    "pretrade_set_features_present",
+    "1 while there are features of a computed set that a model takes within their TTL.",
+    ("set", "instrument"),
+)
+SET_ROWS_MISSING: Final = Counter(
+    "pretrade_set_rows_missing",
+    "Orders without a row of the feature set that their model takes; the part is the caller, or the set whose features"
+    " were missing or stale.",
+    ("set", "part"),
 )
 REPORTS_CHOSEN: Final = Counter(
     "pretrade_reports_chosen", "Decisions chosen to be reported, lost ones included.", ("sink", "cause")
@@ -256,6 +273,29 @@ def of_replies(replies: Replies, journal: Journal) -> Iterator[Metric]:
     yield REPLIES_OWED.family(replies.owed)
     yield REPLY_NOTES_WAITING.family(replies.waiting)
     yield REPLY_NOTES_LOST.family(replies.lost)
+
+
+def of_sets(others: OtherSets, instruments: Sequence[str], clock: Callable[[], float]) -> Iterator[Metric]:
+    """Of feature sets besides `mf1`.
+
+    Args:
+        others: Puts their rows together.
+        instruments: Those that may have vectors.
+        clock: Monotonic seconds, the cache's own.
+    """
+    age, present = SET_FEATURE_AGE_SECONDS.family(), SET_FEATURES_PRESENT.family()
+    now = clock()
+    for set_id, cache in dict(others.caches).items():
+        for instrument in instruments:
+            entry = cache.get(instrument)
+            if entry is not None:
+                age.add_metric((set_id, instrument), entry.age_seconds(now))
+            present.add_metric((set_id, instrument), entry is not None)
+    yield from (age, present)
+    missing = SET_ROWS_MISSING.family()
+    for labels, count in dict(others.missing).items():
+        missing.add_metric(labels, count)
+    yield missing
 
 
 def of_reports(reports: DecisionReports) -> Iterator[Metric]:

@@ -224,7 +224,9 @@ def test_the_commands_of_the_afternoon_print_what_the_page_shows(printed: list[t
 
 def _by_a_model(line: str) -> str:
     """Without saying which replica was quick enough on a busy machine, nor what the model made of the market."""
-    return re.sub("ACTION_[A-Z_]+", "ACTION", re.sub("PRIMARY|SECONDARY|EMBEDDED", "MODEL", alike(line)))
+    return re.sub(
+        r"\b(?:NO_TRADE|TRADE|ABSTAIN)\b", "ACTION", re.sub("PRIMARY|SECONDARY|EMBEDDED", "MODEL", alike(line))
+    )
 
 
 @pytest.mark.long

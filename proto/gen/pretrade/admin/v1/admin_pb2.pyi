@@ -887,6 +887,7 @@ class GetStatusResponse(_message.Message):
     CHAMPION_FIELD_NUMBER: _builtins.int
     MODEL_MAP_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    FEATURE_SETS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Identity of this server process."""
     ready: _builtins.bool
@@ -963,6 +964,10 @@ class GetStatusResponse(_message.Message):
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedModel]:
         """The models of this server, `default` first; empty where there is no other."""
 
+    @_builtins.property
+    def feature_sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureSetStatus]:
+        """The feature sets besides `mf1` that models take now; none where no model takes another."""
+
     def __init__(
         self,
         *,
@@ -987,10 +992,11 @@ class GetStatusResponse(_message.Message):
         champion: Global___ChampionStatus | None = ...,
         model_map: _abc.Iterable[Global___ModelMapRule] | None = ...,
         models: _abc.Iterable[Global___NamedModel] | None = ...,
+        feature_sets: _abc.Iterable[Global___FeatureSetStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "champion", b"champion", "control", b"control", "drift", b"drift", "embedded", b"embedded", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "chain_stages", b"chain_stages", "champion", b"champion", "components", b"components", "control", b"control", "control_version", b"control_version", "drift", b"drift", "embedded", b"embedded", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "model_map", b"model_map", "models", b"models", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "chain_stages", b"chain_stages", "champion", b"champion", "components", b"components", "control", b"control", "control_version", b"control_version", "drift", b"drift", "embedded", b"embedded", "feature_sets", b"feature_sets", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "model_map", b"model_map", "models", b"models", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1453,6 +1459,74 @@ class FeatureStatus(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_records) -> _WhichOneofReturnType__lag_records | None: ...
 
 Global___FeatureStatus: _TypeAlias = FeatureStatus  # noqa: Y015
+
+@_typing.final
+class FeatureSetStatus(_message.Message):
+    """A feature set besides `mf1` that models take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_SET_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    COMPUTED_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    feature_set: _builtins.str
+    """Its id and fingerprint, for example `numbers/1f0c83aa`."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The models that take it, by name: `default`, `scalper`."""
+
+    @_builtins.property
+    def computed(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureStatus]:
+        """What the feature worker gives of it, by instrument, where it computes a part of it. `vector_version` is the set that the
+        worker computes: this one, or one that this one copies from. What a worker reports of books is not repeated here.
+        """
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingPart]:
+        """Orders of this process since start that had no row of it, by the part that was missing."""
+
+    def __init__(
+        self,
+        *,
+        feature_set: _builtins.str = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        computed: _abc.Iterable[Global___FeatureStatus] | None = ...,
+        missing: _abc.Iterable[Global___MissingPart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed", "feature_set", b"feature_set", "missing", b"missing", "models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureSetStatus: _TypeAlias = FeatureSetStatus  # noqa: Y015
+
+@_typing.final
+class MissingPart(_message.Message):
+    """Orders without a row of a feature set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    ORDERS_FIELD_NUMBER: _builtins.int
+    part: _builtins.str
+    """`caller`, or the id of the set whose features were missing or stale."""
+    orders: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        part: _builtins.str = ...,
+        orders: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingPart: _TypeAlias = MissingPart  # noqa: Y015
 
 @_typing.final
 class AuditStatus(_message.Message):
