@@ -9,11 +9,11 @@ import sqlite3
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 from urllib.request import urlopen
 
 import psutil
@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from feature_cache.compiled import SWITCH
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
-from pretrade.client import CallError, Client, Shared, retries
+from pretrade.client import CallError, Client, retries
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.verify import Verified, verify
 from server.journal.entries import entry_of, packets
@@ -128,6 +128,14 @@ class Group:
         self.supervisor.terminate()
         return self.supervisor.wait(90)
 
+    def kill(self) -> None:
+        """Ends all processes with SIGKILL, as the loss of a machine does."""
+        family = [self.supervisor, *psutil.Process(self.supervisor.pid).children(recursive=True)]
+        for process in family:
+            with suppress(psutil.NoSuchProcess):  # it has ended by itself
+                process.kill()
+        self.supervisor.wait()
+
     def audited(self) -> dict[str, list[str]]:
         """The ids of the decisions in SQL, by their orders' references.
 
@@ -177,11 +185,7 @@ def server_group(directory: Path, processes: int, **changes: str) -> Iterator[Gr
             yield group
         finally:
             if supervisor.poll() is None:
-                family = psutil.Process(supervisor.pid).children(recursive=True)
-                supervisor.kill()
-                for process in family:
-                    with suppress(psutil.NoSuchProcess):
-                        process.kill()
+                group.kill()
 
 
 def beside(product: Product) -> dict[str, str]:
@@ -219,29 +223,9 @@ class Callers(CallingThreads):
     """
 
     target: str
-    others: Sequence[str] = ()
-    """Servers that are asked while that one is away."""
     decisions: list[pb.Decision] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    sharing: bool = False
-    """Whether they share the calls of one client."""
-    name: str = "caller"
-    """What the references begin with."""
     deadline_seconds: float = _CALL_SECONDS
-    _one: Client = field(init=False)
-    _shared: Shared = field(init=False)
-
-    def __enter__(self) -> Self:
-        self._one = self._connect()
-        self._shared = self._one.shared()
-        return super().__enter__()
-
-    def __exit__(self, *_: object) -> None:
-        super().__exit__()
-        self._one.close()
-
-    def _connect(self) -> Client:
-        return Client.connect(self.target, *self.others, deadline_seconds=self.deadline_seconds)
 
     def wait_for_more(self, calls: int) -> None:
         wanted = len(self.decisions) + len(self.errors) + calls
@@ -253,16 +237,15 @@ class Callers(CallingThreads):
             side=pb.SIDE_BUY,
             quantity=0.01,
             limit_price=MID,
-            strategy=f"{self.name}-{number}",
+            strategy=f"caller-{number}",
         )
-        with self._connect() as own:
-            asked = self._shared if self.sharing else own
+        with Client.connect(self.target, deadline_seconds=self.deadline_seconds) as client:
             for call in itertools.count():
                 if self._stopped.is_set():
                     break
-                order.order_ref = f"{self.name}-{number}-{call}"
+                order.order_ref = f"caller-{number}-{call}"
                 try:
-                    self.decisions.append(asked.decide(order).message)
+                    self.decisions.append(client.decide(order).message)
                 except CallError as error:
                     self.errors.append(str(error))
 
