@@ -157,6 +157,8 @@ def group_of(directory: Path, processes: int, edge: str) -> Iterator[Group]:
     directory.mkdir(exist_ok=True)
     (http,) = free_ports(1)
     changes = {"PRETRADE_GRPC__EDGE": edge, "PRETRADE_HTTP__PORT": str(http)}
+    # This is about who answers, not how fast: what starts takes the cores from what serves.
+    changes |= {"PRETRADE_BUDGET__CAP_SECONDS": "5"}
     with server_group(directory, processes, **changes) as group:
         yield group
 
