@@ -145,6 +145,7 @@ def _asked(way: str, client: Any, shared: Any, stream: Any = None) -> Callable[[
     """What takes the orders of a call."""
     name = way.partition("-")[0]
     if name == "batch":
-        return client.decide_batch
+        in_batches: Callable[[Sequence[Order]], Any] = client.decide_batch
+        return in_batches
     asked = {"call": client, "shared": shared, "stream": stream}[name]
     return lambda orders: asked.decide(orders[0])

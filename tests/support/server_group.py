@@ -130,8 +130,9 @@ class Group:
 
     def kill(self) -> None:
         """Ends all processes with SIGKILL, as the loss of a machine does."""
-        family = [self.supervisor, *psutil.Process(self.supervisor.pid).children(recursive=True)]
-        for process in family:
+        children = psutil.Process(self.supervisor.pid).children(recursive=True)
+        self.supervisor.kill()
+        for process in children:
             with suppress(psutil.NoSuchProcess):  # it has ended by itself
                 process.kill()
         self.supervisor.wait()
