@@ -19,7 +19,6 @@ import grpc
 import psutil
 import pytest
 from support.bare_server import admin_channel, environment, is_ready
-from support.every_way import EveryWay
 from support.harness import INSTRUMENTS, MID, Product, eventually
 from support.server_group import (
     EDGES,
@@ -48,18 +47,23 @@ Seen = Callable[[str], None]
 def replaced_under_load(product: Product, directory: Path, edge: str, times: int, seen: Seen) -> None:
     """Replaces all processes again and again under load: no call may fail, every reply must be audited, once."""
     with server_group(directory, 2, PRETRADE_GRPC__EDGE=edge, **beside(product)) as group:
-        with EveryWay(group.decision) as callers:
-            callers.wait_for_more(50)
+        with (
+            Callers(group.decision) as callers,
+            Callers(group.decision, sharing=True, name="shared") as shared,
+        ):
+            callers.wait_for_more(200)
+            shared.wait_for_more(200)
             for _ in range(times):
                 group.replace()
-            callers.wait_for_more(50)
+            callers.wait_for_more(200)
+            shared.wait_for_more(200)
         assert group.stop() == 0
-        heard, errors = callers.heard, callers.errors
-        seen(f"{len(heard)} orders, {len(errors)} without decision, {times} replacements of 2 processes")
+        decisions, errors = [*callers.decisions, *shared.decisions], [*callers.errors, *shared.errors]
+        seen(f"{len(decisions)} orders, {len(errors)} without decision, {times} replacements of 2 processes")
         assert errors == [], Counter(errors)
-        assert "PRIMARY" in {one.source for one in heard}
+        assert pb.SOURCE_PRIMARY in {decision.source for decision in decisions}
         audited = group.audited()
-        assert audited == {one.order_ref: [one.decision_id] for one in heard}
+        assert audited == {decision.order_ref: [decision.decision_id] for decision in decisions}
         group.verify()
         seen(f"{len(audited)} audit rows, one for each reply; chains sound")
 
@@ -314,21 +318,26 @@ def test_a_killed_process_costs_no_call_and_is_started_again_with_its_journal(
 ) -> None:
     with server_group(tmp_path, 2, PRETRADE_GRPC__EDGE=edge) as group:
         before = group.processes()
-        with EveryWay(group.decision) as callers:
-            callers.wait_for_more(30)
+        with (
+            Callers(group.decision) as callers,
+            Callers(group.decision, sharing=True, name="shared") as shared,
+        ):
+            callers.wait_for_more(100)
+            shared.wait_for_more(100)
             os.kill(group.pids()[0], signal.SIGKILL)
             started = time.monotonic()
             after = eventually(group.processes, lambda found: len(found) == 2 and found != before)
             seconds = time.monotonic() - started
-            callers.wait_for_more(30)
+            callers.wait_for_more(100)
+            shared.wait_for_more(100)
         assert set(after) == set(before)
         assert len(set(after.values()) & set(before.values())) == 1
         assert sorted(one.restarts for one in group.status().processes) == [0, 1]
-        heard, errors = callers.heard, callers.errors
-        seen(f"{len(errors)} of {len(heard)} orders without decision; two processes again in {seconds:.1f} s")
+        decisions, errors = [*callers.decisions, *shared.decisions], [*callers.errors, *shared.errors]
+        seen(f"{len(errors)} of {len(decisions)} orders without decision; two processes again in {seconds:.1f} s")
         assert errors == [], Counter(errors)
         assert group.stop() == 0
-        assert group.audited() == {one.order_ref: [one.decision_id] for one in heard}
+        assert group.audited() == {decision.order_ref: [decision.decision_id] for decision in decisions}
         group.verify()
 
 

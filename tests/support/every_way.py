@@ -16,7 +16,7 @@ _BATCH: Final = 3
 """Orders in a call of those who ask for batches."""
 _OF_THREADS: Final = ("call-of-threads", "shared-of-threads", "batch-of-threads")
 _OF_TASKS: Final = ("call-of-tasks", "shared-of-tasks", "batch-of-tasks", "stream-of-tasks")
-_SECONDS: Final = 10.0
+_SECONDS: Final = 20.0
 """Room for an order that is asked for again, on a machine that has other work."""
 _PATIENCE_SECONDS: Final = 100.0
 """In which callers of every way have made some calls."""

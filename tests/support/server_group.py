@@ -9,11 +9,11 @@ import sqlite3
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.request import urlopen
 
 import psutil
@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from feature_cache.compiled import SWITCH
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
-from pretrade.client import CallError, Client, retries
+from pretrade.client import CallError, Client, Shared, retries
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.verify import Verified, verify
 from server.journal.entries import entry_of, packets
@@ -224,9 +224,29 @@ class Callers(CallingThreads):
     """
 
     target: str
+    others: Sequence[str] = ()
+    """Servers that are asked while that one is away."""
     decisions: list[pb.Decision] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    sharing: bool = False
+    """Whether they share the calls of one client."""
+    name: str = "caller"
+    """What the references begin with."""
     deadline_seconds: float = _CALL_SECONDS
+    _one: Client = field(init=False)
+    _shared: Shared = field(init=False)
+
+    def __enter__(self) -> Self:
+        self._one = self._connect()
+        self._shared = self._one.shared()
+        return super().__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self._one.close()
+
+    def _connect(self) -> Client:
+        return Client.connect(self.target, *self.others, deadline_seconds=self.deadline_seconds)
 
     def wait_for_more(self, calls: int) -> None:
         wanted = len(self.decisions) + len(self.errors) + calls
@@ -238,15 +258,16 @@ class Callers(CallingThreads):
             side=pb.SIDE_BUY,
             quantity=0.01,
             limit_price=MID,
-            strategy=f"caller-{number}",
+            strategy=f"{self.name}-{number}",
         )
-        with Client.connect(self.target, deadline_seconds=self.deadline_seconds) as client:
+        with self._connect() as own:
+            asked = self._shared if self.sharing else own
             for call in itertools.count():
                 if self._stopped.is_set():
                     break
-                order.order_ref = f"caller-{number}-{call}"
+                order.order_ref = f"{self.name}-{number}-{call}"
                 try:
-                    self.decisions.append(client.decide(order).message)
+                    self.decisions.append(asked.decide(order).message)
                 except CallError as error:
                     self.errors.append(str(error))
 
