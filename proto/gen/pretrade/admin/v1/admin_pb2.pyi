@@ -2785,19 +2785,17 @@ class GetCanaryResponse(_message.Message):
         """Ids of decisions that it answered, the newest first, as many as were asked for."""
 
     @_builtins.property
-    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___CanaryEvidence]:
-        """The evidence as it grew, as the process that answers saw it: at most 120 looks, evenly spread over the time since it
-        began to serve the canary, the oldest first.
-        """
+    def history(self) -> Global___CanaryHistory:
+        """The evidence as it grew, as the process that answers saw it; absent before it serves the canary."""
 
     def __init__(
         self,
         *,
         canary: Global___Canary | None = ...,
         affected_decision_ids: _abc.Iterable[_builtins.str] | None = ...,
-        history: _abc.Iterable[Global___CanaryEvidence] | None = ...,
+        history: Global___CanaryHistory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "history", b"history"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["affected_decision_ids", b"affected_decision_ids", "canary", b"canary", "history", b"history"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -2806,38 +2804,82 @@ class GetCanaryResponse(_message.Message):
 Global___GetCanaryResponse: _TypeAlias = GetCanaryResponse  # noqa: Y015
 
 @_typing.final
-class CanaryEvidence(_message.Message):
-    """The evidence of a canary at an instant."""
+class CanaryHistory(_message.Message):
+    """The evidence of a canary over time, in columns: at most 120 looks, evenly spread over the time since the process began to
+    serve it, the oldest first.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    AT_FIELD_NUMBER: _builtins.int
+    AT_NS_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     CHECKS_FIELD_NUMBER: _builtins.int
-    weight: _builtins.float
-    """The canary's share of the order flows then."""
     @_builtins.property
-    def at(self) -> _timestamp_pb2.Timestamp:
-        """When that was."""
+    def at_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """When each look was, in nanoseconds since the Unix epoch."""
 
     @_builtins.property
-    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CanaryCheck]:
-        """The checks then, without their `detail`."""
+    def weight(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The canary's share of the order flows then."""
+
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CanaryCheckHistory]:
+        """By check."""
 
     def __init__(
         self,
         *,
-        at: _timestamp_pb2.Timestamp | None = ...,
-        weight: _builtins.float = ...,
-        checks: _abc.Iterable[Global___CanaryCheck] | None = ...,
+        at_ns: _abc.Iterable[_builtins.int] | None = ...,
+        weight: _abc.Iterable[_builtins.float] | None = ...,
+        checks: _abc.Iterable[Global___CanaryCheckHistory] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "checks", b"checks", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ns", b"at_ns", "checks", b"checks", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CanaryEvidence: _TypeAlias = CanaryEvidence  # noqa: Y015
+Global___CanaryHistory: _TypeAlias = CanaryHistory  # noqa: Y015
+
+@_typing.final
+class CanaryCheckHistory(_message.Message):
+    """A check of a canary over time, with as many values in each column as there are looks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    CHAMPION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As in `CanaryCheck`."""
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Observations at the step that the canary was at."""
+
+    @_builtins.property
+    def canary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The canary's value; NaN without evidence."""
+
+    @_builtins.property
+    def champion(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The champion's value; NaN without evidence."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        samples: _abc.Iterable[_builtins.int] | None = ...,
+        canary: _abc.Iterable[_builtins.float] | None = ...,
+        champion: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "champion", b"champion", "name", b"name", "samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CanaryCheckHistory: _TypeAlias = CanaryCheckHistory  # noqa: Y015
 
 @_typing.final
 class RollBackRequest(_message.Message):
