@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.cards import measure
 
 from server.errors import ModelUnknownError
-from server.models.registry import CARD_FILE, CARDS, EVALUATION_FILE, NOT_MEASURED, Registry
+from server.models.registry import CARDS, NOT_MEASURED, Registry
 from server.rpc.cards import card_of
 
 
@@ -23,33 +23,6 @@ def registry(tmp_path: Path, model_store: Path) -> Registry:
 def version(registry: Registry) -> str:
     found: str = json.loads((registry.root / "champion.json").read_text())["version"]
     return found
-
-
-def figures(precision: float) -> dict[str, Any]:
-    return {"precision": [precision, precision - 0.01, precision + 0.01], "auc": [None, None, None]}
-
-
-def measure(registry: Registry, version: str, **changes: Any) -> None:
-    """Leaves what training leaves: of the model, of another one of the same training, and of the baselines."""
-    folder = registry.root / CARDS / version
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CARD_FILE).write_text("# Model card")
-    measured = {
-        "samples": 7_792,
-        "independent": 1_560.0,
-        "label": {"text": "markout over 0.5 s not worse than -1 bp"},
-        "base_rate": [0.91, 0.90, 0.92],
-        "figures": {
-            "torch": figures(0.8),
-            "rules": figures(0.95),
-            "xgboost": figures(0.96),
-            "always trade": figures(0.91),
-        },
-        "comparisons": {"xgboost": {"always trade": [0.05, 0.04, 0.06], "rules": [0.01, 0.0, 0.02]}, "torch": {}},
-        "reliability": {"xgboost": [{"samples": 10, "mean_score": 0.75, "eligible": 0.7}], "torch": []},
-        "standing": {"xgboost": "beats all baselines beyond chance"},
-    }
-    (folder / EVALUATION_FILE).write_text(json.dumps(measured | changes))
 
 
 def test_the_model_comes_first_and_then_what_it_was_held_against(registry: Registry, version: str) -> None:
