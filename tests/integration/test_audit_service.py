@@ -14,8 +14,8 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from support.harness import Load, Product, eventually, stack_admin_channel
 
-from pretrade.admin.v1 import admin_pb2
 from feature_cache import features
+from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 
