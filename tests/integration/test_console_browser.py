@@ -38,7 +38,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.models.registry import Registry
 
-pytestmark = [pytest.mark.stack, pytest.mark.long]
+pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(900)]
 
 ROOT: Final = Path(__file__).parents[2]
 PATIENCE_MS: Final = 60_000
@@ -74,7 +74,7 @@ _CONTRASTS: Final = r"""() => {
   while (texts.nextNode()) {
     const text = texts.currentNode.data.trim();
     const element = texts.currentNode.parentElement;
-    if (!text || !element.checkVisibility() || element.closest("option, .unseen, .skip, svg")) continue;
+    if (!text || !element.checkVisibility() || element.closest("option, progress, .unseen, .skip, svg")) continue;
     const both = [luminance(parts(getComputedStyle(element).color)), luminance(ground(element))];
     const contrast = (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
     if (contrast < 4.5) found.push(`${text}: ${contrast.toFixed(2)}`);

@@ -24,7 +24,7 @@ from server.audit.store.store import Store
 from server.decision.ids import uuid7_source
 from server.journal.journal_file import GENESIS, Head, Row, link
 
-pytestmark = [pytest.mark.stack, pytest.mark.long]
+pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(900)]
 
 DECISIONS: Final = 100_000
 HOURS: Final = 6
