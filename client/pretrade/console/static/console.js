@@ -83,7 +83,7 @@
   const colours = document.getElementById("colours");
   const choice = colours.querySelector("select");
   colours.hidden = false;
-  choice.value = document.documentElement.dataset.colours;
+  choice.value = document.documentElement.dataset.colours || "";
   choice.addEventListener("change", () => {
     document.documentElement.dataset.colours = choice.value;
     try {
