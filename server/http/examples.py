@@ -101,6 +101,7 @@ REQUESTS: Final[Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]]] = {
     f"{_ADMIN}GetCanary": {"newest": ("The one under way, or the last one", {})},
     f"{_ADMIN}RollBack": {"rehearsed": ("What going back would change", _REHEARSED)},
     f"{_ADMIN}ListModels": {"all": ("All of them", {})},
+    f"{_ADMIN}GetModelCard": {"one": ("What was measured of a version", {"model_version": MODEL})},
     f"{_ADMIN}LoadModel": {
         "rehearsed": (
             "What loading a version would change",

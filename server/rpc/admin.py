@@ -241,6 +241,10 @@ class AdminServicer:
         """Every version in the registry."""
         return await self._models.list_models()
 
+    async def GetModelCard(self, request: pb.GetModelCardRequest, call: Call) -> pb.GetModelCardResponse:
+        """What was measured of a version."""
+        return await self._models.card(request)
+
     async def LoadModel(self, request: pb.LoadModelRequest, call: Call) -> pb.LoadModelResponse:
         """Loads a version into replicas."""
         return await self._models.of(request).load_model(request, _author(request, call))

@@ -16,7 +16,9 @@ from typing import Generic, TypeVar
 import grpc
 import grpc.aio
 from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.timestamp_pb2 import Timestamp
 
+from feature_cache.features import MF1
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -211,13 +213,31 @@ def drift_status(summary: Summary) -> admin_pb2.DriftStatus:
         )
         for one in summary.drifts
     ]
+    windows = [
+        admin_pb2.DriftWindow(
+            since=_instant(one.since_ns), rows=one.rows, psi=[one.psi[each.name] for each in features]
+        )
+        for one in summary.windows
+    ]
     return admin_pb2.DriftStatus(
-        model_version=summary.model_version, problem=summary.problem, rows=summary.rows, features=features
+        model_version=summary.model_version,
+        problem=summary.problem,
+        rows=summary.rows,
+        features=features,
+        windows=windows,
     )
+
+
+def _instant(ns: int) -> Timestamp:
+    found = Timestamp()
+    found.FromNanoseconds(ns)
+    return found
 
 
 def _decision(query: AuditQuery, decision_id: str) -> audit_pb2.GetDecisionResponse:
     response = audit_pb2.GetDecisionResponse(decision=query.get(decision_id))
+    if response.decision.packet.feature_set_id == MF1.id:
+        response.feature_names.extend(MF1.names)
     try:
         response.outcomes.extend(query.outcomes(decision_id))
     except AuditUnavailableError as error:

@@ -29,6 +29,7 @@ ROLES: Final = {
     f"{_ADMIN}ListFlags": _READS,
     f"{_ADMIN}GetCanary": _READS,
     f"{_ADMIN}ListModels": _READS,
+    f"{_ADMIN}GetModelCard": _READS,
     f"{_ADMIN}GetModelMap": _READS,
     f"{_ADMIN}ListSignals": _READS,
     f"{_ADMIN}WatchFeatures": _READS,

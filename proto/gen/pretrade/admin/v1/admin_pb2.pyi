@@ -1076,6 +1076,7 @@ class DriftStatus(_message.Message):
     PROBLEM_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """The champion's version; empty before the first comparison. What other versions decided is not compared."""
     problem: _builtins.str
@@ -1086,6 +1087,12 @@ class DriftStatus(_message.Message):
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureDrift]:
         """Every feature, and `score`."""
 
+    @_builtins.property
+    def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___DriftWindow]:
+        """The same over time: up to 12 parts of equal length of the time that was compared, the oldest first. Parts with too few
+        inputs are left out.
+        """
+
     def __init__(
         self,
         *,
@@ -1093,14 +1100,51 @@ class DriftStatus(_message.Message):
         problem: _builtins.str = ...,
         rows: _builtins.int = ...,
         features: _abc.Iterable[Global___FeatureDrift] | None = ...,
+        windows: _abc.Iterable[Global___DriftWindow] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "model_version", b"model_version", "problem", b"problem", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "model_version", b"model_version", "problem", b"problem", "rows", b"rows", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DriftStatus: _TypeAlias = DriftStatus  # noqa: Y015
+
+@_typing.final
+class DriftWindow(_message.Message):
+    """How far inputs of a part of the time lie from the reference."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    PSI_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Inputs in it."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When it begins."""
+
+    @_builtins.property
+    def psi(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Population stability index of each feature, in the order of `DriftStatus.features`. With fewer inputs chance alone makes
+        it larger, so that the limits there do not hold here.
+        """
+
+    def __init__(
+        self,
+        *,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        rows: _builtins.int = ...,
+        psi: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["psi", b"psi", "rows", b"rows", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DriftWindow: _TypeAlias = DriftWindow  # noqa: Y015
 
 @_typing.final
 class FeatureDrift(_message.Message):
@@ -2805,6 +2849,7 @@ class GetCanaryResponse(_message.Message):
 
     CANARY_FIELD_NUMBER: _builtins.int
     AFFECTED_DECISION_IDS_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def canary(self) -> Global___Canary:
         """The canary that is under way or ended last; absent when there never was one."""
@@ -2813,19 +2858,102 @@ class GetCanaryResponse(_message.Message):
     def affected_decision_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of decisions that it answered, the newest first, as many as were asked for."""
 
+    @_builtins.property
+    def history(self) -> Global___CanaryHistory:
+        """The evidence as it grew, as the process that answers saw it; absent before it serves the canary."""
+
     def __init__(
         self,
         *,
         canary: Global___Canary | None = ...,
         affected_decision_ids: _abc.Iterable[_builtins.str] | None = ...,
+        history: Global___CanaryHistory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "history", b"history"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affected_decision_ids", b"affected_decision_ids", "canary", b"canary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affected_decision_ids", b"affected_decision_ids", "canary", b"canary", "history", b"history"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCanaryResponse: _TypeAlias = GetCanaryResponse  # noqa: Y015
+
+@_typing.final
+class CanaryHistory(_message.Message):
+    """The evidence of a canary over time, in columns: at most 120 looks, evenly spread over the time since the process began to
+    serve it, the oldest first.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_NS_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def at_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """When each look was, in nanoseconds since the Unix epoch."""
+
+    @_builtins.property
+    def weight(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The canary's share of the order flows then."""
+
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CanaryCheckHistory]:
+        """By check."""
+
+    def __init__(
+        self,
+        *,
+        at_ns: _abc.Iterable[_builtins.int] | None = ...,
+        weight: _abc.Iterable[_builtins.float] | None = ...,
+        checks: _abc.Iterable[Global___CanaryCheckHistory] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ns", b"at_ns", "checks", b"checks", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CanaryHistory: _TypeAlias = CanaryHistory  # noqa: Y015
+
+@_typing.final
+class CanaryCheckHistory(_message.Message):
+    """A check of a canary over time, with as many values in each column as there are looks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    CHAMPION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As in `CanaryCheck`."""
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Observations at the step that the canary was at."""
+
+    @_builtins.property
+    def canary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The canary's value; NaN without evidence."""
+
+    @_builtins.property
+    def champion(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The champion's value; NaN without evidence."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        samples: _abc.Iterable[_builtins.int] | None = ...,
+        canary: _abc.Iterable[_builtins.float] | None = ...,
+        champion: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "champion", b"champion", "name", b"name", "samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CanaryCheckHistory: _TypeAlias = CanaryCheckHistory  # noqa: Y015
 
 @_typing.final
 class RollBackRequest(_message.Message):
@@ -3017,6 +3145,197 @@ class ListModelsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class GetModelCardRequest(_message.Message):
+    """Request of `GetModelCard`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """The version, 16 hex digits."""
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelCardRequest: _TypeAlias = GetModelCardRequest  # noqa: Y015
+
+@_typing.final
+class GetModelCardResponse(_message.Message):
+    """Response of `GetModelCard`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    INDEPENDENT_SAMPLES_FIELD_NUMBER: _builtins.int
+    BASE_RATE_FIELD_NUMBER: _builtins.int
+    DECIDERS_FIELD_NUMBER: _builtins.int
+    RELIABILITY_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """The version."""
+    kind: _builtins.str
+    """What it is, as in `ModelVersion`."""
+    standing: _builtins.str
+    """What its card says of it in a few words, as in `ModelVersion`."""
+    problem: _builtins.str
+    """Why there are no figures; empty when there are."""
+    label: _builtins.str
+    """What a score is the probability of, for people."""
+    samples: _builtins.int
+    """Samples of the walk-forward evaluation, of which models and baselines had seen nothing."""
+    independent_samples: _builtins.float
+    """Independent observations that they are worth."""
+    @_builtins.property
+    def base_rate(self) -> Global___CardFigure:
+        """Share of the samples that was eligible."""
+
+    @_builtins.property
+    def deciders(self) -> _containers.RepeatedCompositeFieldContainer[Global___CardDecider]:
+        """The model first, and then the baselines."""
+
+    @_builtins.property
+    def reliability(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReliabilityBin]:
+        """By bin of the score, the lowest first; bins without a sample are left out. Empty where the evaluation is of a version of
+        pretrade that did not keep it.
+        """
+
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        standing: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        label: _builtins.str = ...,
+        samples: _builtins.int = ...,
+        independent_samples: _builtins.float = ...,
+        base_rate: Global___CardFigure | None = ...,
+        deciders: _abc.Iterable[Global___CardDecider] | None = ...,
+        reliability: _abc.Iterable[Global___ReliabilityBin] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_rate", b"base_rate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_rate", b"base_rate", "deciders", b"deciders", "independent_samples", b"independent_samples", "kind", b"kind", "label", b"label", "model_version", b"model_version", "problem", b"problem", "reliability", b"reliability", "samples", b"samples", "standing", b"standing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelCardResponse: _TypeAlias = GetModelCardResponse  # noqa: Y015
+
+@_typing.final
+class CardFigure(_message.Message):
+    """A figure and its 95 % interval."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """For example `precision`, `auc` or `saved_bps`."""
+    value: _builtins.float
+    """Absent where it is not defined, as precision without a trade."""
+    low: _builtins.float
+    """Lower end; absent without an interval."""
+    high: _builtins.float
+    """Upper end; absent without an interval."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.float | None = ...,
+        low: _builtins.float | None = ...,
+        high: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "_value", b"_value", "high", b"high", "low", b"low", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "_value", b"_value", "high", b"high", "low", b"low", "name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__high: _TypeAlias = _typing.Literal["high"]  # noqa: Y015
+    _WhichOneofArgType__high: _TypeAlias = _typing.Literal["_high", b"_high"]  # noqa: Y015
+    _WhichOneofReturnType__low: _TypeAlias = _typing.Literal["low"]  # noqa: Y015
+    _WhichOneofArgType__low: _TypeAlias = _typing.Literal["_low", b"_low"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low) -> _WhichOneofReturnType__low | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___CardFigure: _TypeAlias = CardFigure  # noqa: Y015
+
+@_typing.final
+class CardDecider(_message.Message):
+    """How well one decider did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The model's kind, or the name of a baseline."""
+    @_builtins.property
+    def figures(self) -> _containers.RepeatedCompositeFieldContainer[Global___CardFigure]:
+        """Shares are in [0, 1], markouts and what is derived of them in basis points."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        figures: _abc.Iterable[Global___CardFigure] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CardDecider: _TypeAlias = CardDecider  # noqa: Y015
+
+@_typing.final
+class ReliabilityBin(_message.Message):
+    """Samples whose scores lie in one bin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    MEAN_SCORE_FIELD_NUMBER: _builtins.int
+    ELIGIBLE_FIELD_NUMBER: _builtins.int
+    samples: _builtins.int
+    """How many there are."""
+    mean_score: _builtins.float
+    """Mean of their scores."""
+    eligible: _builtins.float
+    """Share of them that was eligible. A calibrated model has it at `mean_score`."""
+    def __init__(
+        self,
+        *,
+        samples: _builtins.int = ...,
+        mean_score: _builtins.float = ...,
+        eligible: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["eligible", b"eligible", "mean_score", b"mean_score", "samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReliabilityBin: _TypeAlias = ReliabilityBin  # noqa: Y015
 
 @_typing.final
 class LoadModelRequest(_message.Message):

@@ -181,6 +181,11 @@ class AdminServiceStub:
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.GetModelCard = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/GetModelCard',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelCardRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelCardResponse.FromString,
+                _registered_method=True)
         self.LoadModel = channel.unary_unary(
                 '/pretrade.admin.v1.AdminService/LoadModel',
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.LoadModelRequest.SerializeToString,
@@ -399,6 +404,14 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetModelCard(self, request, context):
+        """What was measured of a model version before it decided: its figures beside those of the baselines, and how far its
+        scores could be believed. FAILED_PRECONDITION: the server has no model store. NOT_FOUND: it has no such version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LoadModel(self, request, context):
         """Loads a version into replicas, warms it up and checks its canned scores. It gets no orders yet.
         """
@@ -542,6 +555,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsRequest.FromString,
                     response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetModelCard': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelCard,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelCardRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelCardResponse.SerializeToString,
             ),
             'LoadModel': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadModel,
@@ -1195,6 +1213,33 @@ class AdminService:
             '/pretrade.admin.v1.AdminService/ListModels',
             pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsRequest.SerializeToString,
             pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelCard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/GetModelCard',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelCardRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelCardResponse.FromString,
             options,
             channel_credentials,
             insecure,

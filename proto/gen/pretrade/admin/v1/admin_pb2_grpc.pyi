@@ -118,6 +118,10 @@ class AdminServiceStub:
     """Makes the previous champion the champion again."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListModelsRequest, _admin_pb2.ListModelsResponse]
     """Every model version in the registry, with its aliases and where it is loaded."""
+    GetModelCard: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetModelCardRequest, _admin_pb2.GetModelCardResponse]
+    """What was measured of a model version before it decided: its figures beside those of the baselines, and how far its
+    scores could be believed. FAILED_PRECONDITION: the server has no model store. NOT_FOUND: it has no such version.
+    """
     LoadModel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.LoadModelRequest, _admin_pb2.LoadModelResponse]
     """Loads a version into replicas, warms it up and checks its canned scores. It gets no orders yet."""
     SetModelAlias: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetModelAliasRequest, _admin_pb2.SetModelAliasResponse]
@@ -222,6 +226,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Makes the previous champion the champion again."""
     ListModels: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListModelsRequest, _admin_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Every model version in the registry, with its aliases and where it is loaded."""
+    GetModelCard: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetModelCardRequest, _admin_pb2.GetModelCardResponse]  # type: ignore[assignment]
+    """What was measured of a model version before it decided: its figures beside those of the baselines, and how far its
+    scores could be believed. FAILED_PRECONDITION: the server has no model store. NOT_FOUND: it has no such version.
+    """
     LoadModel: _aio.UnaryUnaryMultiCallable[_admin_pb2.LoadModelRequest, _admin_pb2.LoadModelResponse]  # type: ignore[assignment]
     """Loads a version into replicas, warms it up and checks its canned scores. It gets no orders yet."""
     SetModelAlias: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetModelAliasRequest, _admin_pb2.SetModelAliasResponse]  # type: ignore[assignment]
@@ -455,6 +463,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListModelsResponse, _abc.Awaitable[_admin_pb2.ListModelsResponse]]:
         """Every model version in the registry, with its aliases and where it is loaded."""
+
+    @_abc_1.abstractmethod
+    def GetModelCard(
+        self,
+        request: _admin_pb2.GetModelCardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetModelCardResponse, _abc.Awaitable[_admin_pb2.GetModelCardResponse]]:
+        """What was measured of a model version before it decided: its figures beside those of the baselines, and how far its
+        scores could be believed. FAILED_PRECONDITION: the server has no model store. NOT_FOUND: it has no such version.
+        """
 
     @_abc_1.abstractmethod
     def LoadModel(
