@@ -1,4 +1,4 @@
-"""Adds the generated stubs, which are in a folder beside this one, to what is built."""
+"""Adds what is in folders beside this one to what is built: the generated stubs, and the runbook."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+_ADDED = {"proto/gen/pretrade": "pretrade", "docs/runbook.md": "pretrade/console/runbook.md"}
+"""By their places in the repository, those in the package."""
 
-class Stubs(BuildHookInterface):  # type: ignore[type-arg]  # of any builder's configuration
-    """Puts proto/gen/pretrade beside `pretrade.client`."""
+
+class Neighbours(BuildHookInterface):  # type: ignore[type-arg]  # of any builder's configuration
+    """Puts the stubs beside `pretrade.client`, and the page into the console that shows it."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Names the folder to the builder.
+        """Names them to the builder.
 
-        An editable installation finds the stubs where they are, and an sdist holds them already.
+        An editable installation finds them where they are, and an sdist holds them already.
         """
-        stubs = Path(self.root).parent / "proto/gen/pretrade"
-        if version != "editable" and stubs.is_dir():
-            build_data["force_include"][str(stubs)] = "pretrade"
+        repository = Path(self.root).parent
+        for source, target in _ADDED.items():
+            if version != "editable" and (repository / source).exists():
+                build_data["force_include"][str(repository / source)] = target

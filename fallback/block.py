@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from fallback.order import Answer, Attempt, Case, held_against
+from fallback.order import Answer, Attempt, Case, Part, held_against
 from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fallback.budget import Budget, Use
-    from fallback.order import Order
+    from fallback.order import Order, Reasons
     from feature_cache.feature_set import FeatureSet, SetRow
     from feature_cache.store.codec import FeatureSnapshot
 
@@ -40,7 +40,7 @@ class View(NamedTuple):
     """Those of `mf1`, turned for the side; nobody may change them."""
     row: bytes
     """The same as a model gets them."""
-    others: Mapping[FeatureSet, SetRow] | None = None
+    others: Mapping[FeatureSet, SetRow | None] | None = None
     """See `Case.others`."""
 
     def row_of(self, feature_set: FeatureSet) -> bytes | None:
@@ -73,6 +73,11 @@ class Model(Protocol):
         """Unix seconds; 0 for never."""
         ...
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Of a model that is made of several."""
+        ...
+
 
 class Scored(Protocol):
     """What a row got of a model."""
@@ -80,6 +85,11 @@ class Scored(Protocol):
     @property
     def score(self) -> float:
         """In [0, 1]."""
+        ...
+
+    @property
+    def part_scores(self) -> tuple[float, ...]:
+        """What each part of the model says."""
         ...
 
     @property
@@ -122,6 +132,7 @@ class Block(ABC):
         views: What is known of each.
         budget: Of all of them. Its first entry in the ledger is that of the admission.
         chosen: The model that the map chose for all of them; empty where there is one model.
+        stages: See `Case.stages`.
         own: The arrival and deadline of each, where they have their own; the budget's deadline is the earliest.
     """
 
@@ -135,11 +146,13 @@ class Block(ABC):
         "chosen",
         "missing",
         "model",
+        "objections",
         "orders",
         "own",
         "reasons",
         "results",
         "source",
+        "stages",
         "used",
         "views",
     )
@@ -150,10 +163,12 @@ class Block(ABC):
         views: Sequence[View],
         budget: Budget,
         chosen: str = "",
+        stages: tuple[str, ...] = (),
         own: Sequence[Own] | None = None,
     ) -> None:
         self.own = own
         self.chosen = chosen
+        self.stages = stages
         self.orders = orders
         self.views = views
         self.budget = budget
@@ -174,7 +189,11 @@ class Block(ABC):
         self.model: Model | None = None
         self.source = pb.SOURCE_NONE
         self.actions: list[pb.Action.ValueType] = []
+        """Once they are answered; after the guards, what these made of them."""
         self.reasons: list[pb.ReasonCode.ValueType] = []
+        """Of the answers themselves."""
+        self.objections: list[Reasons] = []
+        """Of the guards, by order; empty where they object to none."""
 
     def __len__(self) -> int:
         """The orders that are still in it."""
@@ -220,11 +239,16 @@ class Block(ABC):
 
     def keep(self, places: Sequence[int]) -> None:
         """Goes on with these orders alone."""
-        for name in ("orders", "views", "results", "actions", "reasons"):
+        for name in ("orders", "views", "results", "actions", "reasons", "objections"):
             column = getattr(self, name)
             setattr(self, name, [column[place] for place in places] if column else [])
         if self.own is not None:
             self.own = [self.own[place] for place in places]
+
+    def reasons_of(self, place: int) -> list[pb.ReasonCode.ValueType]:
+        """All reasons of a decision: the answer's own, and what the guards object."""
+        own = self.reasons[place]
+        return [own, *self.objections[place]] if self.objections else [own]
 
     def times(self) -> list[tuple[float, float]]:
         """Arrival and deadline of each order, in monotonic seconds."""
@@ -253,7 +277,7 @@ class Block(ABC):
     def fill(self, case: Case, place: int) -> None:
         """Writes into a case what is known of an order's instrument, and whose order it is."""
         view = self.views[place]
-        case.model, case.others = self.chosen, view.others
+        case.model, case.others, case.stages = self.chosen, view.others, self.stages
         case.snapshot, case.snapshot_age_seconds = view.snapshot, view.age_seconds
         case.mid, case.feature_age_seconds = view.mid, view.age_seconds
         case.take_vector(view.features, view.row)
@@ -282,13 +306,16 @@ class Block(ABC):
         """What the model says of an order."""
         model = self.model
         assert model is not None
+        scored: Scored = self.results[place]
         return Answer(
-            self.actions[place],
+            held_against(scored.score, model.threshold)[0],
             self.source,
             self.reasons[place],
-            self.results[place].score,
+            scored.score,
             model.threshold,
             model.name,
             model.version,
             model.expires_at,
+            parts=model.parts,
+            part_scores=scored.part_scores,
         )

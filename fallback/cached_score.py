@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fallback.block import Block
+
+
+_NOT_AGAIN: Final = pb.REASON_CODE_OUT_OF_DOMAIN
+"""A score of features that no model has seen."""
 
 
 class CachedScoreSettings(BaseModel):
@@ -94,7 +98,11 @@ class CachedScores:
 
     def remember_block(self, block: Block, ids: Sequence[str]) -> None:
         """The same for answers in columns, which no caller brought features for: the last one of each question."""
-        last = {(order.instrument, order.side): place for place, order in enumerate(block.orders)}
+        last = {
+            (order.instrument, order.side): place
+            for place, order in enumerate(block.orders)
+            if not block.objections or _NOT_AGAIN not in block.objections[place]
+        }
         for question, place in last.items():
             view = block.views[place]
             if view.mid > 0:

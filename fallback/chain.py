@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -102,6 +102,17 @@ Asked = tuple[StageName, Stage]
 """A stage that is asked, and its name."""
 
 
+class ForBlocks(NamedTuple):
+    """What is asked of orders in columns."""
+
+    stage: BlockStage | None
+    """The first stage, if it takes them."""
+    asked: tuple[Asked, ...]
+    """All that are asked."""
+    said: tuple[StageName, ...]
+    """Their names, if they are not the default ones."""
+
+
 class Chain:
     """Asks stages in order until one answers.
 
@@ -123,24 +134,26 @@ class Chain:
             name: stage for name, stage in stages.items() if isinstance(stage, BlockStage)
         }
         self._asked = self._default = tuple((name, stages[name]) for name in default)
+        self._said: tuple[StageName, ...] = ()
+        """What cases say of the stages that are asked: their names, if they are not the default ones."""
         self._clock = clock
         self._next_report = -math.inf
         self.broken: Counter[StageName] = Counter()
         """Times that a stage broke off with an error, by stage."""
 
-    def for_blocks(self) -> tuple[BlockStage | None, tuple[Asked, ...]]:
-        """The first stage if it takes orders in columns, and all that are asked; None if they are not the default."""
+    def for_blocks(self) -> ForBlocks:
+        """What is asked now, as orders in columns need it."""
         asked = self._asked
-        return (self._in_blocks.get(asked[0][0]) if asked == self._default else None), asked
+        return ForBlocks(self._in_blocks.get(asked[0][0]), asked, self._said)
 
     def ask_in_order(self, names: tuple[StageName, ...]) -> None:
         """Asks these stages in this order from the next case on; the others are not asked."""
         self._asked = tuple((name, self._known[name]) for name in names)
+        self._said = () if self._asked == self._default else names
 
     async def decide(self, case: Case) -> Answer:
         """The answer of the first stage that has one, else ABSTAIN. Cancelling it is safe at any moment."""
-        asked = self._asked
-        self._say(asked, case)
+        asked, case.stages = self._asked, self._said
         return await self._ask(asked, case)
 
     def begin(self, cases: Sequence[CaseT]) -> tuple[Sequence[CaseT], tuple[Asked, ...]]:
@@ -159,7 +172,7 @@ class Chain:
             self.broke(name)
             return (), asked
         for case in begun:
-            self._say(asked, case)
+            case.stages = self._said
         return begun, asked
 
     def settle(self, asked: tuple[Asked, ...], case: Case) -> Answer | None:
@@ -180,11 +193,6 @@ class Chain:
             self._note(name, case)
             answer = None
         return answer if answer is not None else await self._ask(asked[1:], case)
-
-    def _say(self, asked: tuple[Asked, ...], case: Case) -> None:
-        """Writes into a case which stages it is for, if they are not the default ones."""
-        if asked != self._default:
-            case.stages = tuple(name for name, _ in asked)
 
     async def _ask(self, asked: tuple[Asked, ...], case: Case) -> Answer:
         for name, stage in asked:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from fallback.block import Block
     from fallback.joint_case import JointCase
-    from fallback.order import Case
+    from fallback.order import Case, Part
     from feature_cache.feature_set import FeatureSet
 
 NAME: Final = "embedded"
@@ -41,12 +41,15 @@ class Scorer(Protocol):
     threshold: float
     expires_at: int
     feature_set: FeatureSet
+    parts: tuple[Part, ...]
+    """Of a model that is made of several."""
 
-    def score(self, row: bytes) -> float:
-        """The calibrated score of a row, in [0, 1]. Raises `ValueError` where there is none."""
+    def scores_and_parts(self, rows: bytes) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """The calibrated scores of rows, float32[n], not yet checked, and those of a model's parts, float32[n, parts].
 
-    def scores(self, rows: bytes) -> NDArray[np.float32]:
-        """The calibrated scores of rows, float32[n], not yet checked. Raises `ValueError` where there are none."""
+        Raises:
+            ValueError: There are none.
+        """
 
 
 class Holder(Protocol):
@@ -78,6 +81,7 @@ class _Scored(NamedTuple):
     """That were scored together."""
     batch_index: int
     """This one's place among them."""
+    part_scores: tuple[float, ...] = ()
     queued_seconds: float = 0.0
     call_parent: str = ""
 
@@ -129,7 +133,7 @@ class Embedded:
             case.budget.skip(pb.STAGE_EMBEDDED, 0.0, reason)
             return None
         answer = await self._on_trial(case)
-        return answer if answer is not None else self._scored(case, scorer)
+        return answer if answer is not None else self._alone(case, scorer)
 
     def begin(self, cases: Sequence[JointCase]) -> Sequence[JointCase]:
         """Scores all rows in one call; none where `answer` has more to do than that, or where the call fails."""
@@ -145,12 +149,12 @@ class Embedded:
             if not asked:
                 return ()
         try:
-            scores = scorer.scores(b"".join(whole)).tolist()
+            results = _scored(scorer, whole)
         except ValueError:
             return ()  # each finds out by itself
-        for place, (case, score) in enumerate(zip(asked, scores, strict=True)):
+        for case, result in zip(asked, results, strict=True):
             case.asked_at, case.allowed = started, max(0.0, case.budget.remaining(started))
-            case.set_result(_Scored(score, scorer, len(asked), place))
+            case.set_result(result)
         return asked
 
     def begin_block(self, block: Block) -> bool:
@@ -164,12 +168,11 @@ class Embedded:
         block.asked_at = self._clock()
         block.asked_of, block.allowed = NAME, max(0.0, block.budget.remaining(block.asked_at))
         try:
-            scores = scorer.scores(b"".join(rows)).tolist()
+            results = _scored(scorer, rows)
         except ValueError:
             return False
-        count = len(scores)
-        for place, score in enumerate(scores):
-            block.put(place, _Scored(score, scorer, count, place))
+        for place, result in enumerate(results):
+            block.put(place, result)
         return True
 
     def settle_block(self, block: Block) -> bool:
@@ -195,16 +198,17 @@ class Embedded:
         """None: the model has said what it has to say."""
         return None
 
-    def _scored(self, case: Case, scorer: Scorer) -> Answer | None:
+    def _alone(self, case: Case, scorer: Scorer) -> Answer | None:
         """The model's answer to one row."""
         started = self._clock()
         allowed = max(0.0, case.budget.remaining(started))
+        row = case.row_of(scorer.feature_set)
+        assert row is not None
         try:
-            row = case.row_of(scorer.feature_set)
-            score = math.nan if row is None else scorer.score(row)
+            (result,) = _scored(scorer, (row,))
         except ValueError:
-            score = math.nan
-        return self._answered(case, _Scored(score, scorer, 1, 0), allowed, self._clock() - started)
+            result = _Scored(math.nan, scorer, 1, 0)
+        return self._answered(case, result, allowed, self._clock() - started)
 
     def _answered(self, case: Case, scored: _Scored, allowed: float, used: float) -> Answer | None:
         """The answer that a score gives, written into the ledger and the case."""
@@ -235,4 +239,16 @@ class Embedded:
             scorer.name,
             scorer.version,
             scorer.expires_at,
+            parts=scorer.parts,
+            part_scores=scored.part_scores,
         )
+
+
+def _scored(scorer: Scorer, rows: Sequence[bytes]) -> list[_Scored]:
+    """What rows get that are scored together, not yet checked. Raises `ValueError` where there is nothing."""
+    scores, of_parts = scorer.scores_and_parts(b"".join(rows))
+    count = len(rows)
+    if of_parts is None:
+        return [_Scored(score, scorer, count, place) for place, score in enumerate(scores.tolist())]
+    both = zip(scores.tolist(), of_parts.tolist(), strict=True)
+    return [_Scored(score, scorer, count, place, tuple(parts)) for place, (score, parts) in enumerate(both)]

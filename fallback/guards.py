@@ -1,21 +1,22 @@
 """Guards: evaluated last, over whatever source answered. They only ever make an answer safer.
 
-A guard that cannot be evaluated (no mid to hold a price against) objects. A new guard objects in `_order_objections` or
-`_evidence_objections`, with a reason of its own in decision.proto. What a model says of its own limits is held against
-its scores in `model_limits.py`, for orders that are decided together; there, what cannot be known is a degradation.
+A guard that cannot be evaluated (no mid to hold a price against) objects. A new guard objects in `_order_objections`,
+or in `_evidence_objections` and `settle_block`, with a reason of its own in decision.proto. What a model says of its
+own limits is held against its scores in `model_limits.py`, for orders that are decided together; there, what cannot be
+known is a degradation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
-from fallback.model_limits import LimitGuards, Reasons, limits_unknown
-from fallback.order import MODEL_SOURCES, Answer, Case, Order
+from fallback.model_limits import LimitGuards, limits_unknown
+from fallback.order import MODEL_SOURCES, Answer, Case, Order, Reasons
 from feature_cache.token_bucket import TokenBuckets
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -124,6 +125,8 @@ class Guards:
     def configure(self, settings: GuardSettings) -> None:
         """Goes by these limits from the next answer on."""
         self._settings = settings
+        self._collar_bps = math.inf if settings.price_collar_bps is None else settings.price_collar_bps
+        self._most_notional = math.inf if settings.max_notional is None else settings.max_notional
         self._limits = {(limit.instrument, limit.strategy): limit for limit in settings.limits}
         self._only_reducing_without_model = settings.degraded_orders == "reduce_only"
         self.model_grace_seconds = settings.model_grace_days * _DAY_SECONDS
@@ -183,45 +186,61 @@ class Guards:
         self, cases: Sequence[Case], answers: Sequence[Answer], beyond_limits: Sequence[Reasons]
     ) -> list[bool]:
         """Whether a look shows that no guard objects: what `_apply` asks, in one go; False where it takes more."""
-        bounds = self._bounds()
-        if bounds is None:
+        settings = self._settings
+        if settings.max_decisions_per_second is not None or self._trading_state() != admin_pb2.TRADING_STATE_ACTIVE:
             return [False] * len(cases)
         return [
             not reasons
             and case.features_problem is None
             and answer.source in MODEL_SOURCES
             and not (answer.model_expires_at and self._has_expired(case, answer))
-            and _is_within(case.order, case.mid, *bounds)
+            and self._is_within(case.order, case.mid)
             for case, answer, reasons in zip(cases, answers, beyond_limits, strict=True)
         ]
 
-    def _bounds(self) -> tuple[float, float] | None:
-        """Price collar in basis points and largest notional, where no other limit is in force; else None."""
-        limits = self._settings
-        if (
-            self._limits
-            or limits.max_decisions_per_second is not None
-            or self._trading_state() != admin_pb2.TRADING_STATE_ACTIVE
-        ):
-            return None
-        collar_bps = math.inf if limits.price_collar_bps is None else limits.price_collar_bps
-        return collar_bps, math.inf if limits.max_notional is None else limits.max_notional
+    def settle_block(self, block: Block) -> Collection[int]:
+        """Writes into an answered block what `apply` says of its orders; the places of those it must be asked for.
 
-    def clear_of(self, block: Block) -> list[int]:
-        """The orders of an answered block that a look shows no guard objects to; for the others there is `apply`."""
-        model, bounds = block.model, self._bounds()
+        The latter are orders that a degradation goes with.
+        """
+        model, state = block.model, self._trading_state()
         assert model is not None
-        if bounds is None:
-            return []
-        is_known = None if self._models is None else self._models.are_within(block)
+        beyond: Mapping[int, Reasons] = {}
+        alone: Collection[int] = ()
+        if self._models is not None:
+            beyond, alone = self._models.of_block(block)
         valid_until = model.expires_at + self.model_grace_seconds if model.expires_at else math.inf
-        return [
-            place
-            for place, (order, view) in enumerate(zip(block.orders, block.views, strict=True))
-            if (is_known is None or is_known[place])
-            and (valid_until == math.inf or self._market_seconds_of(view.snapshot) < valid_until)
-            and _is_within(order, view.mid, *bounds)
-        ]
+        is_active, found = state == admin_pb2.TRADING_STATE_ACTIVE, dict[int, Reasons]()
+        for place, (order, view) in enumerate(zip(block.orders, block.views, strict=True)):
+            is_valid = valid_until == math.inf or self._market_seconds_of(view.snapshot) < valid_until
+            if is_active and is_valid and place not in beyond and self._is_within(order, view.mid):
+                continue
+            reasons = [] if is_valid else [pb.REASON_CODE_MODEL_EXPIRED]
+            reasons += beyond.get(place, ())
+            must_abstain = bool(reasons)
+            self._order_objections(order, view.mid, state, reasons)
+            if reasons:
+                found[place] = tuple(reasons)
+                if block.actions[place] == pb.ACTION_TRADE:
+                    block.actions[place] = pb.ACTION_ABSTAIN if must_abstain else pb.ACTION_NO_TRADE
+        self._hold_to_rates(block, alone, found)
+        if found:
+            block.objections = [found.get(place, ()) for place in range(len(block))]
+        return alone
+
+    def _hold_to_rates(self, block: Block, alone: Collection[int], found: dict[int, Reasons]) -> None:
+        """Takes the orders of a block that would trade from their strategies' buckets; objects to those beyond."""
+        rate = self._settings.max_decisions_per_second
+        if rate is None:
+            return
+        trading: dict[str, list[int]] = {}
+        for place, order in enumerate(block.orders):
+            if block.actions[place] == pb.ACTION_TRADE and place not in alone:
+                trading.setdefault(order.strategy, []).append(place)
+        for strategy, places in trading.items():
+            for place in places[self._rates.take_some(len(places), strategy, rate) :]:
+                found[place] = (pb.REASON_CODE_STRATEGY_RATE,)
+                block.actions[place] = pb.ACTION_NO_TRADE
 
     def apply(self, case: Case, answer: Answer, beyond_limits: Reasons | None = None) -> Guarded:
         """The action after all guards, and the reasons: the answer's own first, then each objection.
@@ -243,7 +262,9 @@ class Guards:
         if beyond_limits is None:
             (beyond_limits,) = self._objections((case,), (answer,))
         must_abstain = self._evidence_objections(case, answer, beyond_limits, reasons)
-        self._order_objections(case, reasons)
+        is_held_against_mid = case.features_problem is None or 0 < case.mid < math.inf
+        # Otherwise the evidence's own objection already says why there is nothing to hold the order against.
+        self._order_objections(case.order, case.mid, self._trading_state(), reasons, is_held_against_mid)
         if answer.source not in MODEL_SOURCES and self._only_reducing_without_model and not case.order.reduce_only:
             reasons.append(pb.REASON_CODE_NO_MODEL_REDUCE_ONLY)
         action = answer.action
@@ -283,32 +304,34 @@ class Guards:
         known_ns = 0 if snapshot is None else snapshot.event_time_ns
         return known_ns / 1e9 if known_ns else self._wall_clock()
 
-    def _order_objections(self, case: Case, reasons: list[pb.ReasonCode.ValueType]) -> None:
+    def _order_objections(
+        self,
+        order: Order,
+        mid: float,
+        state: admin_pb2.TradingState.ValueType,
+        reasons: list[pb.ReasonCode.ValueType],
+        is_held_against_mid: bool = True,
+    ) -> None:
         """Objections to the order itself."""
-        order = case.order
-        state = self._trading_state()
         if state == admin_pb2.TRADING_STATE_REDUCING:
             if not order.reduce_only:
                 reasons.append(pb.REASON_CODE_TRADING_REDUCING)
         elif state != admin_pb2.TRADING_STATE_ACTIVE:
             reasons.append(pb.REASON_CODE_TRADING_HALTED)
-        mid = case.mid if 0 < case.mid < math.inf else math.nan
-        if not (math.isnan(mid) and case.features_problem is not None):
-            # Otherwise the evidence's own objection already says why there is nothing to hold the order against.
-            self._price_objections(order, mid, reasons)
+        if is_held_against_mid:
+            self._price_objections(order, mid if 0 < mid < math.inf else math.nan, reasons)
         if self._limits and not order.quantity <= self._most(order, "max_quantity", math.inf):
             reasons.append(pb.REASON_CODE_QUANTITY_LIMIT)
 
     def _price_objections(self, order: Order, mid: float, reasons: list[pb.ReasonCode.ValueType]) -> None:
         """Objections that hold the order against the mid."""
-        limits = self._settings
         is_market = math.isnan(order.limit_price)
-        if limits.price_collar_bps is not None and not is_market:
+        if self._collar_bps < math.inf and not is_market:
             direction = 1 if order.side == pb.SIDE_BUY else -1
             paid_bps = direction * (order.limit_price / mid - 1) * 1e4
-            if not paid_bps <= limits.price_collar_bps:
+            if not paid_bps <= self._collar_bps:
                 reasons.append(pb.REASON_CODE_PRICE_COLLAR)
-        most = math.inf if limits.max_notional is None else limits.max_notional
+        most = self._most_notional
         if self._limits:
             most = self._most(order, "max_notional", most)
         if most < math.inf:
@@ -316,6 +339,21 @@ class Guards:
             price = mid if is_market else max(order.limit_price, mid)
             if not order.quantity * price <= most:
                 reasons.append(pb.REASON_CODE_NOTIONAL_LIMIT)
+
+    def _is_within(self, order: Order, mid: float) -> bool:
+        """Whether `_price_objections` and the limits of quantity have none; False without a mid, too."""
+        if not 0 < mid < math.inf:
+            return False
+        price, collar_bps, most = order.limit_price, self._collar_bps, self._most_notional
+        if self._limits:
+            most = self._most(order, "max_notional", most)
+            if not order.quantity <= self._most(order, "max_quantity", math.inf):
+                return False
+        if price != price:  # noqa: PLR0124 - NaN: a market order
+            return order.quantity * mid <= most
+        direction = 1 if order.side == pb.SIDE_BUY else -1
+        is_near = direction * (price / mid - 1) * 1e4 <= collar_bps
+        return is_near and order.quantity * max(price, mid) <= most
 
     def _most(self, order: Order, what: Literal["max_quantity", "max_notional"], most: float) -> float:
         """The smallest of `most` and the limits that apply to an order."""
@@ -330,15 +368,3 @@ class Guards:
         """Takes one from the strategy's bucket; only orders that would trade do."""
         rate = self._settings.max_decisions_per_second
         return rate is not None and not self._rates.take(strategy, rate)
-
-
-def _is_within(order: Order, mid: float, collar_bps: float, most_notional: float) -> bool:
-    """Whether an order's price and notional are within the bounds; False without a mid, too."""
-    price = order.limit_price
-    if not 0 < mid < math.inf:
-        return False
-    if price != price:  # noqa: PLR0124 - NaN: a market order
-        return order.quantity * mid <= most_notional
-    direction = 1 if order.side == pb.SIDE_BUY else -1
-    is_near = direction * (price / mid - 1) * 1e4 <= collar_bps
-    return is_near and order.quantity * max(price, mid) <= most_notional

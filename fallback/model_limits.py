@@ -14,14 +14,14 @@ decision carries it as FEATURE_IMPLAUSIBLE, and the guard goes by that.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fallback.order import MODEL_SOURCES, Answer, Case, Order
+from fallback.order import MODEL_SOURCES, Answer, Case, Order, Reasons
 from feature_cache.domain import Domain, Watch
 from feature_cache.feature_set import ROW, FeatureSet
 from feature_cache.features import MF1
@@ -30,8 +30,6 @@ from pretrade.decision.v1 import decision_pb2 as pb
 if TYPE_CHECKING:
     from fallback.block import Block
     from feature_cache.store.codec import FeatureSnapshot
-
-Reasons = tuple[pb.ReasonCode.ValueType, ...]
 
 _SCORED: Final = MODEL_SOURCES | {pb.SOURCE_CACHED_SCORE}
 _MOST_WATCHED: Final = 8
@@ -129,33 +127,43 @@ class LimitGuards:
                     found[place] = (*found[place], pb.REASON_CODE_OUT_OF_DOMAIN)
         return found
 
-    def are_within(self, block: Block) -> list[bool] | None:
-        """Whether each order of an answered block is within what its model knows; None for: all of them.
+    def of_block(self, block: Block) -> tuple[dict[int, Reasons], Collection[int]]:
+        """The objections to the orders of an answered block, by place; and the places of those to ask `objections` for.
 
-        One that is not is to be asked for in `objections`, which says why.
+        The latter are orders that a degradation goes with.
         """
         uncertain, out_of_domain = self._uncertain(), self._out_of_domain()
+        found: dict[int, Reasons] = {}
         if not uncertain and not out_of_domain:
-            return None
+            return found, ()
         assert block.model is not None
-        limits, count = self._limits(block.model.version), len(block)
+        limits = self._limits(block.model.version)
         if not limits.is_known:
-            return [False] * count
-        within = [True] * count
+            return found, range(len(block))
         if uncertain and limits.low <= limits.high:
-            within = [not limits.low <= one.score <= limits.high for one in block.results]
+            for place, one in enumerate(block.results):
+                if limits.low <= one.score <= limits.high:
+                    found[place] = (pb.REASON_CODE_UNCERTAIN,)
         domain = limits.domain
-        if out_of_domain and domain is not None:
-            views = {id(view): (view, order.side) for view, order in zip(block.views, block.orders, strict=True)}
-            rows = [row for view, _ in views.values() if (row := view.row_of(domain.feature_set)) is not None]
-            if len(rows) < len(views):
-                return [False] * count
-            outside = dict(zip(views, domain.are_outside(rows), strict=True))
-            watches = self._watches_of(domain)
-            for (key, (view, side)), row in zip(views.items(), rows, strict=True):
-                outside[key] = self._is_stuck_or_turned(view.snapshot, domain, watches, row, side) or outside[key]
-            within = [is_in and not outside[id(view)] for is_in, view in zip(within, block.views, strict=True)]
-        return within
+        if not out_of_domain or domain is None:
+            return found, ()
+        views = {id(view): (view, order.side) for view, order in zip(block.views, block.orders, strict=True)}
+        rows = [row for view, _ in views.values() if (row := view.row_of(domain.feature_set)) is not None]
+        if len(rows) < len(views):
+            return found, range(len(block))
+        watches = self._watches_of(domain)
+        outside = {key for key, is_outside in zip(views, domain.are_outside(rows), strict=True) if is_outside}
+        implausible = {
+            key
+            for (key, (view, side)), row in zip(views.items(), rows, strict=True)
+            if self._is_stuck_or_turned(view.snapshot, domain, watches, row, side)
+        }
+        if not outside and not implausible:
+            return found, ()
+        for place, view in enumerate(block.views):
+            if id(view) in outside:
+                found[place] = (*found.get(place, ()), pb.REASON_CODE_OUT_OF_DOMAIN)
+        return found, [place for place, view in enumerate(block.views) if id(view) in implausible]
 
     def _watches_of(self, domain: Domain) -> dict[str, Watch]:
         """Those of a model; the model that was used least lately is forgotten for a new one."""

@@ -20,20 +20,34 @@ if TYPE_CHECKING:
     from feature_cache.store.codec import FeatureSnapshot
 
 
+class Part(NamedTuple):
+    """A part of a model that is made of several."""
+
+    version: str
+    """First 16 hex digits of its content hash."""
+    weight: float
+    """With which it counts: its share of a mean, or what a stack multiplies its margin by."""
+
+
 class CallContext(NamedTuple):
     """Which call of the caller's an order came with: W3C Trace Context, and an id of the caller's own."""
 
     trace_id: str = ""
-    """32 hex digits; empty without tracing."""
+    """32 hex digits; empty where the caller sent none and none has begun here."""
     span_id: str = ""
     """The caller's span, 16 hex digits; empty when the trace begins here."""
     sampled: bool = False
     """True when the caller keeps this trace."""
     correlation_id: str = ""
     """What the caller calls this piece of work; empty when it does not say."""
+    is_chosen: bool = False
+    """True when this server keeps the trace of this order, as it keeps one in so many."""
 
 
 NO_CONTEXT: Final = CallContext()
+
+Reasons = tuple[pb.ReasonCode.ValueType, ...]
+"""Some reasons of a decision."""
 
 CHAMPION_SOURCES: Final = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_EMBEDDED))
 """Sources that are the champion, asked at this moment."""
@@ -118,9 +132,9 @@ class Case:
         self.snapshot_age_seconds = math.nan
         self.features: NDArray[np.float32] | None = None
         self._row: bytes | None = None
-        self.others: Mapping[FeatureSet, SetRow] | None = None
-        """What models of other sets get, by set; None where no such model decides. A set that a part is missing of is
-        not among them."""
+        self.others: Mapping[FeatureSet, SetRow | None] | None = None
+        """What models of other sets get, by set; None where no such model decides. A set of which the server has no
+        part is not among them; one of which the caller has not brought his part has None."""
         self.features_problem: pb.ReasonCode.ValueType | None = None
         self.feature_age_seconds = math.nan
         """The snapshot's age; NaN when the features are the caller's own."""
@@ -135,8 +149,15 @@ class Case:
 
     @property
     def from_caller(self) -> bool:
-        """True when the features are the caller's own: a model may fail on such a row without being at fault."""
+        """True when the features of `mf1` are the caller's own."""
         return self.order.caller_features is not None
+
+    def is_callers(self, feature_set: FeatureSet) -> bool:
+        """True when a row of this set has values of the caller's own: a model may fail on it without being at fault."""
+        order = self.order
+        return order.caller_features is not None or (
+            order.brought is not None and order.brought.feature_set is feature_set
+        )
 
     def take_vector(self, features: NDArray[np.float32], row: bytes) -> None:
         """Takes features that other cases may have, too, and what `row` then is."""
@@ -193,6 +214,10 @@ class Answer:
     """Unix seconds; 0 for never."""
     cached_from: str = ""
     """Decision id a cached score came from."""
+    parts: tuple[Part, ...] = ()
+    """Of a model that is made of several."""
+    part_scores: tuple[float, ...] = ()
+    """What each of them says, calibrated, in [0, 1]."""
 
 
 def held_against(score: float, threshold: float) -> tuple[pb.Action.ValueType, pb.ReasonCode.ValueType]:

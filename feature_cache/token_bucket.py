@@ -33,6 +33,13 @@ class TokenBucket:
         self._full_at = full_at
         return True
 
+    def take_some(self, most: int, now: float, per_second: float) -> int:
+        """Takes as many as there are, up to so many; how many."""
+        taken = 0
+        while taken < most and self.take(now, per_second):
+            taken += 1
+        return taken
+
     def has(self, now: float, per_second: float) -> bool:
         """True when one could be taken."""
         return self._after_one(now, per_second) is not None
@@ -75,14 +82,18 @@ class TokenBuckets:
 
     def take(self, name: str, per_second: float | None = None) -> bool:
         """Takes one from a name's bucket; False, and nothing taken, when there is none."""
+        return self.take_some(1, name, per_second) == 1
+
+    def take_some(self, most: int, name: str, per_second: float | None = None) -> int:
+        """Takes as many from a name's bucket as there are, up to so many; how many."""
         now = self._clock()
         bucket = self._buckets.get(name)
         if bucket is None:
             bucket = self._new(name, now)
-        if not bucket.take(now, per_second or self.per_second):
-            return False
-        self._buckets.move_to_end(name)
-        return True
+        taken = bucket.take_some(most, now, per_second or self.per_second)
+        if taken:
+            self._buckets.move_to_end(name)
+        return taken
 
     def has(self, name: str, per_second: float | None = None) -> bool:
         """True when one could be taken from a name's bucket."""

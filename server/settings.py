@@ -59,8 +59,8 @@ from server.inference.oip import ModelDescription, OpenInferenceSettings
 from server.inference.replica import ReplicaSettings
 from server.inference.retry_budget import RetrySettings
 from server.journal.journal import JournalSettings
-from server.rpc.decision import StreamSettings
 from server.rpc.ports import AdminSettings, GrpcSettings
+from server.rpc.stream import StreamSettings
 from server.security.settings import AccessSettings, TlsSettings, TokenSettings, check
 from server.telemetry.decision_log import DecisionLogSettings
 from server.telemetry.settings import MetricsSettings, TracingSettings

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from feature_cache import har
-from torchserve import handler
+from torchserve import handler, portable
 from torchserve.canned import canned_scores
 from torchserve.dataset import Samples
 from torchserve.training import TrainedModel, TrainingSettings
@@ -68,6 +68,7 @@ def metadata_of(model: TrainedModel, samples: Samples, settings: TrainingSetting
         "domain": model.domain,
         "runtime": "xgboost" if model.network is None else "torch",
         "network": model.network,
+        portable.METADATA: None if model.network is None else portable.described(model.weights, model.network),
         "trained_until": samples.until,
         "expires_at": expires_at(samples, settings.valid_days),
         "canned": canned_scores(model, samples),

@@ -203,5 +203,5 @@ class Engines:
             raise PoisonError("failure", repr(error)) from error
         state.engines[instrument] = engine
         if is_news:
-            self._guests.take(engine, event, live=state.next_offset > state.live_from)
+            self._guests.take(engine, value, live=state.next_offset > state.live_from)
         return engine, event.publish_time_ns

@@ -1,13 +1,14 @@
 """Computed feature sets of guests, run beside the engine of `mf1` from the same events.
 
-Each set has a thread of its own. The event loop only puts events into its queue, which costs microseconds whatever the
-guest does, and takes the vectors that are ready. So a guest that sleeps, loops or raises delays neither `mf1` nor
-another guest. What it can take is the interpreter, for at most one of its calls at a time and half of the time.
+Each set has a process of its own (`set_process.py`). The event loop puts events into its socket, which costs
+microseconds whatever the guest does, and takes the vectors that are ready. So a guest that sleeps, loops, raises, or
+calls into C without giving the interpreter back delays neither `mf1` nor another guest. A thread would not do: a call
+that keeps the interpreter stops the event loop with it.
 
-A set that raises, gives values that its own definition excludes, does not return from a call, or falls too far behind
-is suspended: its queue is emptied, and after a pause it begins again with new computers, as a worker that has just
-started does. The pause doubles up to five minutes. Its last vectors grow old meanwhile, and servers ask no model of the
-set.
+A set that raises, gives values that its own definition excludes, does not return from a call, falls too far behind, or
+whose process dies is suspended: its process is killed, what waits for it is dropped, and after a pause it begins again
+in a new process with new computers, as a worker that has just started does. The pause doubles up to five minutes. Its
+last vectors grow old meanwhile, and servers ask no model of the set.
 
 Events that the engine has refused or not taken in because they were stale are not shown to guests.
 """
@@ -15,110 +16,204 @@ Events that the engine has refused or not taken in because they were stale are n
 from __future__ import annotations
 
 import asyncio
+import itertools
+import socket
+import subprocess
 import sys
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import structlog
 from redis.exceptions import RedisError
 
 from feature_cache.backoff import Backoff
-from feature_cache.feature_sets import ImpossibleValuesError
 from feature_cache.store.codec import FeatureSnapshot
+from feature_cache.worker import set_messages
+from feature_cache.worker.set_messages import Answer, Batch, Entry, Failed, MessageError, Messages, Progress, Ready
 
 if TYPE_CHECKING:
     from feature_cache.engine.engine import FeatureEngine
-    from feature_cache.feature_sets import Computer, Registered
+    from feature_cache.feature_sets import Registered
     from feature_cache.store.cluster import ClusterFeatureStore
     from feature_cache.store.vectors import FeatureStore
-    from pretrade.market.v1 import market_pb2 as pb
 
 _log = structlog.get_logger(__name__)
 
-Reason = Literal["raised", "impossible", "stuck", "behind"]
+Reason = Literal["raised", "impossible", "stuck", "behind", "died"]
 """Why a set was suspended."""
-_ROUND_SECONDS: Final = 0.005
-"""Between two rounds of a guest, at least: it takes all events that wait, then gives each changed instrument's values
-once."""
-_SHARE: Final = 0.5
-"""Of a guest's time that it may compute: more of it could take `mf1` the interpreter."""
-_SWITCH_SECONDS: Final = 0.0005
-"""How long a guest may keep the interpreter while the event loop waits for it. Python's own 5 ms are what an event of
-`mf1` then waits."""
+_EXCHANGE_SECONDS: Final = 0.003
+"""Between two exchanges with a set's process, at least: what comes meanwhile crosses as one batch, and each instrument
+of it gets one vector."""
 _MOST_QUEUED: Final = 20_000
-"""Events that wait for a guest: some seconds of a busy market."""
-_LONGEST_CALL_SECONDS: Final = 5.0
-"""A call that takes longer is not waited for. On a machine that is short of processors even a quick call may take a
-second, and a suspension costs the guest what it has seen."""
+"""Events that wait for a set: some seconds of a busy market."""
+_LONGEST_SILENCE_SECONDS: Final = 5.0
+"""For which a process with work may say nothing: one call takes that long. On a machine that is short of processors
+even a quick call may take a second, and a suspension costs the set what it has seen."""
+_LONGEST_START_SECONDS: Final = 60.0
+"""Until a process has imported what it needs."""
+_MOST_COUNTED_SECONDS: Final = 0.1
+"""Of the time between two exchanges, as silence: a worker that stood still itself cannot blame a set."""
 _PAUSE_SECONDS: Final = (1.0, 300.0)
 """Of a suspension: the first, and the longest."""
 _SOUND_SECONDS: Final = 600.0
 """After so long without a suspension the next one is short again."""
-_TRIAL: Final = "TRIAL.TRIAL"
-"""The instrument of a computer that is made when the worker starts, and sees nothing."""
-_Ready = tuple["FeatureEngine", FeatureSnapshot]
+_END_SECONDS: Final = 5.0
+"""For which a process that was killed is waited for when the worker ends."""
+_RECEIVE_BYTES: Final = 1 << 18
+_Computed = tuple["FeatureEngine", FeatureSnapshot]
 """A vector, and the engine that it stands beside."""
 
 
-class _Task(NamedTuple):
-    """One event for a guest."""
+class _Sent(NamedTuple):
+    """A batch that has not been answered."""
 
-    engine: FeatureEngine
-    """Of the instrument: another one than before means that the instrument begins again."""
-    event: pb.MarketEvent | None
-    """None: nothing new, but the instrument's vector may be published from now on."""
-    outline: FeatureSnapshot | None
-    """What a vector at this event says besides its values; None while the log is only read again."""
+    number: int
+    outlines: dict[int, _Computed]
+    """By number of the engine, what a vector after this batch says besides its values."""
+
+
+class SetProcess:
+    """The process of a set, and the worker's end of its socket. Nothing here waits.
+
+    Args:
+        feature_set: Id of the set.
+        features: How many features it has.
+        file: Where sets are found besides those of packages.
+        log_level: What it logs at least.
+    """
+
+    def __init__(self, feature_set: str, features: int, file: Path | None, log_level: str) -> None:
+        self._features = features
+        self._messages = Messages()
+        self._unsent: deque[memoryview] = deque()
+        self._socket, theirs = socket.socketpair()
+        self._socket.setblocking(False)
+        argv = [sys.executable, "-m", "feature_cache.worker.set_process", str(theirs.fileno()), feature_set, log_level]
+        if file is not None:
+            argv.append(str(file))
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter and our own module
+                argv, stdin=subprocess.DEVNULL, stdout=2, pass_fds=(theirs.fileno(),)
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of it is left."""
+        return self._process.poll() is not None
+
+    def send(self, message: bytes) -> None:
+        """Sends a message, and what could not be sent before, as far as the socket takes it."""
+        if message:
+            self._unsent.append(memoryview(message))
+        try:
+            while self._unsent:
+                first = self._unsent[0]
+                sent = self._socket.send(first)
+                if sent < len(first):
+                    self._unsent[0] = first[sent:]
+                else:
+                    self._unsent.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:  # it has ended, which `receive` will say
+            self._unsent.clear()
+
+    def receive(self) -> Iterator[Answer]:
+        """What it has answered.
+
+        Raises:
+            EOFError: It has ended, and all that it said was heard.
+            MessageError: It is not understood.
+        """
+        while True:
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                raise EOFError
+            for message in self._messages.take(data):
+                yield set_messages.answer_of(message, self._features)
+
+    def kill(self) -> None:
+        """Ends it, whatever it is doing."""
+        self._process.kill()
+        self._socket.close()
+
+    def wait(self) -> None:
+        """Waits until a killed process is gone."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+
+
+Launch = Callable[[], SetProcess]
+"""Starts a process of a set."""
+
+
+def launcher(registered: Registered, file: Path | None = None, log_level: str = "info") -> Launch:
+    """Starts processes of a set that packages or this file name."""
+    feature_set = registered.feature_set
+    return lambda: SetProcess(feature_set.id, len(feature_set), file, log_level)
 
 
 class Guest:
-    """One computed set in its thread.
+    """One computed set, as the worker sees it.
 
     Args:
-        registered: The set and how its computers are made.
+        registered: The set.
+        launch: Starts its process.
         clock: Monotonic seconds.
-        cpu: Seconds of CPU time of the calling thread.
     """
 
-    def __init__(
-        self,
-        registered: Registered,
-        clock: Callable[[], float] = time.monotonic,
-        cpu: Callable[[], float] = time.thread_time,
-    ) -> None:
-        assert registered.make is not None
+    def __init__(self, registered: Registered, launch: Launch, clock: Callable[[], float] = time.monotonic) -> None:
         self.feature_set: Final = registered.feature_set
-        self._registered = registered
-        self._make = registered.resume or registered.make
+        self._launch = launch
         self._clock = clock
-        self._cpu = cpu
-        self._queue: deque[_Task] = deque()
-        self._ready: deque[_Ready] = deque(maxlen=_MOST_QUEUED)
-        self._wake = threading.Event()
-        self._run = 0
-        """Counts the threads: one that finds another number here ends."""
-        self._thread: threading.Thread | None = None
-        self._busy_since: float | None = None
         self._backoff = Backoff(*_PAUSE_SECONDS, spread=(1.0, 1.0))
         self._resume_at = 0.0
-        self._resumed_at = clock()
-        self._failed: tuple[int, Reason, str] | None = None
-        """By a thread, for the event loop: the number of the thread, why, and what it said."""
+        self._begun_at = self._exchanged_at = clock()
+        self._ended: SetProcess | None = None
+        """The process before, which was killed."""
+        self.process: SetProcess | None = None
+        """The running one; None while the set is suspended, and before the first event."""
         self.events = 0
         """Taken by the guest."""
         self.dropped = 0
-        """Events that the guest was not shown because it was suspended."""
+        """Events that it was not shown because it was suspended, or that were lost with its process."""
         self.vectors = 0
         """Vectors that it gave."""
         self.seconds = 0.0
-        """CPU time that it has taken."""
+        """CPU time that its processes have taken."""
         self.suspensions: Counter[Reason] = Counter()
         """By reason."""
+        self._forget()
+
+    def _forget(self) -> None:
+        """All that is of one process."""
+        self._gathered: list[Entry] = []
+        """Events that have not been sent."""
+        self._wanted: dict[int, FeatureEngine] = {}
+        """By their numbers, the engines whose vectors are to be asked for."""
+        self._engines: dict[str, tuple[FeatureEngine, int]] = {}
+        """By instrument, with their numbers."""
+        self._numbers = itertools.count()
+        self._unanswered: deque[_Sent] = deque()
+        self._batches = self._sent = self._taken = 0
+        self._cpu_seconds = 0.0
+        self._is_ready = False
+        self._silent_seconds = 0.0
 
     @property
     def suspended(self) -> bool:
@@ -126,137 +221,158 @@ class Guest:
         return self._resume_at > 0.0
 
     @property
+    def waiting(self) -> int:
+        """Events that it has not taken yet."""
+        return self._sent - self._taken + len(self._gathered)
+
+    @property
     def is_busy(self) -> bool:
         """True while half of the events that may wait for it do: what is history should not be added now."""
-        return len(self._queue) > _MOST_QUEUED // 2
+        return self.waiting > _MOST_QUEUED // 2
 
     def start(self) -> None:
-        """Starts its thread, which makes a computer at once: the first one may import libraries, which takes seconds.
+        """Starts its process. Nobody waits for it: events that come meanwhile wait for it."""
+        self._begun_at = self._exchanged_at = self._clock()
+        try:
+            self.process = self._launch()
+        except OSError as error:
+            self._suspend("died", f"its process cannot be started: {error}")
 
-        Nobody waits for it. Events that come meanwhile wait for it, and it is not taken for stuck.
+    def offer(self, engine: FeatureEngine, event: bytes | None, *, live: bool) -> None:
+        """Gives it an event. Takes microseconds and never raises.
+
+        Args:
+            engine: Has taken it in. Another one than before means that the instrument begins again.
+            event: As it is in the log; None if there is nothing new but that the instrument is live now.
+            live: False while the log is only read again.
         """
-        self._begin()
-
-    def offer(self, task: _Task) -> None:
-        """Gives it an event. Called by the event loop, takes microseconds and never raises."""
-        self._watch()
-        if self.suspended and not self._may_resume():
-            self.dropped += 1
-            return
-        if self._thread is None:
-            self._begin()
-        if len(self._queue) >= _MOST_QUEUED:
+        if not self.suspended and self.waiting >= _MOST_QUEUED:
             self._suspend("behind", f"{_MOST_QUEUED} events wait")
-            self.dropped += 1
+        if self.suspended:
+            self.dropped += event is not None
             return
-        self._queue.append(task)
-        self._wake.set()
+        known = self._engines.get(engine.instrument)
+        begins = known is None or known[0] is not engine
+        if event is not None:
+            if begins:
+                known = self._engines[engine.instrument] = (engine, next(self._numbers))
+            assert known is not None
+            self._gathered.append(Entry(known[1], begins, event))
+        if live and known is not None and known[0] is engine:
+            self._wanted[known[1]] = engine
 
-    def take_ready(self) -> list[_Ready]:
-        """The newest vector of each instrument that has a new one, and the engine that it stands beside."""
-        self._watch()
-        ready = [self._ready.popleft() for _ in range(len(self._ready))]
+    def exchange(self) -> list[_Computed]:
+        """Sends what has been offered, and returns the newest vector of each instrument that has a new one."""
+        if self.suspended and not self._may_resume():
+            return []
+        if self.process is None:
+            self.start()
+        ready = self._hear()
+        if self.process is not None:
+            self.process.send(self._next_batch())
+            self._watch()
         return list({snapshot.instrument: (engine, snapshot) for engine, snapshot in ready}.values())
 
     def close(self) -> None:
-        """Has its thread end after the call that it is in; nobody waits for it."""
-        self._run += 1
-        self._wake.set()
+        """Ends its process."""
+        for process in (self.process, self._ended):
+            if process is not None:
+                process.kill()
+                process.wait()
+        self.process = self._ended = None
+
+    def _hear(self) -> list[_Computed]:
+        """What its process has said; suspends it if that is no good."""
+        if self.process is None:
+            return []
+        ready: list[_Computed] = []
+        try:
+            for answer in self.process.receive():
+                self._silent_seconds = 0.0
+                match answer:
+                    case Progress():
+                        ready += self._vectors(answer)
+                    case Ready(fingerprint) if fingerprint == self.feature_set.fingerprint:
+                        self._is_ready = True
+                    case Ready():
+                        self._suspend("died", "its file has another definition of it by now; start the worker again")
+                        return []
+                    case Failed(reason, detail):
+                        self._suspend("impossible" if reason == "impossible" else "raised", detail)
+                        return []
+        except EOFError:
+            self._suspend("died", "its process has ended")
+        except MessageError as error:
+            self._suspend("died", f"its process says what is not understood: {error}")
+        return [] if self.suspended else ready
+
+    def _vectors(self, progress: Progress) -> list[_Computed]:
+        """The vectors of an answer. Raises MessageError if it cannot be one."""
+        self.events += progress.taken - self._taken
+        self.seconds += progress.cpu_seconds - self._cpu_seconds
+        self._taken, self._cpu_seconds = progress.taken, progress.cpu_seconds
+        self.vectors += len(progress.vectors)
+        outlines: dict[int, dict[int, _Computed]] = {}
+        while self._unanswered and self._unanswered[0].number <= progress.answered:
+            sent = self._unanswered.popleft()
+            outlines[sent.number] = sent.outlines
+        found = []
+        for batch, number, values in progress.vectors:
+            wanted = outlines.get(batch, {}).get(number)
+            if wanted is None:
+                raise MessageError(f"nobody asked for a vector of engine {number} after batch {batch}")
+            found.append((wanted[0], replace(wanted[1], values=values, feature_set=self.feature_set)))
+        return found
+
+    def _next_batch(self) -> bytes:
+        """All that has been gathered, as a message; empty for nothing."""
+        if not self._gathered and not self._wanted:
+            return b""
+        message = set_messages.packed_batch(Batch(self._gathered, tuple(self._wanted)))
+        self._batches += 1
+        self._sent += len(self._gathered)
+        outlines = {number: (engine, engine.outline()) for number, engine in self._wanted.items()}
+        self._unanswered.append(_Sent(self._batches, outlines))
+        self._gathered, self._wanted = [], {}
+        return message
 
     def _watch(self) -> None:
-        """Suspends it if its thread has given up or does not return from a call."""
-        failed, busy = self._failed, self._busy_since
-        if failed is not None:
-            self._failed = None
-            if failed[0] == self._run:
-                self._suspend(failed[1], failed[2])
-        elif busy is not None and not self.suspended and self._clock() - busy > _LONGEST_CALL_SECONDS:
-            self._suspend("stuck", f"a call has not returned for {_LONGEST_CALL_SECONDS:g} s")
+        """Suspends it if it has work and says nothing."""
+        now = self._clock()
+        since, self._exchanged_at = now - self._exchanged_at, now
+        if not self._is_ready:
+            if now - self._begun_at > _LONGEST_START_SECONDS:
+                self._suspend("stuck", f"its process has not begun within {_LONGEST_START_SECONDS:g} s")
+        elif not self._unanswered:
+            self._silent_seconds = 0.0
+        else:
+            self._silent_seconds += min(since, _MOST_COUNTED_SECONDS)
+            if self._silent_seconds > _LONGEST_SILENCE_SECONDS:
+                self._suspend("stuck", f"a call has not returned for {_LONGEST_SILENCE_SECONDS:g} s")
 
     def _suspend(self, reason: Reason, detail: str) -> None:
         now = self._clock()
-        if now - self._resumed_at > _SOUND_SECONDS:
+        if now - self._begun_at > _SOUND_SECONDS:
             self._backoff.reset()
         pause = self._backoff.next_pause()
         self._resume_at = now + pause
-        self._run += 1
-        self._wake.set()
-        # The thread keeps those that it began with, so that nothing of it comes after this.
-        self._queue, self._ready = deque(), deque(maxlen=_MOST_QUEUED)
+        if self.process is not None:
+            self.process.kill()
+        self.process, self._ended = None, self.process
+        self.dropped += self.waiting
+        self._forget()
         self.suspensions[reason] += 1
         _log.error("worker.set_suspended", set=self.feature_set.id, reason=reason, detail=detail, seconds=pause)
 
     def _may_resume(self) -> bool:
-        """Ends the suspension if its time is over and the thread has returned from its last call."""
-        if self._clock() < self._resume_at or (self._thread is not None and self._thread.is_alive()):
+        """Ends the suspension if its time is over and nothing is left of its last process."""
+        if self._ended is not None and self._ended.has_ended:
+            self._ended = None
+        if self._clock() < self._resume_at or self._ended is not None:
             return False
-        self._resume_at, self._resumed_at = 0.0, self._clock()
-        self._thread = None
+        self._resume_at = 0.0
         _log.info("worker.set_resumed", set=self.feature_set.id)
         return True
-
-    def _begin(self) -> None:
-        self._busy_since = None
-        self._thread = threading.Thread(
-            target=self._keep_computing, args=(self._run, self._queue, self._ready), daemon=True
-        )
-        self._thread.start()
-
-    def _keep_computing(self, run: int, queue: deque[_Task], ready: deque[_Ready]) -> None:
-        """The thread."""
-        computers: dict[str, tuple[FeatureEngine, Computer]] = {}
-        with suppress(Exception):  # what is wrong with it will be seen with the first event
-            self._make(_TRIAL)
-        try:
-            while run == self._run:
-                self._wake.wait()
-                self._wake.clear()
-                used = self._round(run, queue, computers, ready)
-                self.seconds += used
-                time.sleep(max(_ROUND_SECONDS, used * (1 - _SHARE) / _SHARE))
-        except ImpossibleValuesError as error:
-            self._failed = (run, "impossible", str(error))
-        except BaseException as error:  # whatever a guest raises is the guest's, SystemExit included
-            _log.exception("worker.set_failed", set=self.feature_set.id)
-            self._failed = (run, "raised", repr(error))
-
-    def _round(
-        self,
-        run: int,
-        queue: deque[_Task],
-        computers: dict[str, tuple[FeatureEngine, Computer]],
-        ready: deque[_Ready],
-    ) -> float:
-        """Takes all events that wait now, and gives the values of the instruments that changed; CPU seconds of that."""
-        started = self._cpu()
-        changed: dict[str, _Task] = {}
-        for _ in range(len(queue)):
-            task = queue.popleft()
-            name = task.engine.instrument
-            known = computers.get(name)
-            self._busy_since = self._clock()
-            if known is None or known[0] is not task.engine:
-                known = computers[name] = (task.engine, self._make(name))
-            if task.event is not None:
-                known[1].on_event(task.event)
-                self.events += 1
-            changed[name] = task
-            self._busy_since = None
-            if run != self._run:
-                return self._cpu() - started
-            time.sleep(0)  # the event loop may have been waiting for the interpreter
-        for name, task in changed.items():
-            if task.outline is None:
-                continue
-            self._busy_since = self._clock()
-            row = self._registered.row(computers[name][1].values())
-            self._busy_since = None
-            if run != self._run:
-                break
-            ready.append((task.engine, replace(task.outline, values=row, feature_set=self.feature_set)))
-            self.vectors += 1
-            time.sleep(0)
-        return self._cpu() - started
 
 
 class Guests:
@@ -272,8 +388,6 @@ class Guests:
         """Vectors written."""
         self.failures = 0
         """Writes that failed; their vectors are dropped, since newer ones follow."""
-        self._switch_seconds: float | None = None
-        """What the interpreter had before."""
 
     @property
     def are_busy(self) -> bool:
@@ -282,32 +396,21 @@ class Guests:
 
     def start(self) -> None:
         """Starts them, before there are events."""
-        self._switch_seconds = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_SECONDS)
         for guest in self.all:
             guest.start()
 
-    def take(self, engine: FeatureEngine, event: pb.MarketEvent | None, *, live: bool) -> None:
-        """Shows an event to all sets.
-
-        Args:
-            engine: Has taken it in.
-            event: None if there is nothing new but that the instrument is live now.
-            live: False while the log is only read again.
-        """
-        if not self.all:
-            return
-        task = _Task(engine, event, engine.outline() if live else None)
+    def take(self, engine: FeatureEngine, event: bytes | None, *, live: bool) -> None:
+        """Shows an event to all sets; see `Guest.offer`."""
         for guest in self.all:
-            guest.offer(task)
+            guest.offer(engine, event, live=live)
 
-    async def keep_writing(
+    async def run(
         self,
         store: FeatureStore | ClusterFeatureStore,
         held: Callable[[], Iterable[FeatureEngine]],
         interval_seconds: float,
     ) -> None:
-        """Writes their vectors for ever, beside those of `mf1`; ends only by cancellation.
+        """Has them compute, and writes their vectors beside those of `mf1`, for ever; ends only by cancellation.
 
         Args:
             store: Where the vectors go.
@@ -316,8 +419,8 @@ class Guests:
         """
         reached = True
         while True:
-            await asyncio.sleep(max(interval_seconds, _ROUND_SECONDS))
-            ready = [guest.take_ready() for guest in self.all]
+            await asyncio.sleep(max(interval_seconds, _EXCHANGE_SECONDS))
+            ready = [guest.exchange() for guest in self.all]
             if not any(ready):
                 continue
             mine = set(map(id, held()))
@@ -337,8 +440,6 @@ class Guests:
                     self.written += len(snapshots)
 
     def close(self) -> None:
-        """Has all of them end."""
+        """Ends their processes."""
         for guest in self.all:
             guest.close()
-        if self._switch_seconds is not None:
-            sys.setswitchinterval(self._switch_seconds)

@@ -81,14 +81,22 @@ WORKER_DEAD_LETTERS_DROPPED: Final = Counter(
     "pretrade_worker_dead_letters_dropped", "Poison records that could not be sent there."
 )
 WORKER_SET_EVENTS: Final = Counter("pretrade_worker_set_events", "Events that a computed set has taken in.", _SET)
+WORKER_SET_WAITING: Final = Gauge(
+    "pretrade_worker_set_waiting_events", "Events that a computed set has not taken in yet.", _SET
+)
 WORKER_SET_DROPPED: Final = Counter(
-    "pretrade_worker_set_dropped", "Events that a computed set was not shown because it was suspended.", _SET
+    "pretrade_worker_set_dropped",
+    "Events that a computed set was not shown because it was suspended, or that were lost with its process.",
+    _SET,
 )
 WORKER_SET_VECTORS: Final = Counter("pretrade_worker_set_vectors", "Vectors that a computed set gave.", _SET)
-WORKER_SET_CPU_SECONDS: Final = Counter("pretrade_worker_set_cpu_seconds", "CPU time that a computed set took.", _SET)
+WORKER_SET_CPU_SECONDS: Final = Counter(
+    "pretrade_worker_set_cpu_seconds", "CPU time that the processes of a computed set took.", _SET
+)
 WORKER_SET_SUSPENSIONS: Final = Counter(
     "pretrade_worker_set_suspensions",
-    "Times that a computed set was suspended: it raised, gave impossible values, was stuck in a call, or fell behind.",
+    "Times that a computed set was suspended: it raised, gave impossible values, was stuck in a call, or fell behind, "
+    "or its process died.",
     (*_SET, "reason"),
 )
 WORKER_SET_SUSPENDED: Final = Gauge("pretrade_worker_set_suspended", "1 while a computed set is suspended.", _SET)
@@ -150,6 +158,7 @@ class WorkerCollector(Collector):
         yield suspensions
         by_set: tuple[tuple[Counter | Gauge, Callable[[Guest], float]], ...] = (
             (WORKER_SET_EVENTS, lambda guest: guest.events),
+            (WORKER_SET_WAITING, lambda guest: guest.waiting),
             (WORKER_SET_DROPPED, lambda guest: guest.dropped),
             (WORKER_SET_VECTORS, lambda guest: guest.vectors),
             (WORKER_SET_CPU_SECONDS, lambda guest: guest.seconds),

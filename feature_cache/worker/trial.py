@@ -42,7 +42,7 @@ class Trial:
     values_seconds: float = 0.0
     """That all calls of `values` took."""
     slowest_seconds: float = 0.0
-    """The longest call: for so long `mf1` may have to wait."""
+    """The longest call: for so long the set's vectors may have to wait."""
     undefined: list[str] = field(default_factory=list)
     """Own features that were never defined."""
 

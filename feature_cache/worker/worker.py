@@ -14,7 +14,7 @@ from feature_cache.metrics_http import serve_http
 from feature_cache.store.cluster import open_store
 from feature_cache.worker.consumer import DEAD_LETTER_SUFFIX, DeadLetters, MarketEventConsumer
 from feature_cache.worker.engines import Engines
-from feature_cache.worker.guests import Guest, Guests
+from feature_cache.worker.guests import Guest, Guests, launcher
 from feature_cache.worker.metrics import WorkerCollector
 from feature_cache.worker.reporter import Reporter
 from feature_cache.worker.settings import WorkerSettings, computed_by
@@ -32,7 +32,8 @@ async def serve(settings: WorkerSettings) -> None:
     Raises:
         OSError: The metrics port cannot be listened on.
     """
-    guests = Guests([Guest(one) for one in computed_by(settings)])
+    sets = [(one, launcher(one, settings.features_file, settings.log_level)) for one in computed_by(settings)]
+    guests = Guests([Guest(registered, launch) for registered, launch in sets])
     engines = Engines(settings.max_instruments, guests)
     dead_letters = DeadLetters(settings.kafka_bootstrap_servers, settings.kafka_topic + DEAD_LETTER_SUFFIX)
     consumer = MarketEventConsumer(settings, engines, dead_letters)
@@ -62,8 +63,8 @@ async def serve(settings: WorkerSettings) -> None:
             if guests.all:
                 stack.callback(guests.close)
                 guests.start()
-                writing = guests.keep_writing(store, lambda: engines.all().values(), settings.flush_interval_seconds)
-                running.append(tasks.create_task(writing))
+                computing = guests.run(store, lambda: engines.all().values(), settings.flush_interval_seconds)
+                running.append(tasks.create_task(computing))
                 _log.info("worker.computes", sets=[guest.feature_set.version for guest in guests.all])
             _log.info("worker.started", topic=settings.kafka_topic, group=settings.kafka_group)
             await stopped.wait()

@@ -40,13 +40,14 @@ from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.convert import OrderReader
+from server.decision.following import Observers
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.ids import uuid7_source
 from server.decision.markets import Markets
 from server.decision.metrics import DecisionMetrics
 from server.decision.other_sets import OtherSets
 from server.decision.packets import PacketWriter
-from server.decision.plane import DataPlane, Observers
+from server.decision.plane import DataPlane
 from server.decision.recorder import Recording
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
@@ -65,7 +66,8 @@ from server.inference.shadow import Shadow
 from server.inference.wire import ModelIdentity, ScoreBatch
 from server.journal.journal import Durability, Journal, JournalSettings
 from server.rpc.call_context import CallContexts
-from server.rpc.decision import DecisionServicer, StreamSettings
+from server.rpc.decision import DecisionServicer
+from server.rpc.stream import StreamSettings
 from server.security.orders import OrderAccess
 from server.security.refusals import Refusals
 from server.telemetry.decision_log import DecisionLogSettings, decision_log
@@ -230,7 +232,7 @@ async def open_server(
         OrderReader(INSTRUMENTS),
         metrics,
         StreamSettings(),
-        CallContexts(tracing=False),
+        CallContexts(),
         reports,
         explaining,
         clock,

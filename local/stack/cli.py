@@ -23,7 +23,7 @@ def up(
         list[str] | None,
         typer.Option(
             help="Start this part alone; can be repeated. Of valkey, broker, postgres, primary, secondary, challenger, "
-            "worker, bars, market, server, prometheus, alertmanager."
+            "worker, bars, market, server, console, prometheus, alertmanager."
         ),
     ] = None,
     bars: Annotated[
@@ -35,6 +35,9 @@ def up(
             "--alerts", help="Run Prometheus and Alertmanager, where they are installed; see `pretrade alerts`."
         ),
     ] = False,
+    console: Annotated[
+        bool, typer.Option(envvar="PRETRADE_LOCAL_CONSOLE", help="Serve the console, the pages for a browser.")
+    ] = True,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Decision server processes; `kill -HUP` of the server replaces them.")
     ] = None,
@@ -71,7 +74,7 @@ def up(
         processes=processes,
         replicas=replicas,
     )
-    raise typer.Exit(run_up(chosen | {"replica_tokens": replica_tokens}, part or ()))
+    raise typer.Exit(run_up(chosen | {"replica_tokens": replica_tokens, "console": console}, part or ()))
 
 
 @app.command()

@@ -77,6 +77,7 @@ def running(stack: Stack) -> Table:
         "secondary": endpoints.secondary,
         "challenger": endpoints.challenger,
         "worker": endpoints.worker_url,
+        "console": endpoints.console_url,
         "server": f"{endpoints.decision}, admin {endpoints.admin}, {endpoints.http_url}, "
         f"{endpoints.metrics_url}/metrics",
     }

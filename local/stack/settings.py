@@ -44,6 +44,8 @@ class LocalSettings(BaseSettings):
     """Whether bars are kept, in the stack's database; docs/bars.md."""
     alerts: bool = False
     """Whether Prometheus and Alertmanager run, which have to be installed; docs/alerts.md."""
+    console: bool = False
+    """Whether the console runs; `pretrade up` says yes. docs/console.md."""
     alertmanager_config: FilePath | None = None
     """Alertmanager's configuration, with those who are told; none for one by which nobody is."""
     instruments: tuple[str, ...] | None = None
@@ -77,6 +79,8 @@ class LocalSettings(BaseSettings):
     """Port of the decision server's metrics on 127.0.0.1; 0 for its default if that is free, else any free one."""
     http_port: OptionalPort = 0
     """Port of JSON over HTTP on 127.0.0.1; 0 for 7004 if that is free, else any free one."""
+    console_port: OptionalPort = 0
+    """Port of the console on 127.0.0.1; 0 for 7020 if that is free, else any free one."""
 
     processes: Annotated[int, Field(ge=1, le=64)] | None = None
     """Decision server processes on the same ports; none for a single one, alone. Linux only."""

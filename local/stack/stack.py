@@ -28,6 +28,7 @@ from local.stack.parts import (
     alertmanager,
     bars,
     broker,
+    console,
     market,
     postgres,
     prometheus,
@@ -42,6 +43,7 @@ from local.stack.settings import LocalSettings
 from pretrade.client.file_lock import take_lock
 from pretrade.client.operator_token import token_path
 from pretrade.client.stack_file import LOCK_FILE, STACK_FILE, Endpoints, StackFile
+from pretrade.console.cli import PORT as CONSOLE_PORT
 from torchserve.config import TorchServeSettings, prepare, store_directory
 
 _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -56,6 +58,7 @@ _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
     "bars": ("postgres", "worker"),  # the worker makes the topic, as its settings say
     "market": ("worker",),
     "server": ("valkey", "postgres", "primary", "secondary", "challenger", "market"),
+    "console": ("server",),
     "alertmanager": (),
     "prometheus": ("alertmanager", "server"),  # before it, every server would be down for a while
 }
@@ -72,13 +75,14 @@ _REQUIRED: Final = (
     ("bars", "broker"),
     ("bars", "postgres"),
     ("prometheus", "alertmanager"),
+    ("console", "server"),
 )
 """A part and another, ours or external, without which it is of no use."""
 
 _MODELS: Final[Mapping[str, str]] = {"primary": "champion", "secondary": "champion", "challenger": "challenger"}
 """The roles that TorchServe processes have, and the model that each serves."""
 
-_STOPPED_FIRST: Final = (("prometheus",), ("market",), ("server", "worker", "bars"))
+_STOPPED_FIRST: Final = (("prometheus", "console"), ("market",), ("server", "worker", "bars"))
 """Parts that use others; all others are stopped after them."""
 
 _TOKEN_MINUTES: Final = 365 * 24 * 60
@@ -289,6 +293,8 @@ class Stack:
             instruments=self._instruments,
             prometheus_url=prometheus.url(ports["prometheus"]) if "prometheus" in parts else None,
             alertmanager_url=alertmanager.url(ports["alertmanager"]) if "alertmanager" in parts else None,
+            console_url=console.url(ports["console"]) if "console" in parts else None,
+            console_key_file=str(self._directory / "console" / "link.key") if "console" in parts else None,
         )
 
     def _addresses(self, role: str, service: str = "") -> str:
@@ -354,6 +360,7 @@ class Stack:
             "bars": self._start_bars,
             "server": self._start_server,
             "market": self._start_market,
+            "console": self._start_console,
             "alertmanager": self._start_alertmanager,
             "prometheus": self._start_prometheus,
         }
@@ -439,6 +446,14 @@ class Stack:
         self._run(self._process("market", argv, ready=partial(market.ready, self.endpoints)))
         return "simulated" if data is None else f"{data} at speed {speed}"
 
+    def _start_console(self) -> str:
+        port, key = self._ports["console"], self.endpoints.console_key_file
+        assert key is not None
+        console.write_key(Path(key))
+        argv, env = console.argv(self.endpoints, port), console.env(self.endpoints)
+        self._run(self._process("console", argv, env=env, ready=partial(console.ready, port)))
+        return console.url(port)
+
     def _start_alertmanager(self) -> str:
         port, configuration = self._ports["alertmanager"], self._settings.alertmanager_config
         argv = alertmanager.argv(port, self._directory / "alertmanager", configuration and configuration.resolve())
@@ -520,7 +535,7 @@ def _external_parts(settings: LocalSettings) -> set[str]:
 
 def _switched_off(settings: LocalSettings) -> set[str]:
     """The parts that the settings do not want."""
-    wanted = {"market": settings.market, "bars": settings.bars}
+    wanted = {"market": settings.market, "bars": settings.bars, "console": settings.console}
     wanted |= dict.fromkeys(("prometheus", "alertmanager"), settings.alerts)
     return {part for part, is_wanted in wanted.items() if not is_wanted}
 
@@ -554,7 +569,7 @@ def _choose_ports(settings: LocalSettings, replicas: Collection[str], claims: Ex
     Raises:
         StackError: Something else listens on a port of the user's.
     """
-    for setting in ("decision_port", "admin_port", "metrics_port", "http_port"):
+    for setting in ("decision_port", "admin_port", "metrics_port", "http_port", "console_port"):
         port = getattr(settings, setting)
         if port and not is_free(port):
             raise StackError(
@@ -566,6 +581,7 @@ def _choose_ports(settings: LocalSettings, replicas: Collection[str], claims: Ex
         "admin": settings.admin_port or default_port(7002, claims),
         "metrics": settings.metrics_port or default_port(7003, claims),
         "http": settings.http_port or default_port(7004, claims),
+        "console": settings.console_port or default_port(CONSOLE_PORT, claims),
     }
     management = (f"{name}_management" for name in replicas)
     others = ("worker", "bars", "prometheus", "alertmanager")

@@ -24,6 +24,7 @@ from local.stack.settings import LocalSettings
 from local.stack.stack import PARTS, Stack
 from pretrade.client.cli.model_lines import standing_line
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
+from pretrade.console.cli import login_link
 from server.models.archive import read_archive
 from server.models.registry import Registry, is_version
 
@@ -57,6 +58,8 @@ def _keep_running(stack: Stack, settings: LocalSettings, console: Console) -> in
     """
     if line := _champion(stack):
         console.print(line, highlight=False, soft_wrap=True)
+    if line := console_line(stack, is_person=console.is_terminal):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"Ctrl-C stops it{_next_steps(stack, settings)}", highlight=False, markup=False, soft_wrap=True)
     with suppress(KeyboardInterrupt):
         keep_up(stack, settings, console)
@@ -72,6 +75,17 @@ def _champion(stack: Stack) -> str:
     version = archive.stem if is_version(archive.stem) else read_archive(archive).version
     standing = Registry(Path(store)).standing(version)
     return standing_line(version, standing.text, "" if standing.card is None else os.path.relpath(standing.card))
+
+
+def console_line(stack: Stack, *, is_person: bool) -> str:
+    """Where the console is; for a person with a link that logs in, which no log is to hold. Empty without a console."""
+    url = stack.endpoints.console_url
+    if url is None:
+        return ""
+    if is_person:
+        link = login_link(stack.endpoints)
+        return f"The console, by a link that logs you in once (`pretrade console` prints another):\n  {link}"
+    return f"The console: {url}/ (`pretrade console` prints a link that logs you in)"
 
 
 def _next_steps(stack: Stack, settings: LocalSettings) -> str:

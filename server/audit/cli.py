@@ -330,6 +330,8 @@ def _decided(packet: packet_pb2.DecisionPacket) -> Iterator[tuple[str, str]]:
         yield "chosen by the map", f"{packet.chosen_model}, of version {answer.control_version}"
     if answer.model_name:
         yield "model", f"{answer.model_name} {answer.model_version}"
+    for part in packet.parts:
+        yield "part", f"{part.model_version}: score {part.score:.6f}, weight {part.weight:.4g}"
 
 
 def _why(answer: pb.Decision) -> Iterator[tuple[str, str]]:

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from feature_cache.constants import Constant
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.inference.outcome import BLAMES_CONTENT
 
 if TYPE_CHECKING:
     from fallback.block import Block
     from fallback.order import Case
 
 _LONGEST_SECONDS = 6 * 3_600.0
+_CONTENT_FAILURES: Final = frozenset(outcome.value for outcome in BLAMES_CONTENT)
 _ROUNDING: Final = 1e-9
 """What a burn rate loses in binary, as a share of it."""
 _ROUNDING_SECONDS: Final = 1e-6
@@ -97,11 +100,13 @@ class Objective:
         """True when a model has a fair chance to answer this order.
 
         What makes it false is never a model's fault but the caller's choice: how long it waits, which features it
-        sends, for which instrument it asks. A single caller must not be able to use up the error budget.
+        sends or leaves out, for which instrument it asks. A single caller must not be able to use up the error budget.
         """
         budget = case.budget
         allowed = budget.deadline - budget.arrived
-        return case.features is not None and not case.from_caller and allowed >= self._min_allowed_seconds
+        if case.features is None or case.from_caller or allowed < self._min_allowed_seconds:
+            return False
+        return case.others is None or not (_was_not_brought(case) or _failed_on_what_was_brought(case))
 
     def note(self, case: Case, by_model: bool) -> None:
         """Counts a call, if it counts: whether a model answered it in time."""
@@ -114,6 +119,22 @@ class Objective:
     def note_block(self, block: Block) -> None:
         """The same for decisions that a model made in columns, from the server's own features."""
         self.met += sum(deadline - arrived >= self._min_allowed_seconds for arrived, deadline in block.times())
+
+
+def _was_not_brought(case: Case) -> bool:
+    """True when no model was asked, and one takes a feature that the caller has to bring and did not."""
+    assert case.others is not None
+    return not case.attempts and None in case.others.values()
+
+
+def _failed_on_what_was_brought(case: Case) -> bool:
+    """True when a model that takes what the caller has brought failed in a way that a row can bring about."""
+    assert case.others is not None
+    brought = case.order.brought
+    if brought is None or brought.feature_set not in case.others:
+        return False
+    failed = pb.DEGRADATION_EMBEDDED_FAILED in case.degradations
+    return failed or any(attempt.outcome in _CONTENT_FAILURES for attempt in case.attempts)
 
 
 class Notes(Protocol):

@@ -32,9 +32,10 @@ class CanaryRouting:
     The canary's time is limited so that the champion can still be asked. The canary is skipped if too little time is
     left or its breaker is open. Asking it costs one of the two attempts that an order has.
 
-    An order with its caller's own features always goes to the champion: its caller could make the canary fail, and the
-    canary is not judged by it. An order that `is_fair` rejects, or that finds the canary's queue long, is decided like
-    any other but counts for or against neither model.
+    An order with its caller's own features of `mf1` always goes to the champion: its caller could make the canary fail,
+    and the canary is not judged by it. One with its caller's part of another set goes to a canary, which cannot decide
+    without it. An order that `is_fair` rejects, or that finds the canary's queue long, is decided like any other but
+    counts for or against neither model.
 
     Args:
         challenger: Where the canary is served.
@@ -191,7 +192,8 @@ class CanaryRouting:
                 self._note(Side.CANARY, case, math.inf, allowed, reserve)
             return None
         span_id, traceparent = attempt_span(case)
-        result = await replica.batcher.submit(row, now + allowed, Lane.CANARY, traceparent)
+        from_caller = case.is_callers(replica.feature_set)
+        result = await replica.batcher.submit(row, now + allowed, Lane.CANARY, traceparent, from_caller)
         used = self._clock() - now
         case.budget.charge(pb.STAGE_CANARY, allowed, used)
         if isinstance(result, Scored) and result.model.version != version:

@@ -25,12 +25,13 @@ from server.configuration import Configuration
 from server.control.state import ControlState
 from server.control.subjects import model_map_subjects
 from server.decision.admission import Admission
+from server.decision.following import Observers
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.left_keys import LeftKeys
 from server.decision.markets import Markets
 from server.decision.other_sets import OtherSets
 from server.decision.packets import PacketWriter
-from server.decision.plane import DataPlane, Observers
+from server.decision.plane import DataPlane
 from server.decision.recorder import Recording
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
@@ -266,4 +267,5 @@ def _open_reports(process: Process) -> tuple[DecisionReports, Tracing | None]:
     settings, stack = process.settings, process.stack
     tracing = stack.enter_context(open_tracing(settings.tracing, process.instance_id, process.machine.wall_clock))
     log = stack.enter_context(decision_log(settings.decision_log, settings.log_level == "debug", process.machine))
-    return DecisionReports((log,) if tracing is None else (log, tracing.sink), process.machine), tracing
+    sinks = (log,) if tracing is None else (log, tracing.sink)
+    return DecisionReports(sinks, process.machine, traces=tracing is not None), tracing

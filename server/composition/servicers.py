@@ -57,7 +57,7 @@ def open_servicers(
         OrderReader(settings.instruments),
         process.metrics,
         settings.stream,
-        CallContexts(tracing=path.tracing is not None),
+        CallContexts(0 if path.tracing is None else settings.tracing.one_in),
         path.reports,
         audit.explaining,
         process.clock,

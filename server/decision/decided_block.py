@@ -102,7 +102,7 @@ class DecidedBlock:
 
     def _decided(self, place: int, budget: Budget) -> Decided:
         block = self.block
-        reasons = [block.reasons[place]]
+        reasons = block.reasons_of(place)
         decided = Decided(
             block.case(place, budget),
             block.answer(place),
@@ -129,7 +129,7 @@ class DecidedBlock:
                 block.orders[place],
                 decision_id,
                 block.actions[place],
-                bytes((block.reasons[place],)),
+                bytes(block.reasons_of(place)),
                 b"",
                 microseconds(arrived, deadline),
                 microseconds(arrived, self.recorded_at),
@@ -153,7 +153,7 @@ class DecidedBlock:
             self.ids[place],
             order.order_ref,
             block.actions[place],
-            [block.reasons[place]],
+            block.reasons_of(place),
             [],
             block.source,
             model.name,

@@ -62,6 +62,7 @@ cdef int MID = _NUMBER["mid_price"]
 cdef int ATTEMPT = _NUMBER["attempt"]
 cdef int ATTEMPT_USED = _NUMBER["attempt_used_us"]
 cdef int ATTEMPT_INDEX = _NUMBER["attempt_batch_index"]
+cdef int PART_SCORE = _NUMBER["part_score"]
 cdef int REST_ROW = _NUMBER["rest_row"]
 cdef int REST = _NUMBER["rest"]
 cdef long long WITHOUT_AGE = NO_AGE
@@ -118,6 +119,11 @@ cdef int put_double(Column* column, double number) except -1:
     return 0
 
 
+cdef int put_float(Column* column, float number) except -1:
+    memcpy(more(column, 4), &number, 4)
+    return 0
+
+
 cdef int put_fixed(Column* column, long long number) except -1:
     memcpy(more(column, 8), &number, 8)
     return 0
@@ -154,11 +160,11 @@ cdef class _Tables:
     """What is in the tables so far, and how their parts are written."""
 
     cdef dict orders, answers, attempts, vectors, books
-    cdef object order, answer, attempt, book, rest, of_model
+    cdef object order, answer, attempt, book, rest, in_block
 
     def __cinit__(self, parts):
         self.orders, self.answers, self.attempts, self.vectors, self.books = {}, {}, {}, {}, {}
-        self.order, self.answer, self.attempt, self.book, self.rest, self.of_model = parts
+        self.order, self.answer, self.attempt, self.book, self.rest, self.in_block = parts
 
 
 cdef int add_order(Column* columns, _Tables tables, order) except -1:
@@ -183,9 +189,12 @@ cdef int add_answer(Column* columns, _Tables tables, answer, action, bytes reaso
         answer.model_version,
         threshold,
         answer.model_expires_at,
+        answer.parts,
     )
     choose(columns, ANSWER, ANSWERS, tables.answers, key, tables.answer)
     put_double(&columns[SCORE], score)
+    for of_part in answer.part_scores:
+        put_float(&columns[PART_SCORE], of_part)
     return 0
 
 
@@ -277,7 +286,7 @@ cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) e
     block, ids = decided.block, decided.ids
     model, source = block.model, block.source
     cdef list orders = list(block.orders), views = list(block.views), scored = block.results
-    cdef list actions = block.actions, all_reasons = block.reasons
+    cdef list actions = block.actions, all_reasons = block.reasons, objections = block.objections
     cdef object wall_ns = decided.wall_ns
     cdef object now_ns = int(decided.recorded_at * 1e9)
     cdef double recorded_at = decided.recorded_at
@@ -285,21 +294,25 @@ cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) e
     cdef bytes ledger = write_stages(decided.uses)
     cdef bytes after_admission = b"" if own is None else write_stages(decided.uses[1:])
     cdef double deadline = block.budget.deadline
-    threshold, expires_at = model.threshold, model.expires_at
+    threshold, expires_at, parts = model.threshold, model.expires_at, model.parts
     name, version, replica = model.name, model.version, block.asked_of
     arrived, used = block.budget.arrived, block.used
     chosen = block.chosen
-    cdef bint is_named = bool(chosen) and chosen != DEFAULT
+    stages = block.stages
+    cdef bint is_named = bool(stages) or (bool(chosen) and chosen != DEFAULT)
     cdef dict rests = {}
     for place in range(len(orders)):
         order, view, one = orders[place], views[place], scored[place]
         put_text(columns, DECISION_ID, ids[place])
         add_order(columns, tables, order)
         score = one.score
-        reasons = bytes((all_reasons[place],))
-        key = (actions[place], source, reasons, b"", name, version, threshold, expires_at)
+        reasons = bytes((all_reasons[place],)) if not objections else bytes((all_reasons[place], *objections[place]))
+        key = (actions[place], source, reasons, b"", name, version, threshold, expires_at, parts)
         choose(columns, ANSWER, ANSWERS, tables.answers, key, tables.answer)
         put_double(&columns[SCORE], score)
+        if parts:
+            for of_part in one.part_scores:
+                put_float(&columns[PART_SCORE], of_part)
         age = view.age_seconds
         put_fixed(&columns[FEATURE_AGE], <long long> (age * 1e9))
         put_fixed(&columns[DECIDED_AT], wall_ns)
@@ -330,10 +343,12 @@ cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) e
         put_fixed(&columns[ARRIVED], <long long> (arrived * 1e9))
         put_fixed(&columns[DECIDED], now_ns)
         put_double(&columns[MID], view.mid)
-        if is_named or view.others is not None:
-            rest = rests.get(id(view))
+        context = order.context
+        if is_named or view.others is not None or context is not NO_CONTEXT:
+            kind = (id(view), id(context))
+            rest = rests.get(kind)
             if rest is None:
-                rest = rests[id(view)] = tables.of_model(chosen, view.others, version)
+                rest = rests[kind] = tables.in_block(stages, chosen, view.others, version, context)
             if rest:
                 put(&columns[REST_ROW], first + place)
                 put_bytes(columns, REST, rest)

@@ -93,7 +93,7 @@ Alone = Literal[
     "deadlines",
     "key",
     "features",
-    "context",
+    "trace",
     "market",
     "control",
     "chain",
@@ -160,6 +160,8 @@ class DecisionMetrics:
         for action, times in collections.Counter(block.actions).items():
             self.decisions[block.source, action] += times
         self.reasons.update(block.reasons)
+        for objections in block.objections:
+            self.reasons.update(objections)
         if block.own is None:
             self.latency.observe(now - decided.arrived, count)
             tally.count([block.budget.uses], self.stages, self.allowances, self.skips, count)

@@ -160,8 +160,8 @@ class OtherSets:
 
     def rows(
         self, model: str, order: Order, mf1: _Source | None, now: float, computed: Computed
-    ) -> dict[FeatureSet, SetRow] | None:
-        """The row of each set that a model takes besides `mf1`, if its parts are there; None where it takes no other.
+    ) -> dict[FeatureSet, SetRow | None] | None:
+        """The row of each set that a model takes besides `mf1`, as in `Case.others`; None where it takes no other.
 
         Args:
             model: Its name.
@@ -173,20 +173,25 @@ class OtherSets:
         plans = self._plans.get(model)
         if plans is None:
             return None
-        rows = {}
+        rows: dict[FeatureSet, SetRow | None] = {}
         for plan in plans:
-            if (row := self._row(plan, order, mf1, now, computed)) is not None:
+            brought = _brought(plan, order)
+            if len(plan.must_bring) and (brought is None or np.isnan(brought[plan.must_bring]).any()):
+                rows[plan.feature_set] = None
+            elif (row := self._row(plan, order, brought, mf1, now, computed)) is not None:
                 rows[plan.feature_set] = row
         return rows
 
-    def _row(self, plan: _Plan, order: Order, mf1: _Source | None, now: float, computed: Computed) -> SetRow | None:
-        """The row of a set for an order; None where a part of it is missing or stale."""
-        brought = order.brought
-        values = None
-        if brought is not None and brought.feature_set is plan.feature_set:
-            values = brought.values.copy()
-        if len(plan.must_bring) and (values is None or np.isnan(values[plan.must_bring]).any()):
-            return None
+    def _row(
+        self,
+        plan: _Plan,
+        order: Order,
+        values: NDArray[np.float32] | None,
+        mf1: _Source | None,
+        now: float,
+        computed: Computed,
+    ) -> SetRow | None:
+        """The row of a set for an order that brings these values of it; None where a part is missing or stale."""
         sources = []
         for source, part in zip(plan.sources, plan.parts, strict=True):
             if values is not None and not np.isnan(values[part.places]).any():
@@ -213,6 +218,12 @@ class OtherSets:
         if snapshot.state is BookState.UNKNOWN or not is_fresh(age, 0.0, self._max_age_seconds):
             return None
         return snapshot.values, age
+
+
+def _brought(plan: _Plan, order: Order) -> NDArray[np.float32] | None:
+    """What an order brings of a set; None if it brings nothing of it. A copy."""
+    brought = order.brought
+    return brought.values.copy() if brought is not None and brought.feature_set is plan.feature_set else None
 
 
 def _mf1(case: Case) -> _Source | None:

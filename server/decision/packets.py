@@ -27,7 +27,7 @@ from server.inference.model_names import DEFAULT
 from server.journal.entries import NO_AGE
 
 if TYPE_CHECKING:
-    from fallback.order import Answer, Attempt, Case, Order
+    from fallback.order import Answer, Attempt, CallContext, Case, Order, Part
     from feature_cache.feature_set import FeatureSet, SetRow
     from feature_cache.store.codec import FeatureSnapshot
     from server.decision.decided_block import DecidedBlock
@@ -194,11 +194,13 @@ def write_entry_plainly(shared: _Shared, together: Sequence[RecordedRow | Decide
             answer.model_version,
             answer.threshold if answer.score == answer.score else None,
             answer.model_expires_at,
+            answer.parts,
         )
         for action, answer, why, degraded in zip(actions, answers, reasons, degradations, strict=True)
     ]
     batch.answer.extend(_choose(keys, _answer, batch.answers))
     batch.score.extend([answer.score for answer in answers])
+    batch.part_score.extend([score for answer in answers for score in answer.part_scores])
     batch.decision_id.extend(ids)
     ages = [case.feature_age_seconds for case in cases]
     batch.feature_age_ns.extend([NO_AGE if age != age else int(age * 1e9) for age in ages])  # noqa: PLR0124 - NaN
@@ -309,6 +311,7 @@ def _answer(
     model_version: str,
     threshold: float | None,
     model_expires_at: int,
+    parts: tuple[Part, ...],
 ) -> packet_pb2.DecisionPacket:
     decision = pb.Decision(
         action=action,
@@ -319,7 +322,8 @@ def _answer(
         model_version=model_version,
         threshold=threshold,
     )
-    return packet_pb2.DecisionPacket(decision=decision, model_expires_at=model_expires_at)
+    of_parts = [pb.PartScore(model_version=part.version, weight=part.weight) for part in parts]
+    return packet_pb2.DecisionPacket(decision=decision, model_expires_at=model_expires_at, parts=of_parts)
 
 
 @lru_cache(maxsize=_PARTS)
@@ -366,9 +370,7 @@ def _book(snapshot: FeatureSnapshot) -> packet_pb2.FeatureProvenance:
 
 def _rest(case: Case, order: Order, answer: Answer) -> bytes:
     """What few decisions have: a serialised `DecisionPacket`."""
-    rest = b""
-    if case.stages:
-        rest = b"".join(_CHAIN_STAGE % prefixed(name.encode()) for name in case.stages)
+    rest = _stages(case.stages)
     if order.brings_features:
         given = order.message.features.SerializeToString()
         rest += _ORDER % prefixed(_FEATURES % prefixed(given))
@@ -378,18 +380,35 @@ def _rest(case: Case, order: Order, answer: Answer) -> bytes:
     rest += _of_model(case.model, scored_others, answer.model_version)
     if answer.cached_from:
         rest += _CACHED_FROM % prefixed(answer.cached_from.encode())
-    if (context := order.context) is not NO_CONTEXT:
-        rest += _CONTEXT % (prefixed(context.trace_id.encode()), prefixed(context.correlation_id.encode()))
+    rest += _context(order.context)
     if order.idempotency_key and order.caller:
         rest += _CALLER % prefixed(order.caller.encode())
     return rest
 
 
-def _of_model(chosen: str, others: Mapping[FeatureSet, SetRow] | None, version: str) -> bytes:
-    """What the map chose, and what the version scored, if that was of another set than `mf1`.
+def _rest_in_block(
+    stages: tuple[str, ...],
+    chosen: str,
+    others: Mapping[FeatureSet, SetRow | None] | None,
+    version: str,
+    context: CallContext,
+) -> bytes:
+    """What `_rest` says of an order that was decided in columns."""
+    return _stages(stages) + _of_model(chosen, others, version) + _context(context)
 
-    Of an order that was decided in columns it is all that `_rest` says.
-    """
+
+def _stages(stages: tuple[str, ...]) -> bytes:
+    return b"".join([_CHAIN_STAGE % prefixed(name.encode()) for name in stages])
+
+
+def _context(context: CallContext) -> bytes:
+    if context is NO_CONTEXT:
+        return b""
+    return _CONTEXT % (prefixed(context.trace_id.encode()), prefixed(context.correlation_id.encode()))
+
+
+def _of_model(chosen: str, others: Mapping[FeatureSet, SetRow | None] | None, version: str) -> bytes:
+    """What the map chose, and what the version scored, if that was of another set than `mf1`."""
     rest = b"" if others is None else _scored(others.get(model_sets.of(version)))
     return rest if chosen in _UNNAMED else rest + _CHOSEN_MODEL % prefixed(chosen.encode())
 
@@ -402,4 +421,4 @@ def _scored(row: SetRow | None) -> bytes:
 
 
 _compiled: Final = compiled("server.decision.entry_wire_c")
-_PART_WRITERS: Final = (_order_wire, _answer_wire, _attempt_wire, _book_wire, _rest, _of_model)
+_PART_WRITERS: Final = (_order_wire, _answer_wire, _attempt_wire, _book_wire, _rest, _rest_in_block)

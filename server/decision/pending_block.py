@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fallback.block import Own, View
     from fallback.budget import Budget
-    from fallback.chain import Asked, BlockStage
+    from fallback.chain import ForBlocks
     from fallback.order import Order
     from server.decision.decided_block import DecidedBlock, OneDecided
     from server.decision.metrics import Alone
@@ -32,10 +32,8 @@ class Parts(NamedTuple):
     budget: Budget
     chosen: str
     """See `Block`, as for those before."""
-    stage: BlockStage
-    """The one that is asked."""
-    asked: tuple[Asked, ...]
-    """All stages that are."""
+    asked: ForBlocks
+    """The stages that are."""
     on_results: Callable[[PendingBlock], None]
     """Called once with the block when the attempts of its orders have ended."""
     on_alone: Callable[[Alone, int], None]
@@ -57,9 +55,10 @@ class PendingBlock(Block):
         parts: Parts,
         own: Sequence[Own] | None = None,
     ) -> None:
-        super().__init__(parts.orders, parts.views, parts.budget, parts.chosen, own)
+        super().__init__(parts.orders, parts.views, parts.budget, parts.chosen, parts.asked.said, own)
         self._on_results, self._on_alone = parts.on_results, parts.on_alone
-        self.stage, self.asked = parts.stage, parts.asked
+        assert parts.asked.stage is not None
+        self.stage, self.asked = parts.asked.stage, parts.asked.asked
         self.decided: DecidedBlock | None = None
         """Of the orders in the block, from the moment they are written down."""
         self._failed: list[int] = []

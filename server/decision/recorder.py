@@ -5,7 +5,7 @@ A decision is handed to its caller when its packet is on disk. If that fails or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -19,10 +19,12 @@ from server.timing.latency import LatencyWindow
 if TYPE_CHECKING:
     import asyncio
 
+    from server.decision.following import Following
     from server.decision.packets import PacketBatch, PacketWriter
     from server.decision.pending import Pending
     from server.decision.pending_block import PendingBlock
     from server.decision.replies import Replies
+    from server.decision.reserves import Reserves
     from server.journal.journal import Journal
 
 
@@ -87,11 +89,8 @@ class Recorder:
 
     Args:
         recording: The journal, and what is written to it.
-        reply_reserve: Seconds that must be left for the reply, of so many that are allowed.
-        after: Called with cases that were decided in time, and the instant, before their callers hear; returns those
-            that it met a bug with.
-        after_block: The same with decisions that were made in columns; raises where it meets a bug.
-        too_late: Called with each that became durable too late.
+        reserves: What must be left for the reply.
+        following: Does what follows decisions before their callers hear.
         clock: Monotonic seconds, the event loop's own.
         wall_clock_ns: Nanoseconds since the Unix epoch.
     """
@@ -99,10 +98,8 @@ class Recorder:
     def __init__(
         self,
         recording: Recording,
-        reply_reserve: Callable[[float], float],
-        after: Callable[[Sequence[Pending], float], Mapping[Pending, Exception]],
-        after_block: Callable[[DecidedBlock, float], None],
-        too_late: Callable[[Pending], None],
+        reserves: Reserves,
+        following: Following,
         clock: Callable[[], float],
         wall_clock_ns: Callable[[], int],
     ) -> None:
@@ -110,10 +107,8 @@ class Recorder:
         self._replies = recording.replies
         self._packets = recording.packets
         self._new_id = recording.new_id
-        self._reply_reserve = reply_reserve
-        self._after = after
-        self._after_block = after_block
-        self._too_late = too_late
+        self._reserves = reserves
+        self._following = following
         self._clock = clock
         self._wall_clock_ns = wall_clock_ns
         self._deadlines = Deadlines(clock)
@@ -135,7 +130,7 @@ class Recorder:
             allowed = budget.deadline - budget.arrived
             reserve = reserves.get(allowed)
             if reserve is None:  # most orders that are decided together are allowed the same
-                reserve = reserves[allowed] = self._reply_reserve(allowed)
+                reserve = reserves[allowed] = self._reserves.for_reply(allowed)
             case.recorded_at, case.durable_until = now, budget.deadline - reserve
             try:
                 self._write(case, action, reasons, packets, now, wall_ns)
@@ -156,7 +151,7 @@ class Recorder:
         ids = [self._new_id() for _ in block.orders]
         decided = block.decided = DecidedBlock(block, ids, now, wall_ns, self._packets.control_version)
         budget = block.budget
-        decided.durable_until = budget.deadline - self._reply_reserve(budget.deadline - budget.arrived)
+        decided.durable_until = budget.deadline - self._reserves.for_reply(budget.deadline - budget.arrived)
         packets = self._packets.batch()
         packets.add_block(decided)
         try:
@@ -204,7 +199,7 @@ class Recorder:
         budget.charge(pb.STAGE_AUDIT, decided.durable_until - decided.recorded_at, now - decided.recorded_at)
         decided.ended_at = now
         try:
-            self._after_block(decided, now)
+            self._following.block(decided, now)
         except Exception:  # a bug that one order meets is none of the others' business
             budget.uses.pop()
             self._hand_over(block.part())
@@ -291,7 +286,7 @@ class Recorder:
                 self._expire(case, decided)
             else:
                 in_time.append(case)
-        failed = self._after(in_time, now)
+        failed = self._following.cases(in_time, now)
         for case in in_time:
             decided = case.decided
             assert decided is not None
@@ -303,7 +298,7 @@ class Recorder:
 
     def _expire(self, case: Pending, decided: Decided) -> None:
         """Ends a case whose decision comes too late."""
-        self._too_late(case)
+        self._following.too_late(case)
         self._replies.unheard(decided, "deadline")
         late = DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time")
         late.case = case

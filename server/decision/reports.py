@@ -9,6 +9,7 @@ loses reports. They are counted, and no decision waits.
 from __future__ import annotations
 
 import contextvars
+import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar
 
 import structlog
 
-from fallback.order import NO_CONTEXT, Case, Order
+from fallback.order import Case, Order
 from feature_cache.token_bucket import TokenBucket
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import InvalidOrderError, KeyReusedError, PretradeError
@@ -71,7 +72,7 @@ class Sink:
         write: Writes one report, on the sink's thread.
         one_in: One in this many decisions is reported without a cause; 0: none.
         slow_seconds: A decision that takes longer is reported.
-        follows_caller: Whether a decision is reported because its caller sampled the trace.
+        follows_traces: Whether a decision is reported because its caller sampled its trace, or this server chose it.
         max_per_second: More reports than this are lost; a second's worth may come at once.
         machine: Whose threads it uses.
     """
@@ -83,7 +84,7 @@ class Sink:
         *,
         one_in: int,
         slow_seconds: float,
-        follows_caller: bool,
+        follows_traces: bool,
         max_per_second: float,
         machine: Machine = REAL,
     ) -> None:
@@ -92,7 +93,7 @@ class Sink:
         self._write = write
         self._one_in = one_in
         self._slow_seconds = slow_seconds
-        self._follows_caller = follows_caller
+        self._follows_traces = follows_traces
         self._rate = max_per_second
         self._bucket = TokenBucket(_BURST_SECONDS)
         self._seen = 0
@@ -118,7 +119,7 @@ class Sink:
 
     def choose(self, cases: Sequence[CaseT], now: float) -> list[tuple[CaseT, Cause]]:
         """The decisions to tell of, with the reason why, of those that are about to be sent at the instant `now`."""
-        chosen, slow, follows, one_in, seen = [], self._slow_seconds, self._follows_caller, self._one_in, self._seen
+        chosen, slow, follows, one_in, seen = [], self._slow_seconds, self._follows_traces, self._one_in, self._seen
         for case in cases:
             seen += 1
             if case.degradations or seen == one_in or now - case.budget.arrived > slow or follows:
@@ -153,8 +154,11 @@ class Sink:
             return "degraded"
         if used_seconds > self._slow_seconds:
             return "slow"
-        if self._follows_caller and case.order.context.sampled:
-            return "caller"
+        if self._follows_traces:
+            if case.order.context.sampled:
+                return "caller"
+            if case.order.context.is_chosen:
+                return "sample"
         self._seen += 1
         if self._seen == self._one_in:
             self._seen = 0
@@ -192,26 +196,41 @@ class DecisionReports:
     Args:
         sinks: Running ones.
         machine: Whose clock says when a decision ended.
+        traces: Whether one of the sinks is the traces.
     """
 
-    def __init__(self, sinks: tuple[Sink, ...], machine: Machine = REAL) -> None:
+    def __init__(self, sinks: tuple[Sink, ...], machine: Machine = REAL, traces: bool = False) -> None:
         self.sinks = sinks
+        self._traces = traces
         self._wall_clock_ns = machine.wall_clock_ns
 
     def decided(self, cases: Sequence[Pending], now: float) -> None:
         """Decisions are about to be sent, at the monotonic instant `now`."""
         for sink in self.sinks:
             for case, cause in sink.choose(cases, now):
-                order, arrived, ended_ns = case.order, case.budget.arrived, self._wall_clock_ns()
-                sink.put(Report(cause, order.message, order.context, arrived, now, ended_ns, case, case.decided, ""))
+                assert case.decided is not None
+                self._put(sink, cause, case, case.decided, now)
 
     def decided_block(self, decided: DecidedBlock, now: float) -> None:
         """The same of decisions that were made in columns."""
         for sink in self.sinks:
             for place, cause in sink.choose_block(decided, now):
-                case, one, ended_ns = decided.block.case(place), decided.one(place), self._wall_clock_ns()
-                arrived = case.budget.arrived
-                sink.put(Report(cause, case.order.message, NO_CONTEXT, arrived, now, ended_ns, case, one, ""))
+                self._put(sink, cause, decided.block.case(place), decided.one(place), now)
+
+    def _put(self, sink: Sink, cause: Cause, case: Case, decided: Decided, now: float) -> None:
+        order, arrived, ended_ns = case.order, case.budget.arrived, self._wall_clock_ns()
+        context = self.traced(order.context, decided.decision_id)
+        sink.put(Report(cause, order.message, context, arrived, now, ended_ns, case, decided, ""))
+
+    def traced(self, context: CallContext, decision_id: str = "") -> CallContext:
+        """The context of an order that is told of: where calls are traced it has a trace.
+
+        An order whose caller sent none, and which was not chosen before it was decided, has the digits of its
+        decision's id as the id of its trace, so that each leads to the other; without a decision it has a new one.
+        """
+        if not self._traces or context.trace_id:
+            return context
+        return context._replace(trace_id=decision_id.replace("-", "") or f"{random.getrandbits(128) or 1:032x}")
 
     def failed(
         self, order: Order | pb.Order, context: CallContext, error: PretradeError, arrived: float, now: float

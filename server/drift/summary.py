@@ -103,7 +103,8 @@ class Summary:
     decisions: int
     """All that were looked at."""
     rows: int
-    """Different states of the market, by side, that the model scored: what decisions say more than once counts once."""
+    """Different states of the market, by side and by what the caller brought, that the model scored: what decisions say
+    more than once counts once."""
     since_ns: int
     until_ns: int
     model_version: str = ""
@@ -163,7 +164,7 @@ def summarise(
     versions = Counter(one.decision.model_version for one in found if one.decision.source in MODEL_SOURCES)
     version = model_version or newest_champion(found)
     rows, missing = _Rows(), _Missing()
-    seen: set[tuple[str, int, int]] = set()
+    seen: set[tuple[str, int, int, bytes]] = set()
     for packet in found:
         instrument = packet.order.instrument
         if packet.feature_set_id != MF1.id or len(packet.model_input) != MF1.row_bytes:
@@ -172,7 +173,10 @@ def summarise(
         missing.add(instrument, packet.model_input)
         if packet.decision.source not in MODEL_SOURCES or packet.decision.model_version != version:
             continue
-        state = (instrument, packet.order.side, packet.features.sequence)
+        # What callers bring differs from order to order. Rows of one state of the market are of one instant, so that
+        # many of them say no more about drift than one.
+        brought = packet.order.features.SerializeToString()
+        state = (instrument, packet.order.side, packet.features.sequence, brought)
         if packet.features.sequence and state in seen:
             continue
         seen.add(state)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from server.decision.plane import Deciding
     from server.envoy.asgi import GrpcApplication
     from server.http.asgi import CallerGoneError
-    from server.rpc.decision import DecisionServicer, Plain, Reply
+    from server.rpc.decision import DecisionServicer, Plain
+    from server.rpc.orders import Reply
 
 _log = structlog.get_logger(__name__)
 

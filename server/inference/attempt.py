@@ -52,4 +52,15 @@ def settle(
         )
     )
     action, reason = held_against(result.score, model.threshold)
-    return Answer(action, source, reason, result.score, model.threshold, model.name, model.version, model.expires_at)
+    return Answer(
+        action,
+        source,
+        reason,
+        result.score,
+        model.threshold,
+        model.name,
+        model.version,
+        model.expires_at,
+        parts=model.parts,
+        part_scores=result.part_scores,
+    )

@@ -561,6 +561,7 @@ class MicroBatcher:
         """Gives the rows from `start` until `end` their scores. BAD_ANSWER when none was usable."""
         outcome, rows = Outcome.BAD_ANSWER, flight.rows
         call_parent, count = rows[0].traceparent, len(rows)
+        of_parts = None if answer.of_parts is None else answer.of_parts.tolist()
         for index, (row, score) in enumerate(
             zip(rows[start:end], answer.scores[start:end].tolist(), strict=True), start
         ):
@@ -568,7 +569,8 @@ class MicroBatcher:
                 outcome = Outcome.SUCCESS
                 if not row.taker.done():
                     queued = flight.started - row.queued_at
-                    row.taker.set_result(Scored(score, answer.model, count, index, seconds, queued, call_parent))
+                    parts = () if of_parts is None else tuple(of_parts[index])
+                    row.taker.set_result(Scored(score, answer.model, count, index, seconds, queued, call_parent, parts))
                     self.rows += 1
             else:
                 row.resolve(Outcome.BAD_ANSWER)

@@ -344,9 +344,8 @@ class Champion:
         """One attempt on one replica, written into the ledger and the case."""
         seat, replica, _ = choice
         span_id, traceparent = attempt_span(case)
-        result = await replica.batcher.submit(
-            payload, now + allowed, traceparent=traceparent, from_caller=case.from_caller
-        )
+        from_caller = case.is_callers(replica.feature_set)
+        result = await replica.batcher.submit(payload, now + allowed, traceparent=traceparent, from_caller=from_caller)
         used = self._clock() - now
         case.budget.charge(seat.stage, allowed, used)
         return self._outcome(case, seat, replica.name, result, used, span_id)
@@ -358,7 +357,8 @@ class Champion:
         seat, replica, _ = choice
         patience = min(allowed, self._first_attempts.p95)
         (first_span, first_parent), (hedge_span, hedge_parent) = attempt_span(case), attempt_span(case)
-        first = replica.batcher.submit(payload, now + allowed, traceparent=first_parent, from_caller=case.from_caller)
+        from_caller = case.is_callers(replica.feature_set)
+        first = replica.batcher.submit(payload, now + allowed, traceparent=first_parent, from_caller=from_caller)
         hedge: asyncio.Future[Result] | None = None
         try:
             await asyncio.wait((first,), timeout=patience)
@@ -366,7 +366,7 @@ class Champion:
             hedge_allowed = max(now + allowed - hedged_at, self._allowance(case.budget.for_models(hedged_at), math.inf))
             if not first.done() and self._may_hedge(spare.replica, hedge_allowed):
                 hedge = spare.replica.batcher.submit(
-                    payload, hedged_at + hedge_allowed, traceparent=hedge_parent, from_caller=case.from_caller
+                    payload, hedged_at + hedge_allowed, traceparent=hedge_parent, from_caller=from_caller
                 )
                 await asyncio.wait((first, hedge), return_when=asyncio.FIRST_COMPLETED)
                 if not any(future.done() and isinstance(future.result(), Scored) for future in (first, hedge)):

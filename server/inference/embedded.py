@@ -1,7 +1,8 @@
 """The champion, scored in this process: boosted trees by XGBoost's C API, others by ONNX Runtime.
 
 The archive's own `handler.py` is not run: it is made for a process of its own. This does what it does for trees, and
-gives the same scores to the last bit, because it calls the same function of the same library.
+gives the same scores to the last bit, because it calls the same function of the same library. A network that Torch
+scores on a replica is scored in ONNX here (`torchserve/portable.py`), within 1e-6.
 
 Only XGBoost's shared library is loaded, from the `xgboost` package. The package itself is never imported: that takes
 half a second and brings SciPy along. The extra `pretrade-server[embedded]` installs it, and ONNX Runtime
@@ -10,11 +11,12 @@ half a second and brings SciPy along. The extra `pretrade-server[embedded]` inst
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +24,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fallback.order import Part
 from feature_cache import feature_sets
 from feature_cache.feature_set import FeatureSet
 from server.inference.embedded_margins import (
@@ -84,28 +87,32 @@ class EmbeddedScorer:
             raise CannotScoreError(f"its feature set {fingerprint:08x} is not known here: {feature_sets.names()}")
         self.feature_set = feature_set
         self._margins = _margins_of(described, weights, kind, feature_set)
-
-    def score(self, row: bytes) -> float:
-        """The calibrated score of one row, a vector of the model's set as little-endian float32.
-
-        Raises:
-            CannotScoreError: It is not within [0, 1], or there is none.
-        """
-        score = float(self.scores(row)[0])
-        if not 0.0 <= score <= 1.0:  # also for NaN
-            raise CannotScoreError(f"its score is {score}")
-        return score
+        self._ensemble = self._margins if isinstance(self._margins, EnsembleMargins) else None
+        self.parts: tuple[Part, ...] = () if self._ensemble is None else self._ensemble.parts
+        """Of an ensemble."""
 
     def scores(self, rows: bytes) -> NDArray[np.float32]:
         """The calibrated scores of any number of rows, float32[n]; not yet checked.
 
+        Args:
+            rows: Vectors of the model's set as little-endian float32.
+
         Raises:
             CannotScoreError: There are none.
         """
+        return self.scores_and_parts(rows)[0]
+
+    def scores_and_parts(self, rows: bytes) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """The same, and of an ensemble what each part says, float32[n, parts]."""
         most = _MOST_ROWS * self.feature_set.row_bytes
-        parts = [self._margins.margins(rows[first : first + most]) for first in range(0, max(1, len(rows)), most)]
-        margin = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return calibrated(margin, self._slope, self._intercept)
+        pieces = [rows[first : first + most] for first in range(0, max(1, len(rows)), most)]
+        if self._ensemble is None:
+            return self._calibrated([self._margins.margins(piece) for piece in pieces]), None
+        margins, of_parts = zip(*map(self._ensemble.margins_and_parts, pieces), strict=True)
+        return self._calibrated(margins), np.concatenate(of_parts)
+
+    def _calibrated(self, margins: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        return calibrated(margins[0] if len(margins) == 1 else np.concatenate(margins), self._slope, self._intercept)
 
 
 def _margins_of(described: Mapping[str, Any], weights: bytes, kind: str, feature_set: FeatureSet) -> Margins:
@@ -115,6 +122,8 @@ def _margins_of(described: Mapping[str, Any], weights: bytes, kind: str, feature
         return _Trees(weights, feature_set)
     if runtime == "onnx":
         return OnnxMargins(weights, described["scored"], len(feature_set))
+    if runtime == "torch" and (network := described.get("onnx")):
+        return OnnxMargins(base64.b64decode(network["model"]), network["scored"], len(feature_set))
     if runtime == "ensemble":
         return EnsembleMargins(
             weights, described["ensemble"], lambda part, own: _margins_of(part, own, str(part["kind"]), feature_set)

@@ -76,7 +76,8 @@ class EmbeddedCheck:
             self.fates["refused"] += 1
             return
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        if not replica.batcher.submit_shadow((Row(row, math.inf, future, from_caller=case.from_caller),)):
+        from_caller = case.is_callers(replica.feature_set)
+        if not replica.batcher.submit_shadow((Row(row, math.inf, future, from_caller=from_caller),)):
             self.fates["shed"] += 1
             return
         future.add_done_callback(lambda done: self._compare(done, answer, decision_id))

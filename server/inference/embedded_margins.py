@@ -17,6 +17,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fallback.order import Part
+
 _LEAST_SHARE: Final = 1e-30
 _MOST_SHARE: Final = 1 - 2.0**-25
 """As in the handler."""
@@ -104,17 +106,24 @@ class EnsembleMargins:
         with zipfile.ZipFile(io.BytesIO(weights)) as packed:
             each = [packed.read(str(place)) for place in range(len(self._parts))]
         self._margins = [margins_of(part, own) for part, own in zip(self._parts, each, strict=True)]
+        self.parts: Final = tuple(Part(str(part["version"]), float(part["weight"])) for part in self._parts)
+        """The models, and how much each counts."""
 
     def margins(self, rows: bytes) -> NDArray[np.float32]:
         """float32[n]."""
+        return self.margins_and_parts(rows)[0]
+
+    def margins_and_parts(self, rows: bytes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The same, and what each part says, calibrated: float32[n, parts]."""
         total: NDArray[np.float64] | float = self._bias
+        scores = []
         for part, of_part in zip(self._parts, self._margins, strict=True):
             own = of_part.margins(rows)
-            if self._is_mean:
-                own = calibrated(own, part["calibration"]["slope"], part["calibration"]["intercept"])
-            total = total + float(part["weight"]) * own.astype(np.float64)
+            scores.append(calibrated(own, part["calibration"]["slope"], part["calibration"]["intercept"]))
+            total = total + float(part["weight"]) * (scores[-1] if self._is_mean else own).astype(np.float64)
         together = np.asarray(total)
-        return _log_odds(together) if self._is_mean else together.astype(np.float32)
+        margins = _log_odds(together) if self._is_mean else together.astype(np.float32)
+        return margins, np.stack(scores, axis=1)
 
 
 def calibrated(margin: NDArray[np.float32], slope: float, intercept: float) -> NDArray[np.float32]:

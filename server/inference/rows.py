@@ -28,6 +28,8 @@ class Scored:
     """How long it waited for its batch to leave."""
     call_parent: str = field(default="", compare=False)
     """The `traceparent` that the call carried."""
+    part_scores: tuple[float, ...] = field(default=(), compare=False)
+    """What each part of the model says."""
 
 
 Result = Scored | Outcome

@@ -195,7 +195,7 @@ class Shadow:
                         challenger_decided,
                         seconds,
                     )
-                    rows.append(Row(payload, math.inf, mirrored, from_caller=case.from_caller))
+                    rows.append(Row(payload, math.inf, mirrored, from_caller=case.is_callers(feature_set)))
         self._submit(replica, rows, len(decided))
 
     def _compare(self, row: _Mirrored, result: Result) -> None:

@@ -5,11 +5,16 @@ entry `feature_set`, so that a model refuses rows it was not trained on. The ans
 
     magic "PTS1" | rows u32 | version 8 bytes | threshold f32 | feature-set fingerprint u32 | expires_at u64
 
-and one calibrated float32 score a row. Source: `torchserve/handler.py`; a contract test compares both.
+and one calibrated float32 score a row. An ensemble says "PTS2", and after its scores what its parts say::
+
+    n_parts u32 | n_parts times: version 8 bytes, weight f64 | scores f32[rows, n_parts]
+
+Source: `torchserve/handler.py`; a contract test compares both.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +22,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fallback.order import Part
 from feature_cache import feature_sets
 from feature_cache.feature_set import ROW, FeatureSet
 from feature_cache.features import MF1
@@ -25,6 +31,11 @@ from server.inference.outcome import BatchFailedError, Outcome
 
 _HEADER: Final = struct.Struct("<4sI8sfIQ")
 _MAGIC: Final = b"PTS1"
+_MAGIC_OF_PARTS: Final = b"PTS2"
+_N_PARTS: Final = struct.Struct("<I")
+_PART: Final = struct.Struct("<8sd")
+_MOST_PARTS: Final = 12
+"""As in the handler."""
 LAST_EXPIRY: Final = 2**63 - 1
 """What the audit can hold. With a later one no decision of the model could be written down."""
 
@@ -42,6 +53,8 @@ class ModelIdentity:
     """Unix seconds; 0 for never."""
     feature_set: FeatureSet = MF1
     """That its rows are of."""
+    parts: tuple[Part, ...] = ()
+    """Of an ensemble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +64,8 @@ class ScoreBatch:
     model: ModelIdentity
     scores: NDArray[np.float32]
     """float32[rows]; not yet checked."""
+    of_parts: NDArray[np.float32] | None = None
+    """Of an ensemble: float32[rows, parts], in [0, 1] where the row's score is."""
 
 
 def request(
@@ -70,12 +85,12 @@ def parse_answer(model_name: str, n_rows: int, answer: bytes) -> ScoreBatch:
     Raises:
         BatchFailedError: BAD_ANSWER, with what is wrong.
     """
-    if len(answer) != _HEADER.size + 4 * n_rows:
-        raise BatchFailedError(
-            Outcome.BAD_ANSWER, f"{len(answer)} bytes for {n_rows} rows, expected {_HEADER.size + 4 * n_rows}"
-        )
+    end = _HEADER.size + 4 * n_rows
+    has_parts = answer.startswith(_MAGIC_OF_PARTS)
+    if len(answer) < end or (len(answer) > end and not has_parts):
+        raise BatchFailedError(Outcome.BAD_ANSWER, f"{len(answer)} bytes for {n_rows} rows, expected {end}")
     magic, rows, version, threshold, fingerprint, expires_at = _HEADER.unpack_from(answer)
-    if magic != _MAGIC or rows != n_rows:
+    if magic not in (_MAGIC, _MAGIC_OF_PARTS) or rows != n_rows:
         raise BatchFailedError(Outcome.BAD_ANSWER, f"magic {magic!r} and {rows} rows for {n_rows}")
     feature_set = feature_sets.by_fingerprint(fingerprint)
     if feature_set is None:
@@ -87,5 +102,27 @@ def parse_answer(model_name: str, n_rows: int, answer: bytes) -> ScoreBatch:
     if expires_at > LAST_EXPIRY:
         raise BatchFailedError(Outcome.BAD_ANSWER, f"expires at {expires_at}")
     # The threshold is compared as the float32 the model was exported with, like the scores.
-    identity = ModelIdentity(model_name, version.hex(), threshold, expires_at, feature_set)
-    return ScoreBatch(identity, np.frombuffer(answer, dtype=ROW, offset=_HEADER.size))
+    scores = np.frombuffer(answer, dtype=ROW, count=n_rows, offset=_HEADER.size)
+    parts, of_parts = _parts(answer, end, scores) if has_parts else ((), None)
+    return ScoreBatch(
+        ModelIdentity(model_name, version.hex(), threshold, expires_at, feature_set, parts), scores, of_parts
+    )
+
+
+def _parts(answer: bytes, at: int, scores: NDArray[np.float32]) -> tuple[tuple[Part, ...], NDArray[np.float32]]:
+    """The parts of an ensemble, and what they say: what stands in an answer from a place on.
+
+    Raises:
+        BatchFailedError: BAD_ANSWER, with what is wrong.
+    """
+    count = _N_PARTS.unpack_from(answer, at)[0] if len(answer) >= at + _N_PARTS.size else 0
+    each, rows = at + _N_PARTS.size, len(scores)
+    start = each + _PART.size * count
+    if not 0 < count <= _MOST_PARTS or len(answer) != start + 4 * rows * count:
+        raise BatchFailedError(Outcome.BAD_ANSWER, f"{len(answer)} bytes for {rows} rows of {count} parts")
+    parts = tuple(Part(version.hex(), weight) for version, weight in _PART.iter_unpack(answer[each:start]))
+    of_parts = np.frombuffer(answer, dtype=ROW, offset=start).reshape(rows, count)
+    usable = (scores >= 0) & (scores <= 1)
+    if not ((of_parts >= 0) & (of_parts <= 1))[usable].all() or not all(math.isfinite(one.weight) for one in parts):
+        raise BatchFailedError(Outcome.BAD_ANSWER, "a score of a part is not from 0 to 1, or a weight is not finite")
+    return parts, of_parts

@@ -73,9 +73,10 @@ def packets(entry: packet_pb2.JournalEntry) -> Iterator[packet_pb2.DecisionPacke
         case "decisions":
             batch = entry.decisions
             rest = dict(zip(batch.rest_row, batch.rest, strict=True))
-            firsts = accumulate(batch.attempt_count, initial=0)
-            for row, first_attempt in zip(range(len(batch.decision_id)), firsts, strict=False):
-                yield _packet(batch, row, first_attempt, rest.get(row, b""))
+            attempts = accumulate(batch.attempt_count, initial=0)
+            parts = accumulate(part_counts(batch), initial=0)
+            for row, first_attempt, first_part in zip(range(len(batch.decision_id)), attempts, parts, strict=False):
+                yield _packet(batch, row, first_attempt, first_part, rest.get(row, b""))
         case "decision":
             yield entry.decision
 
@@ -91,7 +92,13 @@ def packet_of(entry: packet_pb2.JournalEntry, row: int) -> packet_pb2.DecisionPa
     if not 0 <= row < len(batch.decision_id):
         return entry.decision if row == 0 else packet_pb2.DecisionPacket()
     rest = next((rest for at, rest in zip(batch.rest_row, batch.rest, strict=True) if at == row), b"")
-    return _packet(batch, row, sum(batch.attempt_count[:row]), rest)
+    return _packet(batch, row, sum(batch.attempt_count[:row]), sum(part_counts(batch)[:row]), rest)
+
+
+def part_counts(batch: packet_pb2.DecisionBatch) -> list[int]:
+    """How many parts the model of each row has: so many of `part_score` are the row's."""
+    counts = [0, *(len(answer.parts) for answer in batch.answers)]
+    return [counts[chosen] for chosen in batch.answer] if any(counts) else [0] * len(batch.answer)
 
 
 def singly(entry: packet_pb2.JournalEntry) -> Iterator[packet_pb2.JournalEntry]:
@@ -117,14 +124,19 @@ def _is_whole(batch: packet_pb2.DecisionBatch) -> bool:
         and len(batch.attempt) == len(batch.attempt_used_us) == len(batch.attempt_batch_index) == attempts
         and len(batch.rest_row) == len(batch.rest)
         and all(max(getattr(batch, column), default=0) <= len(getattr(batch, table)) for column, table in _CHOICES)
+        and len(batch.part_score) == sum(part_counts(batch))
     )
 
 
-def _packet(batch: packet_pb2.DecisionBatch, row: int, first_attempt: int, rest: bytes) -> packet_pb2.DecisionPacket:
+def _packet(
+    batch: packet_pb2.DecisionBatch, row: int, first_attempt: int, first_part: int, rest: bytes
+) -> packet_pb2.DecisionPacket:
     packet = packet_pb2.DecisionPacket()
     packet.CopyFrom(batch.shared)
     if answer := batch.answer[row]:
         packet.MergeFrom(batch.answers[answer - 1])
+    for at, part in enumerate(packet.parts, first_part):
+        part.score = batch.part_score[at]
     _add_order(packet, batch, row)
     _add_decision(packet, batch, row)
     if vector := batch.model_input[row]:

@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
+from feature_cache.feature_set import SetRow
+from feature_cache.features import MF1
 from server.errors import ModelFailedError, ModelUnknownError
 from server.inference import wire
 from server.inference.outcome import BatchFailedError
@@ -37,7 +39,7 @@ _FILES: Final = ("handler.py", "metadata.json", "weights.bin")
 _MANIFEST: Final = "MAR-INF/MANIFEST.json"
 _DAMAGED: Final = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
 """What reading an archive raises when some of its bits are others."""
-_REQUEST: Final = struct.Struct("<BI")
+_REQUEST: Final = struct.Struct("<BII")
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -54,6 +56,21 @@ class Archive:
     def feature_names(self) -> tuple[str, ...]:
         """What its rows hold."""
         return tuple(json.loads(self.files["metadata.json"])["feature_names"])
+
+    @property
+    def feature_set(self) -> str:
+        """The set of its rows, as `FeatureSet.version` is written; this process need not know it."""
+        metadata = json.loads(self.files["metadata.json"])
+        return f"{metadata['feature_set']}/{metadata['feature_set_fingerprint']:08x}"
+
+
+class Rescored(NamedTuple):
+    """What a model says of a row."""
+
+    model: ModelIdentity
+    score: float
+    part_scores: tuple[float, ...]
+    """Of an ensemble: what each of `model.parts` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +179,11 @@ class RunningModel:
             self._process.wait()
         self._directory.cleanup()
 
-    def score(self, row: bytes, batch_rows: int, batch_index: int) -> tuple[ModelIdentity, float]:
+    def score(self, row: bytes, batch_rows: int, batch_index: int) -> Rescored:
         """The score of one row in its place of a batch.
 
         Args:
-            row: A vector of the model's feature set as little-endian float32.
+            row: A vector of the model's feature set as `model_sets.row_of` makes it: the model refuses another set's.
             batch_rows: Rows in the batch; the others are zeros, which no score depends on.
             batch_index: The row's place in it.
 
@@ -176,10 +193,13 @@ class RunningModel:
         batch = bytearray(batch_rows * len(row))
         batch[batch_index * len(row) : (batch_index + 1) * len(row)] = row
         try:
-            answer = wire.parse_answer(self.archive.name, batch_rows, self._exchange(SCORE, bytes(batch)))
+            feature_set = row.feature_set if isinstance(row, SetRow) else MF1
+            scored = self._exchange(SCORE, bytes(batch), feature_set.fingerprint)
+            answer = wire.parse_answer(self.archive.name, batch_rows, scored)
         except (OSError, BatchFailedError) as error:
             raise ModelFailedError(f"{self.archive.name} {self.archive.version} gave no score: {error}") from error
-        return answer.model, float(answer.scores[batch_index])
+        parts = () if answer.of_parts is None else tuple(answer.of_parts[batch_index].tolist())
+        return Rescored(answer.model, float(answer.scores[batch_index]), parts)
 
     def explain(self, row: bytes) -> Attribution:
         """Why it scores one row, little-endian float32, as it does.
@@ -199,10 +219,10 @@ class RunningModel:
         parts = tuple(PartScore(one["model_version"], one["weight"], one["score"]) for one in said.get("parts", ()))
         return Attribution(said["method"], said["margin"], said["base"], tuple(said["contributions"]), parts)
 
-    def _exchange(self, question: int, request: bytes) -> bytes:
+    def _exchange(self, question: int, request: bytes, fingerprint: int = 0) -> bytes:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(_REQUEST.pack(question, len(request)) + request)
+        self._process.stdin.write(_REQUEST.pack(question, fingerprint, len(request)) + request)
         self._process.stdin.flush()
         header = self._process.stdout.read(_LENGTH.size)
         if len(header) < _LENGTH.size:

@@ -25,7 +25,7 @@ from server.inference.embedded import EmbeddedScorer, problem_of_library
 from server.inference.embedded_margins import CannotScoreError
 from server.inference.model_names import DEFAULT
 from server.inference.wire import ModelIdentity
-from server.models.archive import Archive, ModelStore
+from server.models.archive import Archive, ModelStore, Rescored
 from server.models.registry import ModelUnusableError, Registry, record_of
 
 _log = structlog.get_logger(__name__)
@@ -198,7 +198,7 @@ class EmbeddedModels:
 
         self._scorer_of = scorer_of
 
-    def score(self, version: str, row: bytes, batch_rows: int, batch_index: int) -> tuple[ModelIdentity, float]:
+    def score(self, version: str, row: bytes, batch_rows: int, batch_index: int) -> Rescored:
         """What the version says of a row, exactly as the embedded stage does.
 
         Args:
@@ -215,10 +215,14 @@ class EmbeddedModels:
             scorer = self._scorer_of(version)
             batch = bytearray(batch_rows * len(row))
             batch[batch_index * len(row) : (batch_index + 1) * len(row)] = row
-            score = float(scorer.scores(bytes(batch))[batch_index])
+            scores, of_parts = scorer.scores_and_parts(bytes(batch))
         except CannotScoreError as error:
             raise ModelFailedError(f"{version} gave no score in this process: {error}") from error
-        return ModelIdentity(scorer.name, scorer.version, scorer.threshold, scorer.expires_at), score
+        identity = ModelIdentity(
+            scorer.name, scorer.version, scorer.threshold, scorer.expires_at, scorer.feature_set, scorer.parts
+        )
+        parts = () if of_parts is None else tuple(of_parts[batch_index].tolist())
+        return Rescored(identity, float(scores[batch_index]), parts)
 
 
 def _scorer_of(archive: Archive, name: str) -> EmbeddedScorer:

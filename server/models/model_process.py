@@ -1,9 +1,10 @@
 """Runs the handler of an unpacked model archive: `python -m server.models.model_process DIRECTORY VERSION`.
 
-It is a child of the process that replays or explains. A request on standard input is a byte, SCORE or EXPLAIN, and a
-frame with the bytes that TorchServe would hand to the handler as `input`. A frame is a little-endian u32 length and
-that many bytes. Each answer is a frame on standard output: the handler's own answer, or its explanation as JSON. The
-process exits when its input ends.
+It is a child of the process that replays or explains. A request on standard input is a byte, SCORE or EXPLAIN, the
+fingerprint of the rows' feature set (u32, looked at for SCORE alone), and a frame with the bytes that TorchServe would
+hand to the handler as `input`. A frame is a little-endian u32 length and that many bytes. Each answer is a frame on
+standard output: the handler's own answer, or its explanation as JSON. The process exits when its input ends, and when
+the handler refuses the rows.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 SCORE: Final = 0
 EXPLAIN: Final = 1
-_REQUEST: Final = struct.Struct("<BI")
+_REQUEST: Final = struct.Struct("<BII")
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -33,12 +34,12 @@ def main(directory: Path, version: str) -> None:
     handler = _handler(directory, version)
     shutil.rmtree(directory)  # it is loaded; whichever process is killed, nothing stays behind
     while header := sys.stdin.buffer.read(_REQUEST.size):
-        question, length = _REQUEST.unpack(header)
+        question, fingerprint, length = _REQUEST.unpack(header)
         rows = sys.stdin.buffer.read(length)
         if question == EXPLAIN:
             answer = _explanation(handler, rows)
         else:
-            (answer,) = handler.handle([{"input": rows}], None)
+            (answer,) = handler.handle([{"input": rows, "feature_set": b"%08x" % fingerprint}], None)
         answers.write(_LENGTH.pack(len(answer)) + answer)
         answers.flush()
 

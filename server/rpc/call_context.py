@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from fallback.order import NO_CONTEXT, CallContext
@@ -24,19 +25,36 @@ _CORRELATION: Final = re.compile(r"[!-~]{1,64}")
 class CallContexts:
     """Reads contexts from metadata. What is not well formed counts as not sent: no order fails for it.
 
+    One order in so many is chosen before anything is known of it, so that the calls to model servers carry its trace.
+    Other orders without a caller's trace have none until somebody tells of them (`DecisionReports.traced`).
+
     Args:
-        tracing: Whether calls are traced here: one without a trace then begins its own.
+        one_in: One order in so many is chosen to be traced; 0: none, or no calls are traced here.
     """
 
-    def __init__(self, tracing: bool) -> None:
-        self._tracing = tracing
+    def __init__(self, one_in: int = 0) -> None:
+        self._one_in = one_in
+        self._seen = 0
 
     def of(self, call: Call) -> CallContext:
         """The context of one order of a call."""
-        said = said_by(call).context
-        if self._tracing and not said.trace_id:
-            return said._replace(trace_id=f"{random.getrandbits(128) or 1:032x}")
-        return said
+        said, chosen = self.of_some(call, 1)
+        return chosen.get(0, said)
+
+    def of_some(self, call: Call, orders: int) -> tuple[CallContext, Mapping[int, CallContext]]:
+        """The context of so many orders of a call, and those of the chosen ones among them, by their places."""
+        said, one_in = said_by(call).context, self._one_in
+        if not one_in:
+            return said, _NONE
+        first = one_in - self._seen - 1
+        self._seen = (self._seen + orders) % one_in
+        if first >= orders:
+            return said, _NONE
+        return said, {place: _chosen(said) for place in range(first, orders, one_in)}
+
+
+def _chosen(said: CallContext) -> CallContext:
+    return said._replace(trace_id=said.trace_id or f"{random.getrandbits(128) or 1:032x}", is_chosen=True)
 
 
 def said_by(call: Call) -> Said:
@@ -65,6 +83,7 @@ def _read(metadata: CallMetadata) -> Said:
     return Said(CallContext(trace_id, span_id, sampled, correlation_id), reduce_only)
 
 
+_NONE: Final[Mapping[int, CallContext]] = {}
 _NOTHING: Final = Said(NO_CONTEXT, reduce_only=False)
 _REDUCING: Final = Said(NO_CONTEXT, reduce_only=True)
 _REDUCE_ONLY_KEYS: Final = frozenset((REDUCE_ONLY, REDUCE_ONLY.encode()))

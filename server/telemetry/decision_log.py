@@ -37,7 +37,7 @@ def decision_log(settings: DecisionLogSettings, everything: bool, machine: Machi
         write_line,
         one_in=1 if everything else settings.one_in,
         slow_seconds=settings.slow_seconds,
-        follows_caller=False,
+        follows_traces=False,
         max_per_second=1e6 if everything else settings.max_per_second,
         machine=machine,
     )

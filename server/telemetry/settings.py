@@ -30,8 +30,8 @@ class TracingSettings(BaseModel):
     """TLS to the collector: a JSON object of `ca`, `certificate`, `key` (paths) and `server_name`. `{}` trusts the
     authorities that gRPC comes with. Unset: no TLS."""
     one_in: int = Field(default=100, ge=0)
-    """One in this many good decisions is traced, besides slow, failed and degraded ones and those whose callers sampled
-    their trace; 0: none of the good ones."""
+    """One in this many decisions is traced whatever becomes of it, besides all that are slow, failed or degraded and
+    those whose callers sampled their trace; 0: only these."""
     slow_seconds: float = Field(default=0.01, gt=0, le=10)
     """A decision that takes longer than this is traced, in seconds. Raise it if too many are."""
     max_per_second: float = Field(default=20.0, ge=1, le=100_000)

@@ -2,8 +2,8 @@
 
 A decision's spans are written from its ledger. The ledger knows what every stage took, so nothing is measured twice and
 the decision path carries no tracer. OpenTelemetry's server interceptor would have to make a span of every call before
-it is known whether the span is worth keeping. Here the choice is made at the end (see `server/decision/reports.py`),
-and it is the same on both edges::
+it is known whether the span is worth keeping. Here the choice of what is slow, failed or degraded is made at the end
+(see `server/decision/reports.py`), and it is the same on both edges::
 
     pretrade.decision.v1.DecisionService/Decide   (server; child of the caller's span)
     ├── admission
@@ -12,6 +12,9 @@ and it is the same on both edges::
     ├── secondary    (client; its call carried this span's context to TorchServe, or links to the batch's that did)
     ├── guards
     └── audit
+
+Calls to model servers carry the contexts of orders whose trace was known before: the caller sent it, or the order is
+the one in so many that is traced whatever becomes of it (`server/rpc/call_context.py`).
 """
 
 from __future__ import annotations
@@ -81,9 +84,9 @@ class Tracing:
         self.sink = Sink(
             "traces",
             self.write,
-            one_in=settings.one_in,
+            one_in=0,  # chosen before they are decided
             slow_seconds=settings.slow_seconds,
-            follows_caller=True,
+            follows_traces=True,
             max_per_second=settings.max_per_second,
         )
 

@@ -531,6 +531,37 @@ def test_pairs_of_scores_join_with_decisions_and_what_became_of_them(store: Stor
     ]
 
 
+def of_an_ensemble(decision_id: str, *scores: float) -> packet_pb2.JournalEntry:
+    entry = decision(decision_id)
+    for place, score in enumerate(scores):
+        entry.decision.parts.add(model_version=f"{place}" * 16, weight=place + 0.5, score=score)
+    return entry
+
+
+@pytest.mark.parametrize("in_one_entry", [False, True])
+def test_what_the_parts_of_an_ensemble_said_joins_with_decisions(
+    store: Store, sql: sa.Connection, in_one_entry: bool
+) -> None:
+    start = store.shipped(JOURNAL, START)
+    entries = [of_an_ensemble("d1", 0.25, 0.5), decision("d2"), of_an_ensemble("d3", 0.75, 1.0)]
+    if in_one_entry:
+        entries = [together([entry.decision for entry in entries])]
+    assert store.write(JOURNAL, start, chained(start, *entries))
+    query = (
+        "SELECT d.decision_id, p.part, p.model_version, p.weight, p.score, p.decided_at = d.decided_at"
+        " FROM decisions d JOIN part_scores p USING (decision_id) ORDER BY 1, 2"
+    )
+    assert [tuple(row) for row in sql.execute(sa.text(query))] == [
+        ("d1", 0, "0" * 16, 0.5, 0.25, True),
+        ("d1", 1, "1" * 16, 1.5, 0.5, True),
+        ("d3", 0, "0" * 16, 0.5, 0.75, True),
+        ("d3", 1, "1" * 16, 1.5, 1.0, True),
+    ]
+    store.remove_days(30)  # of 2023
+    sql.rollback()
+    assert count(sql, "part_scores") == 0
+
+
 def test_the_turns_of_a_canary_are_kept_with_their_evidence(store: Store, sql: sa.Connection) -> None:
     start = store.shipped(JOURNAL, START)
     event = packet_pb2.CanaryEvent(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,11 +16,14 @@ import pytest
 import yaml
 
 from feature_cache.bars.settings import PREFIX, BarsSettings
+from local.stack.ports import is_free
+from pretrade.client.credential_variables import TOKEN, TOKEN_FILE
+from pretrade.console.cli import PORT
 
 ROOT: Final = Path(__file__).parents[2]
 TEXT: Final = (ROOT / "compose.yaml").read_text()
 SERVICES: Final[dict[str, dict[str, Any]]] = yaml.safe_load(TEXT)["services"]
-OURS: Final = ("server", "worker", "market", "ingest", "bars", "primary", "secondary", "challenger")
+OURS: Final = ("server", "console", "worker", "market", "ingest", "bars", "primary", "secondary", "challenger")
 
 
 def settings(service: str, module: str) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def test_no_password_is_in_the_file() -> None:
 def test_the_server_takes_its_settings_and_finds_everybody() -> None:
     loaded = settings("server", "server")
     assert loaded["grpc"]["host"] == loaded["metrics"]["host"] == "0.0.0.0"
-    assert [f"127.0.0.1:{loaded['grpc']['port']}:{loaded['grpc']['port']}"] == SERVICES["server"]["ports"]
+    assert f"127.0.0.1:{loaded['grpc']['port']}:{loaded['grpc']['port']}" in SERVICES["server"]["ports"]
     endpoints = [loaded["replicas"][each] for each in ("primary", "secondary", "challenger")]
     hosts = {each.split(":")[0] for each in (*endpoints, loaded["tracing"]["otlp_endpoint"])}
     assert hosts <= set(SERVICES)
@@ -94,6 +99,27 @@ def test_the_server_takes_its_settings_and_finds_everybody() -> None:
     assert str(Path(loaded["journal"]["path"]).parent) == volume.split(":")[1]
     for variable in ("PRETRADE_REDIS_URL", "PRETRADE_DATABASE_URL"):
         assert re.search(r"(//|@)(redis|postgres):", SERVICES["server"]["environment"][variable])
+
+
+def test_the_console_reaches_the_admin_port_and_is_published_on_loopback_without_credentials() -> None:
+    service = SERVICES["console"]
+    assert service["network_mode"] == "service:server"
+    assert service["image"] == SERVICES["server"]["image"]
+    assert "build" not in service, "the server's build makes it"
+    assert f"127.0.0.1:{PORT}:{PORT}" in SERVICES["server"]["ports"]
+    given = service["environment"]
+    admin = settings("server", "server")["admin"]
+    assert given["PRETRADE_ADMIN_TARGET"] == f"{admin['host']}:{admin['port']}"
+    assert given["PRETRADE_ALERTMANAGER_URL"] == "http://alertmanager:9093"
+    assert not set(given) & {TOKEN, TOKEN_FILE}
+    assert "volumes" not in service, "the operator token is not its own"
+    # It starts as it is told to: the port of a machine is taken, so it says where it would listen.
+    with socket.create_server(("0.0.0.0", PORT)) if is_free(PORT) else nullcontext():
+        command = [sys.executable, "-m", "local", *service["entrypoint"][1:]]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")}
+        done = subprocess.run(command, env=clean | given, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert f"cannot listen on 0.0.0.0:{PORT}" in done.stderr
 
 
 def test_the_worker_takes_its_settings_and_finds_everybody() -> None:

@@ -504,7 +504,7 @@ def test_batches_are_decided_where_there_is_no_place_for_all_of_their_orders(tmp
     with server_group(tmp_path, 1, **changes) as group, grpc.insecure_channel(group.decision) as channel:
         stub = decision_pb2_grpc.DecisionServiceStub(channel)
         for _ in range(3):  # the gate's limit follows what was under way before
-            calls = [stub.DecideBatch.future(request, timeout=4 * _SECONDS) for _ in range(callers)]
+            calls = [stub.DecideBatch.future(request, timeout=30 * _SECONDS) for _ in range(callers)]
             for call in calls:
                 refs = [result.decision.order_ref for result in call.result().results]
                 assert refs == [f"{number}" for number in range(size)]

@@ -17,7 +17,7 @@ from feature_cache.sources.simulator import simulate
 from feature_cache.store.codec import FeatureSnapshot
 from feature_cache.worker.cli import app
 from feature_cache.worker.engines import Engines
-from feature_cache.worker.guests import Guest, Guests
+from feature_cache.worker.guests import Guest, Guests, launcher
 from feature_cache.worker.settings import WorkerSettings, computed_by
 
 PAGE = Path(__file__).parents[2] / "docs" / "feature-sets.md"
@@ -45,7 +45,7 @@ async def test_a_worker_computes_the_example_from_a_market(file: Path) -> None:
     (registered,) = computed_by(WorkerSettings(features_file=file))
     numbers = registered.feature_set
     assert [feature.source for feature in numbers.features] == ["mf1", "mf1", "mf1", "", "", CALLER]
-    guest = Guest(registered)
+    guest = Guest(registered, launcher(registered, file))
     engines = Engines(1, Guests([guest]))
     engines.assign(0, 0, 0)
     ready: list[FeatureSnapshot] = []
@@ -53,11 +53,14 @@ async def test_a_worker_computes_the_example_from_a_market(file: Path) -> None:
         engines.take(0, offset, NAME.encode(), event.SerializeToString())
     (of_mf1,) = engines.take_changed()
 
-    def newest() -> FeatureSnapshot | None:
-        ready.extend(snapshot for _, snapshot in guest.take_ready())
-        return ready[-1] if ready and ready[-1].sequence == of_mf1.sequence else None
+    def newest() -> bool:
+        ready.extend(snapshot for _, snapshot in guest.exchange())
+        return bool(ready) and ready[-1].sequence == of_mf1.sequence
 
-    await until(newest)
+    try:
+        await until(newest)
+    finally:
+        guest.close()
     assert guest.suspensions == {}
     found = ready[-1]
     assert found.feature_set is numbers

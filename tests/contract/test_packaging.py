@@ -44,7 +44,7 @@ LIGHT: Final = {"grpcio", "protobuf"}
 """All that `pretrade` requires."""
 COMMAND_LINE: Final = {"rich", "typer"}
 """What its extra `cli` adds."""
-CONSOLE: Final = {"jinja2", "starlette", "uvicorn"}
+CONSOLE: Final = {"authlib", "httpx2", "jinja2", "markdown-it-py", "starlette", "uvicorn"}
 """What its extra `console` adds to that."""
 
 
@@ -142,7 +142,8 @@ def test_the_wheels_hold_the_product_and_nothing_else(wheels: dict[str, Path]) -
     assert {name.split("/")[0] for name in light} == {"pretrade"}
     assert {name.split("/")[0] for name in heavy} == set(OURS)
     code = {name for name in light if not re.match(r"pretrade/console/(static|templates)/", name)}
-    assert {Path(name).suffix for name in code} == {".py", ".pyi", ".typed"}
+    assert {Path(name).suffix for name in code} == {".md", ".py", ".pyi", ".typed"}
+    assert [name for name in code if name.endswith(".md")] == ["pretrade/console/runbook.md"]
     assert {Path(name).suffix for name in light - code} == {".css", ".html", ".js", ".svg", ".txt"}
     assert not light & heavy
 
@@ -289,7 +290,10 @@ def test_the_console_without_its_libraries_says_what_to_install(of_an_operator: 
     assert of_an_operator.run("pretrade", "console", "--help").returncode == 0
     found = of_an_operator.run("pretrade", "console", "--target", "127.0.0.1:7002")
     assert found.returncode == 1
-    assert re.fullmatch(r"(jinja2|starlette|uvicorn) is missing: pip install 'pretrade\[console\]'\n", found.stderr)
+    assert re.fullmatch(
+        r"(authlib|httpx2|jinja2|markdown_it|starlette|uvicorn) is missing: pip install 'pretrade\[console\]'\n",
+        found.stderr,
+    )
 
 
 def test_a_command_that_is_not_installed_says_where_it_is_to_be_had(of_an_operator: Environment) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from collections.abc import Iterator
@@ -11,12 +10,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.console import RunningConsole, Visitor, running_console
+from support.console import RunningConsole, Visitor, clean_environment, running_console
 from support.harness import INSTRUMENTS, eventually
 from support.secure_server import SecureServer, bearer, decide
 from support.server_group import server_group
 
-from pretrade.client import credential_variables
 from pretrade.client.cli.options import ADMIN_TARGET
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -32,18 +30,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureServer]:
 
 @pytest.fixture(scope="module")
 def console(server: SecureServer) -> Iterator[RunningConsole]:
-    with running_console(environment(server), "--target", server.admin) as console:
+    with running_console(clean_environment(server), "--target", server.admin) as console:
         yield console
-
-
-def environment(server: SecureServer) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")}
-    return clean | {credential_variables.CA: str(server.path("ca.pem"))}
 
 
 @pytest.fixture
 def visitor(console: RunningConsole) -> Iterator[Visitor]:
-    with Visitor(console) as visitor:
+    with Visitor(console.url) as visitor:
         yield visitor
 
 
@@ -77,6 +70,8 @@ def test_the_overview_shows_the_server_to_a_viewer(server: SecureServer, viewer:
     assert "<b>vic</b> · viewer" in page
     status = viewer.part("/overview/status")
     assert re.search(r'id="trading-state">ACTIVE<', status)
+    (anchor,) = set(re.findall(r'<a href="/runbook#([^"]+)">What to do</a>', status)[:1])
+    assert f'id="{anchor}"' in viewer.get("/runbook").text, "what is wrong leads to what to do"
     assert "primary does not answer" in status or "neither primary nor secondary answers" in status
     for name in ("BTCUSDT.SIM", "primary", "challenger", "shadow", "abstain"):
         assert name in status
@@ -101,6 +96,25 @@ def test_the_last_hour_is_that_of_the_audit(server: SecureServer, viewer: Visito
     series = viewer.get("/overview/hour.json", **{"hx-request": "true"}).json()
     assert len(series["time"]) == len(series["p99_ms"]) == 60
     assert [value for value in series["p99_ms"] if value]
+
+
+def test_a_trader_sees_nothing_of_what_a_viewers_calls_have_read(
+    server: SecureServer, console: RunningConsole, viewer: Visitor
+) -> None:
+    decided(server, "secret")
+    eventually(lambda: viewer.part("/overview/hour"), lambda text: "From 0 decisions" not in text)
+    with Visitor(console.url) as trader:
+        assert trader.log_in(server.token("trader", sub="tim")).status_code == 303
+        for path in ("/overview/hour", "/overview/hour.json"):
+            answer = trader.get(path, **{"hx-request": "true"})
+            assert (answer.status_code, "Your role, trader, does not allow this." in answer.text) == (403, True), path
+            assert "From" not in answer.text
+        for path in ("/overview/status", "/overview/changes", "/decisions", "/models/live"):
+            assert trader.get(path).status_code == 403, path
+        page = trader.get("/").text
+        assert "Your role, trader, does not allow you to see this server." in page
+        for absent in ("/overview/", 'href="/decisions"', 'href="/models"'):
+            assert absent not in page, "it is not offered"
 
 
 def test_every_answer_keeps_a_browser_to_the_consoles_own_files(visitor: Visitor) -> None:
@@ -149,21 +163,24 @@ def test_a_form_that_is_too_large_is_not_read(visitor: Visitor) -> None:
 
 
 def test_the_console_stops_when_it_is_told_to(server: SecureServer) -> None:
-    with running_console(environment(server), "--target", server.admin) as console, Visitor(console) as visitor:
+    with (
+        running_console(clean_environment(server), "--target", server.admin) as console,
+        Visitor(console.url) as visitor,
+    ):
         assert visitor.log_in(server.token("viewer")).status_code == 303
         assert console.stop() == 0
 
 
 @pytest.fixture
 def operator(server: SecureServer, console: RunningConsole) -> Iterator[Visitor]:
-    with Visitor(console) as visitor:
+    with Visitor(console.url) as visitor:
         assert visitor.log_in(server.token("operator", sub="olga")).status_code == 303
         yield visitor
 
 
 @pytest.fixture
 def admin(server: SecureServer, console: RunningConsole) -> Iterator[Visitor]:
-    with Visitor(console) as visitor:
+    with Visitor(console.url) as visitor:
         assert visitor.log_in(server.token("admin", sub="ada")).status_code == 303
         yield visitor
 
@@ -282,12 +299,12 @@ def test_the_link_logs_in_once_and_outlives_a_restart_of_the_server(tmp_path: Pa
     """The operator token is another one after each start; the session reads it where the command line does."""
     with server_group(tmp_path, 1) as group:
         settings = {**group.env, ADMIN_TARGET: f"127.0.0.1:{group.env['PRETRADE_ADMIN__PORT']}"}
-        with running_console(settings) as console, Visitor(console) as visitor:
+        with running_console(settings) as console, Visitor(console.url) as visitor:
             assert console.ticket is not None
             assert "Your name" in visitor.get(f"/login?ticket={console.ticket}").text
             assert visitor.post("/login", {"ticket": console.ticket}).status_code == 400, "who is it?"
             assert visitor.post("/login", {"ticket": console.ticket, "name": "ann"}).status_code == 303
-            with Visitor(console) as other:
+            with Visitor(console.url) as other:
                 assert other.post("/login", {"ticket": console.ticket, "name": "eve"}).status_code == 400
             visitor.get("/")
             assert visitor.post("/act/flag", {"flag": "shadow", "value": "off", "reason": "x"}).status_code == 303
@@ -377,7 +394,10 @@ def test_new_decisions_appear_by_themselves(server: SecureServer, viewer: Visito
 
 
 def test_a_console_that_stops_ends_its_live_pages(server: SecureServer) -> None:
-    with running_console(environment(server), "--target", server.admin) as console, Visitor(console) as visitor:
+    with (
+        running_console(clean_environment(server), "--target", server.admin) as console,
+        Visitor(console.url) as visitor,
+    ):
         assert visitor.log_in(server.token("viewer")).status_code == 303
         with visitor.stream("/decisions/tail") as events:
             assert next(events)[0] == "begun"

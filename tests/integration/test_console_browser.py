@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,21 +31,18 @@ expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs chromium")
+def chromium(browser: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         # Its own sandbox needs what a container has not; the pages are ours.
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+        started = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 @contextmanager
-def opened(browser: Browser, console: RunningConsole, **options: Any) -> Iterator[Page]:
+def opened(chromium: Browser, console: RunningConsole, **options: Any) -> Iterator[Page]:
     """A page of a browser that nobody used before; nothing of it may go wrong in silence."""
-    context = browser.new_context(base_url=console.url, viewport=options.pop("viewport", DESKTOP), **options)
+    context = chromium.new_context(base_url=console.url, viewport=options.pop("viewport", DESKTOP), **options)
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     wrong: list[str] = []
@@ -87,11 +83,11 @@ def token(product: Product) -> str:
 
 
 def test_on_call_sees_that_all_is_well_halts_resumes_and_finds_out_who_did_it(
-    product: Product, console: RunningConsole, token: str, browser: Browser, tmp_path: Path
+    product: Product, console: RunningConsole, token: str, chromium: Browser, tmp_path: Path
 ) -> None:
     for _ in range(50):
         product.decide()
-    with opened(browser, console) as page:
+    with opened(chromium, console) as page:
         log_in(page, token, "ann")
         expect(page.get_by_text("All is well")).to_be_visible()
         expect(page.locator("#hour")).to_contain_text("100.00 %")
@@ -120,7 +116,7 @@ def test_on_call_sees_that_all_is_well_halts_resumes_and_finds_out_who_did_it(
 
 
 def test_every_act_is_made_with_the_keyboard_alone(
-    product: Product, console: RunningConsole, token: str, browser: Browser
+    product: Product, console: RunningConsole, token: str, chromium: Browser
 ) -> None:
     def act(path: str, expected: str) -> None:
         page.goto(path)
@@ -129,7 +125,7 @@ def test_every_act_is_made_with_the_keyboard_alone(
         page.keyboard.press("Enter")
         expect(page.locator("#parts")).to_contain_text(expected)
 
-    with opened(browser, console) as page:
+    with opened(chromium, console) as page:
         log_in(page, token, "ann")
         act("/act/breaker?replica=primary&mode=forced_open", "FORCED_OPEN")
         act("/act/breaker?replica=primary&mode=automatic", "CLOSED")
@@ -142,9 +138,9 @@ def test_every_act_is_made_with_the_keyboard_alone(
 
 
 def test_decisions_are_watched_searched_and_explained(
-    product: Product, console: RunningConsole, token: str, browser: Browser, tmp_path: Path
+    product: Product, console: RunningConsole, token: str, chromium: Browser, tmp_path: Path
 ) -> None:
-    with opened(browser, console, color_scheme="dark") as page:
+    with opened(chromium, console, color_scheme="dark") as page:
         log_in(page, token, "ann")
         page.get_by_role("link", name="Decisions").click()
         page.get_by_role("button", name="Watch live").click()
@@ -168,9 +164,9 @@ def test_decisions_are_watched_searched_and_explained(
 
 
 def test_pages_fit_a_phone(
-    product: Product, console: RunningConsole, token: str, browser: Browser, tmp_path: Path
+    product: Product, console: RunningConsole, token: str, chromium: Browser, tmp_path: Path
 ) -> None:
-    with opened(browser, console, viewport=PHONE) as page:
+    with opened(chromium, console, viewport=PHONE) as page:
         log_in(page, token, "ann")
         expect(page.locator("#parts table").first).to_be_visible()
         picture(page, "phone", tmp_path, whole=False)
@@ -182,11 +178,11 @@ def test_pages_fit_a_phone(
             assert width <= PHONE["width"], f"{path} is {width} pixels wide"
 
 
-def test_a_viewer_is_offered_nothing_and_refused(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_viewer_is_offered_nothing_and_refused(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:
     with SecureServer(tmp_path_factory.mktemp("server"), "token").running() as server:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")}
         settings = clean | {credential_variables.CA: str(server.path("ca.pem"))}
-        with running_console(settings, "--target", server.admin) as console, opened(browser, console) as page:
+        with running_console(settings, "--target", server.admin) as console, opened(chromium, console) as page:
             log_in(page, server.token("viewer", sub="vic"))
             expect(page.locator("#parts table").first).to_be_visible()
             assert page.locator('a[href^="/act/"]').count() == 0

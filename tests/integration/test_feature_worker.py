@@ -13,20 +13,23 @@ import urllib.request
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from support import odd_sets
 from support.followed_cache import following
-from support.guest_sets import MIXED
 from support.waiting import until
 
 from feature_cache.engine.engine import FeatureEngine
-from feature_cache.feature_sets import Registered
+from feature_cache.feature_sets import of_file
 from feature_cache.sources.publisher import EventPublisher
 from feature_cache.sources.simulator import simulate
 from feature_cache.store.codec import BookState, FeatureSnapshot
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.store.vectors import FeatureStore
 from feature_cache.worker import guests
 from feature_cache.worker.consumer import DeadLetters, MarketEventConsumer
 from feature_cache.worker.engines import Engines
@@ -280,22 +283,25 @@ async def test_a_broker_that_was_killed_and_lost_its_log_is_consumed_again(stack
     await until(lambda: shows(cache, wanted))
 
 
-class Slow:
-    """A guest that takes its time for each event, and counts them."""
+def only(name: str, directory: Path) -> Path:
+    """A file with one of the odd sets."""
+    file = directory / "sets.py"
+    file.write_text(
+        f"{Path(odd_sets.__file__).read_text()}\n"
+        f"FEATURE_SETS = [one for one in FEATURE_SETS if one.feature_set.id == {name!r}]\n"
+    )
+    return file
 
-    def __init__(self, instrument: str) -> None:
-        self.count = 0
 
-    def on_event(self, event: pb.MarketEvent) -> None:
-        time.sleep(0.0005)
-        self.count += 1
+class Nowhere:
+    """Takes vectors, and drops them."""
 
-    def values(self) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        return np.array([self.count], dtype=np.float32)
+    async def write(self, snapshots: Iterable[FeatureSnapshot]) -> int:
+        return 0
 
 
 async def test_history_is_read_no_faster_than_a_guest_can_take_it(
-    kafka_bootstrap_servers: str, monkeypatch: pytest.MonkeyPatch
+    kafka_bootstrap_servers: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(guests, "_MOST_QUEUED", 1_200)
     events = market("SLOW.SIM", 12)[:2_000]
@@ -304,18 +310,49 @@ async def test_history_is_read_no_faster_than_a_guest_can_take_it(
     assert shown > 1_500
     async with EventPublisher(kafka_bootstrap_servers) as publisher:
         await publisher.publish(events, speed=None)
-    guest = guests.Guest(Registered(MIXED, Slow, "the test"))
-    engines = Engines(10, guests.Guests([guest]))
+    (slow,) = of_file(only("slow", tmp_path))
+    guest = guests.Guest(slow, guests.launcher(slow, tmp_path / "sets.py"))
+    beside = guests.Guests([guest])
+    engines = Engines(10, beside)
     settings = WorkerSettings(kafka_bootstrap_servers=kafka_bootstrap_servers)
     letters = DeadLetters(kafka_bootstrap_servers, "market.events.dlq")
-    consuming = asyncio.create_task(MarketEventConsumer(settings, engines, letters).run())
+    running = [
+        asyncio.create_task(MarketEventConsumer(settings, engines, letters).run()),
+        asyncio.create_task(beside.run(cast(FeatureStore, Nowhere()), lambda: engines.all().values(), 0.002)),
+    ]
     try:
         await until(lambda: guest.events == shown)
     finally:
-        consuming.cancel()
-        await asyncio.gather(consuming, return_exceptions=True)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         guest.close()
     assert not guest.suspensions, "it would have fallen behind, and lost the history"
+
+
+async def test_a_worker_beside_a_set_that_keeps_the_interpreter_for_ever_publishes_mf1_and_ends_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETRADE_WORKER_FEATURES_FILE", str(only("keeps", tmp_path)))
+    events = market("ONE.SIM", 35)
+    with Stack(LocalSettings(dir=tmp_path / "stack", market=False), parts={"valkey", "broker", "worker"}) as stack:
+        await publish(stack, events[:100])
+
+        async def metrics() -> str:
+            return (await asyncio.to_thread(get, stack, "/metrics"))[1]
+
+        async with asyncio.timeout(60):
+            while 'pretrade_worker_set_waiting_events{set="keeps"} 0.0' in await metrics():  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.02)
+        assert stack.endpoints.redis_url is not None
+        settings = FeatureCacheSettings(ttl_seconds=600, reconcile_interval_seconds=0.2, timeout_seconds=0.5)
+        async with following(FeatureCache(stack.endpoints.redis_url, settings, NAMES)) as cache:
+            await publish(stack, events[100:])
+            await until(lambda: shows(cache, expected(events)))
+        assert 'pretrade_worker_set_events_total{set="keeps"} 0.0' in await metrics()
+        (of_set,) = psutil.Process(stack["worker"].pid).children()
+        await asyncio.to_thread(stack["worker"].stop)
+        assert not of_set.is_running()
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the recorded sessions are not there")

@@ -12,6 +12,7 @@ import grpc
 import pytest
 import redis
 from sqlalchemy import create_engine, inspect, select
+from support.console import Visitor
 from support.figures import Figure
 from support.harness import listened_on, stack_admin_channel
 
@@ -21,7 +22,9 @@ from feature_cache.store.vectors import key_of
 from local.stack.parts import alertmanager, prometheus
 from local.stack.settings import LocalSettings
 from local.stack.stack import PARTS, Progress, Stack
+from local.stack.up import console_line
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.console.cli import login_link
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 from server.audit.store.schema import DECISIONS
 
@@ -44,7 +47,7 @@ class Start(NamedTuple):
 def started(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[Start]:
     seen: list[Progress] = []
     settings = LocalSettings(
-        dir=tmp_path_factory.mktemp("whole"), model_store=model_store, bars=True, alerts=bool(ALERTING)
+        dir=tmp_path_factory.mktemp("whole"), model_store=model_store, bars=True, alerts=bool(ALERTING), console=True
     )
     began = time.monotonic()
     with Stack(settings, report=seen.append) as stack:
@@ -131,6 +134,18 @@ def test_bars_of_every_instrument_are_kept(stack: Stack) -> None:
         assert time.monotonic() < deadline
         assert not stack["bars"].wait(0.05)
     store.close()
+
+
+def test_the_console_is_there_and_only_a_person_is_given_a_link_that_logs_in(stack: Stack) -> None:
+    link = login_link(stack.endpoints)
+    assert "/login?ticket=" in console_line(stack, is_person=True)
+    assert "ticket" not in console_line(stack, is_person=False), "it may be a log"
+    assert stack.endpoints.console_url is not None
+    with Visitor(stack.endpoints.console_url + "/") as visitor:
+        assert visitor.post("/login", {"ticket": link.partition("=")[2], "name": "ann"}).status_code == 303
+        assert "<b>ann</b> · admin" in visitor.get("/").text
+        assert "primary" in visitor.part("/overview/status")
+    assert "ticket=" not in stack["console"].log_path.read_text()
 
 
 def test_everything_listens_on_the_loopback_interface_only(stack: Stack) -> None:

@@ -15,7 +15,7 @@ import greenlet
 import structlog
 
 from feature_cache import feature_sets
-from server.decision import plane
+from server.decision import blocks
 from server.inference import model_sets
 from simulation import guest
 from simulation.calls import Listeners
@@ -35,7 +35,7 @@ from simulation.vfs import simulated_sqlite
 from simulation.world import World
 
 PRIMARY, SECONDARY, CHALLENGER_AT = "127.0.0.1:7070", "127.0.0.1:7170", "127.0.0.1:7270"
-_LEAST_IN_BLOCK: Final = plane._LEAST_IN_BLOCK
+_LEAST_IN_BLOCK: Final = blocks.LEAST
 
 
 class Scene:
@@ -102,7 +102,7 @@ def scene(seed: int, *, keep_trace: bool = False) -> Iterator[Scene]:
     """A scene that is taken down when the context is left."""
     made = Scene(seed, keep_trace=keep_trace)
     # Few orders come in one turn of a simulated event loop. In half of the seeds each that may be in a block is in one.
-    plane._LEAST_IN_BLOCK = made.world.random("blocks").choice((1, _LEAST_IN_BLOCK))
+    blocks.LEAST = made.world.random("blocks").choice((1, _LEAST_IN_BLOCK))
 
     def keep(_logger: object, _method: str, line: Any) -> Any:
         made.logged(dict(line))
@@ -113,7 +113,7 @@ def scene(seed: int, *, keep_trace: bool = False) -> Iterator[Scene]:
         yield made
     finally:
         made.close()
-        plane._LEAST_IN_BLOCK = _LEAST_IN_BLOCK
+        blocks.LEAST = _LEAST_IN_BLOCK
         structlog.reset_defaults()
 
 

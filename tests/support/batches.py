@@ -20,7 +20,7 @@ def together(packets: Sequence[packet_pb2.DecisionPacket]) -> packet_pb2.Journal
     batch.shared.instance_id, batch.shared.config_hash = first.instance_id, first.config_hash
     batch.shared.durability = first.durability
     orders: list[pb.Order] = []
-    answers: list[pb.Decision] = []
+    answers: list[packet_pb2.DecisionPacket] = []
     for row, packet in enumerate(packets):
         rest = packet_pb2.DecisionPacket()
         rest.CopyFrom(packet)
@@ -28,11 +28,14 @@ def together(packets: Sequence[packet_pb2.DecisionPacket]) -> packet_pb2.Journal
             rest.ClearField(name)
         order, decision = rest.order, rest.decision
         kind = pb.Order(instrument=order.instrument, side=order.side, strategy=order.strategy)
-        said = pb.Decision()
-        said.CopyFrom(decision)
+        said = packet_pb2.DecisionPacket(decision=decision, parts=packet.parts)
         for field, _ in decision.ListFields():
             if field.name not in _OF_ANSWER:
-                said.ClearField(field.name)  # type: ignore[arg-type]
+                said.decision.ClearField(field.name)  # type: ignore[arg-type]
+        for part in said.parts:
+            part.ClearField("score")
+        batch.part_score.extend([part.score for part in packet.parts])
+        rest.ClearField("parts")
         if kind not in orders:
             orders.append(kind)
         if said not in answers:
@@ -63,5 +66,5 @@ def together(packets: Sequence[packet_pb2.DecisionPacket]) -> packet_pb2.Journal
         batch.rest_row.append(row)
         batch.rest.append(rest.SerializeToString())
     batch.orders.extend(orders)
-    batch.answers.extend([packet_pb2.DecisionPacket(decision=said) for said in answers])
+    batch.answers.extend(answers)
     return entry

@@ -30,7 +30,7 @@ from feature_cache.token_bucket import TokenBuckets
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.decision import plane
+from server.decision import blocks
 from server.errors import PretradeError
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
@@ -185,7 +185,7 @@ def circumstances(draw: st.DrawFn) -> Circumstances:
 def least_in_block(orders: int) -> Iterator[None]:
     """So many orders with callers of their own are enough for a block."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plane, "_LEAST_IN_BLOCK", orders)
+        patch.setattr(blocks, "LEAST", orders)
         yield
 
 

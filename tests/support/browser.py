@@ -27,7 +27,7 @@ def browser() -> str:
     for name in _PROGRAMS:
         if (found := shutil.which(name)) is not None:
             return found
-    pytest.skip("no Chromium or Chrome is installed")
+    pytest.skip("needs chromium or google-chrome")
 
 
 class Site:

@@ -19,7 +19,6 @@ ACCEPTED: Final = {
     "the recorded sessions are not there": "recordings are not part of the repository",
     "MLServer's own environment is not there": "`make mlserver` builds it and runs these tests",
     "npm cannot install": "a registry that is not ours",
-    "no Chromium or Chrome": "the client for browsers is tested in Node as well, against the same servers",
     "no plugin for this language": "whoever generates stubs for it has one: docs/other-languages.md",
     "only root may": "the nightly run is root, this one may be a user",
     "root may read everything": "and so cannot be refused a file",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,8 +16,10 @@ from typing import Any, Final
 
 import httpx
 
+from pretrade.client import credential_variables
 from support.harness import PATIENCE_SECONDS
 from support.leash import LeashedPopen
+from support.secure_server import SecureServer
 
 _ANNOUNCED: Final = re.compile(r"console: (https?://[^/]+/)(?:login\?ticket=(\S+))?")
 
@@ -37,6 +40,12 @@ class RunningConsole:
         return self.process.wait(PATIENCE_SECONDS)
 
 
+def clean_environment(server: SecureServer | None = None) -> dict[str, str]:
+    """The environment of a console that has no credentials of its own, and trusts a server's authority."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")}
+    return clean if server is None else clean | {credential_variables.CA: str(server.path("ca.pem"))}
+
+
 @contextmanager
 def running_console(environment: Mapping[str, str], *arguments: str) -> Iterator[RunningConsole]:
     """Runs one on a free port; it is killed in the end."""
@@ -54,9 +63,9 @@ def running_console(environment: Mapping[str, str], *arguments: str) -> Iterator
 class Visitor:
     """A person at a browser: keeps the cookie, sends forms with what the page put into them, and says where it is."""
 
-    def __init__(self, console: RunningConsole) -> None:
-        self._client = httpx.Client(base_url=console.url, timeout=PATIENCE_SECONDS)
-        self._origin = console.url.rstrip("/")
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=PATIENCE_SECONDS)
+        self._origin = url.rstrip("/")
         self.csrf = ""
 
     def __enter__(self) -> Visitor:

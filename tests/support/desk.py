@@ -94,18 +94,21 @@ class Desk:
         index = int(self._rng.integers(rows))
         row = case.row_of(model_sets.of(self.running.archive.version))
         assert row is not None
-        identity, score = self.running.score(row, rows, index)
+        scored = self.running.score(row, rows, index)
+        identity = scored.model
         case.attempts.append(Attempt("primary", "success", 0.001, identity.version, rows, index))
-        action, reason = held_against(score, identity.threshold)
+        action, reason = held_against(scored.score, identity.threshold)
         return Answer(
             action,
             pb.SOURCE_PRIMARY,
             reason,
-            score,
+            scored.score,
             identity.threshold,
             identity.name,
             identity.version,
             identity.expires_at,
+            parts=identity.parts,
+            part_scores=scored.part_scores,
         )
 
     async def decide(

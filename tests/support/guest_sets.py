@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from feature_cache import feature_sets
 from feature_cache.feature_set import CALLER, Feature, FeatureSet
-from feature_cache.feature_sets import FeatureSets, Registered
+from feature_cache.feature_sets import ComputedSet, FeatureSets, Registered
 from pretrade.market.v1 import market_pb2 as pb
 
 MIXED: Final = FeatureSet(
@@ -69,6 +70,9 @@ class Bought:
         return np.array([self.lots, max(0, self.now_ns - self.quoted_ns) / 1e6], dtype=np.float32)
 
 
+FILE: Final = Path(__file__)
+"""This one: a process of a set finds them here."""
+FEATURE_SETS: Final = [ComputedSet(MIXED, Trades), ComputedSet(RECORDED, Bought)]
 ALL: Final = (REGISTERED, Registered(RECORDED, Bought, "the tests"))
 
 

@@ -25,7 +25,8 @@ from server.envoy.gate import CallLimits, UnderWay
 from server.errors import DeadlineError, PretradeError
 from server.rpc.call import Call
 from server.rpc.call_context import CallContexts
-from server.rpc.decision import DecisionServicer, StreamSettings
+from server.rpc.decision import DecisionServicer
+from server.rpc.stream import StreamSettings
 from support.virtual_time import VirtualTimeLoop
 
 ALLOWED_SECONDS: Final = 0.2
@@ -64,14 +65,14 @@ class ModelledServer:
         unused: Any = None
         dataplane: Any = self
         access: Any = SimpleNamespace(charge=lambda _: None, check_strategy=lambda *_: None)
-        reports: Any = SimpleNamespace(failed=lambda *_: None)
+        reports: Any = SimpleNamespace(failed=lambda *_: None, traced=lambda context: context)
         orders = OrderReader((_INSTRUMENT,))
         self._servicer = DecisionServicer(
             dataplane,
             orders,
             DecisionMetrics(),
             StreamSettings(),
-            CallContexts(tracing=False),
+            CallContexts(),
             reports,
             unused,
             loop.time,

@@ -15,12 +15,13 @@ K8S: Final = Path(__file__).parents[2] / "k8s"
 Object = dict[str, Any]
 
 
-def with_component(directory: Path, overlay: str, component: str) -> list[Object]:
-    """The objects of an overlay that lists one component more; `directory` is for a copy of the files."""
+def with_component(directory: Path, overlay: str, *components: str) -> list[Object]:
+    """The objects of an overlay that lists some components more; `directory` is for a copy of the files."""
     copy = shutil.copytree(K8S, directory / "k8s", ignore=shutil.ignore_patterns("terraform", ".terraform"))
     path = copy / "overlays" / overlay / "kustomization.yaml"
     kustomization = yaml.safe_load(path.read_text())
-    kustomization["components"] = [*kustomization.get("components", ()), f"../../components/{component}"]
+    more = [f"../../components/{component}" for component in components]
+    kustomization["components"] = [*kustomization.get("components", ()), *more]
     path.write_text(yaml.safe_dump(kustomization))
     kubectl = str(Path(sys.executable).with_name("kubectl"))
     done = subprocess.run([kubectl, "kustomize", path.parent], capture_output=True, text=True, timeout=60, check=False)

@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
 
-from fallback.order import Order
+from fallback.order import Order, Part
 from feature_cache.feature_set import FeatureSet
 from feature_cache.features import MF1
 from feature_cache.store.codec import encode
@@ -80,13 +80,22 @@ def some_scores(random: Random, count: int, least: float = math.nan) -> NDArray[
     return np.array([random.choice((0.1, 0.45, 0.55, 0.9, 0.9, 0.9, least)) for _ in range(count)], dtype=np.float32)
 
 
+PARTS = (Part("0a" * 8, 0.25), Part("0b" * 8, 0.75))
+
+
+def parts_of(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What each of `PARTS` says where these are the scores."""
+    return np.stack([scores / 2, scores / 4], axis=1)
+
+
 def scores(random: Random, version: str = "aa" * 8, feature_set: FeatureSet = MF1) -> Script:
-    """Gives each row of a batch a score; some are none."""
+    """An ensemble that gives each row of a batch a score; some are none."""
 
     async def script(rows: list[bytes]) -> ScoreBatch:
         await asyncio.sleep(0.001)
         assert {len(row) for row in rows} == {feature_set.row_bytes}
-        return ScoreBatch(ModelIdentity("champion", version, 0.5, 0, feature_set), some_scores(random, len(rows)))
+        given = some_scores(random, len(rows))
+        return ScoreBatch(ModelIdentity("champion", version, 0.5, 0, feature_set, PARTS), given, parts_of(given))
 
     return script
 

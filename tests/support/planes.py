@@ -35,12 +35,13 @@ from pretrade.market.v1 import market_pb2
 from server.canary.burn import Objective, RoutedObjective, SloSettings
 from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
+from server.decision.following import Observers
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.markets import Markets
 from server.decision.metrics import DecisionMetrics
 from server.decision.other_sets import OtherSets
 from server.decision.packets import PacketWriter
-from server.decision.plane import DataPlane, Observers
+from server.decision.plane import DataPlane
 from server.decision.recorder import Recording
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports

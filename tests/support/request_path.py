@@ -27,12 +27,13 @@ from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.convert import OrderReader
+from server.decision.following import Observers
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.left_keys import LeftKeys
 from server.decision.markets import Markets
 from server.decision.metrics import DecisionMetrics
 from server.decision.packets import PacketWriter
-from server.decision.plane import DataPlane, Observers
+from server.decision.plane import DataPlane
 from server.decision.recorder import Recording
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
@@ -46,7 +47,8 @@ from server.journal.journal_file import JournalReader
 from server.journal.reply_status import REPLIED, unconfirmed_status
 from server.rpc.call import Call
 from server.rpc.call_context import CallContexts
-from server.rpc.decision import DecisionServicer, StreamSettings
+from server.rpc.decision import DecisionServicer
+from server.rpc.stream import StreamSettings
 from server.security.orders import OrderAccess
 from server.security.refusals import Refusals
 from server.timing.loop_lag import LoopLag
@@ -125,7 +127,7 @@ class RequestPath:
             OrderReader((INSTRUMENT,)),
             self.metrics,
             StreamSettings(max_in_flight=max_in_flight),
-            CallContexts(tracing=False),
+            CallContexts(),
             DecisionReports(()),
             explaining,
             clock,

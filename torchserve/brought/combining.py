@@ -1,7 +1,7 @@
 """Several models as one: the weighted mean of their scores, or a logistic regression on their margins (a stack).
 
-The archive holds the parts whole, so it needs none of theirs. Its answer on the wire is one score, as of any model: the
-parts' scores follow from the row and the version, which every packet holds, and an explanation shows them.
+The archive holds the parts whole, so it needs none of theirs. Its answer carries the score of each part beside its own
+(`handler.py`), and the audit keeps them with the decision. A part may be an ensemble itself; it then counts as one.
 
 Source: D. Wolpert, Stacked Generalization (1992).
 """
@@ -15,14 +15,14 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from torchserve import handler
+from torchserve import handler, portable
 from torchserve.brought.adding import Added, Adding, Servable, calibration_part, check_threshold, describe
 from torchserve.brought.data import Data
 from torchserve.brought.errors import BroughtError
 from torchserve.fitting import Fitted
 
 How = Literal["mean", "stack"]
-_KEPT: Final = ("kind", "runtime", "network", "scored", "ensemble", "calibration")
+_KEPT: Final = ("kind", "runtime", "network", portable.METADATA, "scored", "ensemble", "calibration")
 """Of a part's metadata: what its scores follow from."""
 _ENSEMBLE: Final = "ensemble"
 
@@ -70,6 +70,10 @@ def combine(how: How, parts: Sequence[Part], data: Data | None, adding: Adding) 
 def _check(how: How, parts: Sequence[Part], data: Data | None, adding: Adding) -> None:
     if len(parts) < 2:
         raise BroughtError("one model is no ensemble: name two or more")
+    if len(parts) > handler.MOST_PARTS:
+        raise BroughtError(
+            f"{len(parts)} parts: an ensemble has {handler.MOST_PARTS} at most; combine some of them first"
+        )
     if len({one.version for one in parts}) < len(parts):
         raise BroughtError("a version is named twice: give it the sum of its weights instead")
     for one in parts:

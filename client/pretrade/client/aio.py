@@ -19,6 +19,7 @@ from pretrade.client.asking import (
     Metadata,
     Result,
     credentials_of,
+    trace_of,
 )
 from pretrade.client.decisions import Decision
 from pretrade.client.errors import CallError
@@ -68,29 +69,22 @@ class AsyncClient:
         deadline_seconds: float | None = None,
         explain: bool = False,
         traceparent: str | None = None,
+        tracestate: str | None = None,
     ) -> Decision:
         """Decides one order, as `Client.decide`: same arguments, same errors."""
-        asking = self._asking
-        message = asking.message(order)
-        metadata = asking.metadata(traceparent, reduce_only=message.reduce_only)
-        call = asking.begin(message, deadline_seconds)
-        response = await self._ask("decide", pb.DecideRequest(order=message, explain=explain), call, metadata)
-        return Decision(response.decision, call.server.address, response.explanation if explain else None)
+        message, trace = self._asking.message(order), trace_of(traceparent, tracestate)
+        return await self._decide(message, deadline_seconds, trace, explain=explain)
 
     async def decide_batch(
-        self, orders: Iterable[Asked], *, deadline_seconds: float | None = None, traceparent: str | None = None
+        self,
+        orders: Iterable[Asked],
+        *,
+        deadline_seconds: float | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
     ) -> list[Result]:
         """Decides many orders, as `Client.decide_batch`: same arguments, same errors."""
-        asking = self._asking
-        batch = Batch(asking, orders)
-        metadata = asking.metadata(traceparent, reduce_only=batch.reduce_only)
-        call = asking.policy.begin(asking.seconds(deadline_seconds), repeatable=batch.repeatable)
-        while not batch.ended:
-            try:
-                batch.take(await self._ask("decide_batch", batch.request(), call, metadata), call)
-            except CallError as error:
-                batch.failed(error)
-        return batch.results
+        return await self._decide_batch(orders, deadline_seconds, trace_of(traceparent, tracestate))
 
     def stream(self) -> AsyncStream:
         """A stream that any number of tasks share, over the client's connection; an asynchronous context manager."""
@@ -98,11 +92,7 @@ class AsyncClient:
 
     def shared(self) -> AsyncShared:
         """Calls that many tasks share: under many callers they cost a fraction of a call for each order."""
-        return AsyncShared(
-            self._asking,
-            lambda order, seconds: self.decide(order, deadline_seconds=seconds),
-            lambda orders, seconds: self.decide_batch(orders, deadline_seconds=seconds),
-        )
+        return AsyncShared(self._asking, self._decide, self._decide_batch)
 
     async def health(self, *, seconds: float = HEALTH_SECONDS) -> Mapping[str, str]:
         """What each server says of itself, as `Client.health`."""
@@ -121,6 +111,32 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def _decide(
+        self, message: pb.Order, deadline_seconds: float | None, trace: Metadata, *, explain: bool = False
+    ) -> Decision:
+        """Decides an order, whose message is ours."""
+        asking = self._asking
+        metadata = asking.metadata(trace, reduce_only=message.reduce_only)
+        call = asking.begin(message, deadline_seconds)
+        request = pb.DecideRequest(order=message, explain=explain)
+        response = await self._ask("decide", request, call, metadata)
+        return Decision(response.decision, call.server.address, response.explanation if explain else None)
+
+    async def _decide_batch(
+        self, orders: Iterable[Asked], deadline_seconds: float | None, trace: Metadata
+    ) -> list[Result]:
+        """Decides many orders."""
+        asking = self._asking
+        batch = Batch(asking, orders)
+        metadata = asking.metadata(trace, reduce_only=batch.reduce_only)
+        call = asking.policy.begin(asking.seconds(deadline_seconds), repeatable=batch.repeatable)
+        while not batch.ended:
+            try:
+                batch.take(await self._ask("decide_batch", batch.request(), call, metadata), call)
+            except CallError as error:
+                batch.failed(error)
+        return batch.results
 
     async def _ask(self, method: str, request: Any, call: Call, metadata: Metadata) -> Any:
         """Asks until there is an answer, as the policy says."""

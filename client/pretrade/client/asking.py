@@ -113,12 +113,10 @@ class Asking:
         """How long a call may take."""
         return self.deadline_seconds if deadline_seconds is None else _checked(deadline_seconds)
 
-    def metadata(self, traceparent: str | None, *, reduce_only: bool) -> Metadata:
+    def metadata(self, trace: Metadata, *, reduce_only: bool) -> Metadata:
         """What goes with a call: the token, the trace, and whether the orders only reduce an exposure."""
-        found = self.credentials.metadata()
-        if reduce_only:
-            found += _REDUCE_ONLY
-        return found + _trace(traceparent)
+        found = self.credentials.metadata() + trace
+        return found + _REDUCE_ONLY if reduce_only else found
 
     @property
     def several(self) -> bool:
@@ -222,10 +220,17 @@ def _checked(seconds: float) -> float:
     return seconds
 
 
-def _trace(traceparent: str | None) -> Metadata:
-    """The W3C trace context: the one given, or that of OpenTelemetry's current span where the caller uses that."""
+def trace_of(traceparent: str | None, tracestate: str | None) -> Metadata:
+    """The W3C trace context: the one given, or that of OpenTelemetry's current span where the caller uses that.
+
+    Raises:
+        ValueError: There is a `tracestate` and no `traceparent` that it belongs to.
+    """
     if traceparent is not None:
-        return (("traceparent", traceparent),)
+        given = (("traceparent", traceparent),)
+        return given if tracestate is None else (*given, ("tracestate", tracestate))
+    if tracestate is not None:
+        raise ValueError("tracestate says more about a traceparent: give that, too")
     trace: Any = sys.modules.get("opentelemetry.trace")  # who has not loaded it has no span
     if trace is None or not trace.get_current_span().get_span_context().is_valid:
         return ()

@@ -23,6 +23,7 @@ from pretrade.client.asking import (
     credentials_of,
     health_name,
     health_without,
+    trace_of,
 )
 from pretrade.client.decisions import Decision
 from pretrade.client.errors import CallError
@@ -104,6 +105,7 @@ class Client:
         deadline_seconds: float | None = None,
         explain: bool = False,
         traceparent: str | None = None,
+        tracestate: str | None = None,
     ) -> Decision:
         """Decides one order.
 
@@ -112,21 +114,22 @@ class Client:
             deadline_seconds: For all attempts together; None for the client's.
             explain: Whether to explain the model's score, too: `Decision.explanation`.
             traceparent: W3C trace context of the caller; None for that of OpenTelemetry's current span, if any.
+            tracestate: What vendors add to that `traceparent`.
 
         Raises:
             CallError: There is no decision; its class says why.
             ClosedError: The client was closed.
         """
-        asking = self._asking
-        message = asking.message(order)
-        metadata = asking.metadata(traceparent, reduce_only=message.reduce_only)
-        call = asking.begin(message, deadline_seconds)
-        request = pb.DecideRequest(order=message, explain=explain)
-        response = self._ask("decide", request, call, metadata)
-        return Decision(response.decision, call.server.address, response.explanation if explain else None)
+        message, trace = self._asking.message(order), trace_of(traceparent, tracestate)
+        return self._decide(message, deadline_seconds, trace, explain=explain)
 
     def decide_batch(
-        self, orders: Iterable[Asked], *, deadline_seconds: float | None = None, traceparent: str | None = None
+        self,
+        orders: Iterable[Asked],
+        *,
+        deadline_seconds: float | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
     ) -> list[Result]:
         """Decides many orders: one result for each, in their order; a `Decision`, or the `CallError` of that order.
 
@@ -134,29 +137,17 @@ class Client:
             orders: In any number; a call takes up to 1,024, and the next call has those that are left.
             deadline_seconds: For all of them together; None for the client's.
             traceparent: As in `decide`.
+            tracestate: As in `decide`.
 
         Raises:
             CallError: No order has a result.
             ClosedError: The client was closed.
         """
-        asking = self._asking
-        batch = Batch(asking, orders)
-        metadata = asking.metadata(traceparent, reduce_only=batch.reduce_only)
-        call = asking.policy.begin(asking.seconds(deadline_seconds), repeatable=batch.repeatable)
-        while not batch.ended:
-            try:
-                batch.take(self._ask("decide_batch", batch.request(), call, metadata), call)
-            except CallError as error:
-                batch.failed(error)
-        return batch.results
+        return self._decide_batch(orders, deadline_seconds, trace_of(traceparent, tracestate))
 
     def shared(self) -> Shared:
         """Calls that many threads share: under many callers they cost a fraction of a call for each order."""
-        return Shared(
-            self._asking,
-            lambda order, seconds: self.decide(order, deadline_seconds=seconds),
-            lambda orders, seconds: self.decide_batch(orders, deadline_seconds=seconds),
-        )
+        return Shared(self._asking, self._decide, self._decide_batch)
 
     def health(self, *, seconds: float = HEALTH_SECONDS) -> Mapping[str, str]:
         """What each server says of itself, by address: `SERVING`, `NOT_SERVING`, `UNKNOWN`, or `UNREACHABLE`.
@@ -180,6 +171,30 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _decide(
+        self, message: pb.Order, deadline_seconds: float | None, trace: Metadata, *, explain: bool = False
+    ) -> Decision:
+        """Decides an order, whose message is ours."""
+        asking = self._asking
+        metadata = asking.metadata(trace, reduce_only=message.reduce_only)
+        call = asking.begin(message, deadline_seconds)
+        request = pb.DecideRequest(order=message, explain=explain)
+        response = self._ask("decide", request, call, metadata)
+        return Decision(response.decision, call.server.address, response.explanation if explain else None)
+
+    def _decide_batch(self, orders: Iterable[Asked], deadline_seconds: float | None, trace: Metadata) -> list[Result]:
+        """Decides many orders."""
+        asking = self._asking
+        batch = Batch(asking, orders)
+        metadata = asking.metadata(trace, reduce_only=batch.reduce_only)
+        call = asking.policy.begin(asking.seconds(deadline_seconds), repeatable=batch.repeatable)
+        while not batch.ended:
+            try:
+                batch.take(self._ask("decide_batch", batch.request(), call, metadata), call)
+            except CallError as error:
+                batch.failed(error)
+        return batch.results
 
     def _ask(self, method: str, request: Any, call: Call, metadata: Metadata) -> Any:
         """Asks until there is an answer, as the policy says."""

@@ -72,6 +72,10 @@ class Endpoints:
     """Base URL of Prometheus and its page."""
     alertmanager_url: str | None = None
     """Base URL of Alertmanager, its API and its page."""
+    console_url: str | None = None
+    """Base URL of the console."""
+    console_key_file: str | None = None
+    """What links are sealed with that log in to the console, in a file."""
 
     @property
     def redis_address(self) -> str | None:

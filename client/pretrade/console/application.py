@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -14,16 +14,22 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from pretrade.client.cli.alertmanager import Alertmanager
 from pretrade.client.credentials import ClientCredentials
-from pretrade.console.guard import Guard
+from pretrade.console.alerts import AlertWatch
+from pretrade.console.guard import HEALTH, Guard
+from pretrade.console.pages.alerts import Alerts
 from pretrade.console.pages.decisions import Decisions
 from pretrade.console.pages.login import Login
 from pretrade.console.pages.models import Models
 from pretrade.console.pages.overview import Overview
+from pretrade.console.pages.runbook import Runbook
 from pretrade.console.pages.steering import Steering
+from pretrade.console.reach import Reach
 from pretrade.console.rendering import Pages
-from pretrade.console.sessions import Sessions, Ticket
+from pretrade.console.sessions import Sessions
 from pretrade.console.site import Site
+from pretrade.console.tickets import KEY_BYTES, Tickets
 
 _STATIC: Final = Path(__file__).parent / "static"
 
@@ -48,28 +54,41 @@ class Console:
     Args:
         address: `host:port` of the server's admin port.
         credentials: How the server is reached, and what whoever started the console shows to it.
-        hosts: Names by which browsers may call the console.
-        is_secure: Whether browsers reach it by TLS.
+        reach: How browsers reach it.
+        link_key: What links are sealed with that log in; None for a key of its own.
+        alertmanager: Who knows the alerts; None without one.
     """
 
     def __init__(
-        self, address: str, credentials: ClientCredentials, *, hosts: Collection[str], is_secure: bool
+        self,
+        address: str,
+        credentials: ClientCredentials,
+        reach: Reach,
+        *,
+        link_key: bytes | None = None,
+        alertmanager: Alertmanager | None = None,
     ) -> None:
         has_own = credentials.token or credentials.token_file or credentials.certificate
-        self.ticket: Final = Ticket(time.monotonic) if has_own else None
+        key = link_key or secrets.token_bytes(KEY_BYTES)
+        self.tickets: Final = Tickets(key, time.time) if has_own else None
         self._sessions = Sessions(time.monotonic)
-        site = Site(address, credentials, self._sessions, Pages(), self.ticket, is_secure)
+        site = Site(
+            address, credentials, self._sessions, Pages(), self.tickets, reach.is_secure, alertmanager is not None
+        )
         self._decisions = Decisions(site)
         routes: list[Route | Mount] = [
-            Route("/health", _health, methods=["GET"]),
+            Route(HEALTH, _health, methods=["GET"]),
             Mount("/static", _Static(directory=_STATIC)),
             *Login(site).routes(),
             *Overview(site).routes(),
             *Steering(site).routes(),
             *self._decisions.routes(),
             *Models(site).routes(),
+            *Runbook(site).routes(),
         ]
-        self.asgi: Final[ASGIApp] = Guard(Starlette(routes=routes), hosts)
+        if alertmanager is not None:
+            routes += Alerts(site, alertmanager, AlertWatch(alertmanager, time.monotonic)).routes()
+        self.asgi: Final[ASGIApp] = Guard(Starlette(routes=routes), reach)
 
     def begin_end(self) -> None:
         """Ends the answers that would go on for ever."""

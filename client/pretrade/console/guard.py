@@ -10,6 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pretrade.console.reach import Reach
+
 _HEADERS: Final[Mapping[str, str]] = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -22,6 +24,9 @@ _HEADERS: Final[Mapping[str, str]] = {
     "x-content-type-options": "nosniff",
 }
 _SAFE: Final = ("GET", "HEAD")
+HEALTH: Final = "/health"
+"""Whoever asks whether the console serves may call it by any name: a kubelet has the address of the pod and no other.
+The answer is the same for all."""
 _LONGEST_BODY: Final = 65_536
 """Bytes of a form: a token and a reason fit many times."""
 
@@ -35,12 +40,12 @@ class Guard:
 
     Args:
         application: What answers.
-        hosts: Names by which the console may be called, without ports.
+        reach: How the console may be called.
     """
 
-    def __init__(self, application: ASGIApp, hosts: Collection[str]) -> None:
+    def __init__(self, application: ASGIApp, reach: Reach) -> None:
         self._application = application
-        self._hosts = frozenset(name.lower() for name in hosts)
+        self._reach = reach
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one call."""
@@ -61,14 +66,16 @@ class Guard:
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if _name_of(host) not in self._hosts:
+        if scope["path"] == HEALTH and scope["method"] in _SAFE:
+            return None
+        if _name_of(host) not in self._reach.names:
             return PlainTextResponse(
                 f"This console is not called {_name_of(host)!r}. Whoever starts it may allow it: --allow-host\n",
                 421,
             )
         if scope["method"] in _SAFE:
             return None
-        if not _is_same_origin(headers, scope["scheme"], host):
+        if not _is_same_origin(headers, {self._reach.origin, f"{scope['scheme']}://{host}".lower()} - {""}):
             return PlainTextResponse("This form comes from another site.\n", 403)
         length = headers.get("content-length", "")
         if not length.isdigit() or int(length) > _LONGEST_BODY:
@@ -76,11 +83,11 @@ class Guard:
         return None
 
 
-def _is_same_origin(headers: Headers, scheme: str, host: str) -> bool:
+def _is_same_origin(headers: Headers, ours: Collection[str]) -> bool:
     """Whether a page of ours sends this; a browser always says."""
     origin = headers.get("origin")
     if origin is not None:
-        return origin.lower() == f"{scheme}://{host}".lower()
+        return origin.lower() in ours
     return headers.get("sec-fetch-site") == "same-origin"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import math
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,17 @@ from typing import Final
 
 from pretrade.audit.v1 import audit_pb2 as pb
 from pretrade.client.enum_names import enum_name
+from pretrade.console.calls import CallFailedError
 from pretrade.decision.v1 import decision_pb2
 
 MINUTES: Final = 60
 SAMPLE: Final = 200
 """Decisions of a minute that are looked at, the newest first: its p99 then rests on two of them, the hour's on 120."""
-_AT_ONCE: Final = 12
-"""Minutes that are asked for by one look. The audit answers a few requests at a time, and pages ask again soon."""
+_AT_ONCE: Final = 4
+"""Minutes that are asked for at the same time. The audit has the next question then when it has answered one, and of
+the 32 that may wait there most are left to others."""
+_LOOK_SECONDS: Final = 0.5
+"""After which a look asks for no further minutes: the page shows what is known, and looks again soon."""
 _SETTLED_SECONDS: Final = 20.0
 """After a minute's end, by when its decisions are in the audit, and what became of their replies."""
 _MINUTE: Final = 60
@@ -48,6 +53,8 @@ class Minute:
     """Answers of which that is known."""
     is_whole: bool = True
     """False for a sample: the minute had more decisions."""
+    problem: str = ""
+    """What could not be read of it; empty when all is well."""
 
     @property
     def decisions(self) -> int:
@@ -68,7 +75,7 @@ class Summary:
     missing: int
     """Minutes that have not been asked for yet."""
     problem: str
-    """What could not be read of the audit; empty when all is well."""
+    """What could not be read of the newest minute that could not be read whole; empty when all is well."""
 
     @property
     def in_time(self) -> float:
@@ -81,33 +88,53 @@ class Hour:
 
     Args:
         wall_clock: Seconds since the Unix epoch.
+        monotonic: Seconds on a clock that never jumps.
     """
 
-    def __init__(self, wall_clock: Callable[[], float]) -> None:
+    def __init__(self, wall_clock: Callable[[], float], monotonic: Callable[[], float] = time.monotonic) -> None:
         self._wall_clock = wall_clock
+        self._monotonic = monotonic
         self._minutes: dict[int, Minute] = {}
         self._final: set[int] = set()
         """Minutes that need not be asked for again."""
         self._lock = asyncio.Lock()
-        self._problem = ""
 
     async def look(self, ask: List) -> None:
-        """Asks for what is missing, the newest first, and for the current minute anew; a few minutes at a time."""
+        """Asks for what is missing, the newest first, and for the current minute anew, for half a second.
+
+        Raises:
+            CallFailedError: A minute has no answer; those that were answered before are known.
+        """
         if self._lock.locked():  # somebody else's page is just asking
             return
         async with self._lock:
-            now = self._wall_clock()
-            newest = int(now // _MINUTE)
-            wanted = [minute for minute in range(newest, newest - MINUTES, -1) if minute not in self._final]
+            newest = int(self._wall_clock() // _MINUTE)
             for old in [minute for minute in self._minutes if minute <= newest - MINUTES]:
                 del self._minutes[old]
                 self._final.discard(old)
-            for minute in wanted[:_AT_ONCE]:
-                found = await ask(_request(minute))
-                self._problem = found.incomplete
-                self._minutes[minute] = minute_of(found.decisions, is_whole=not found.next_page_token)
-                if now > (minute + 1) * _MINUTE + _SETTLED_SECONDS and not found.incomplete:
-                    self._final.add(minute)
+            wanted = iter([minute for minute in range(newest, newest - MINUTES, -1) if minute not in self._final])
+            until = self._monotonic() + _LOOK_SECONDS
+            failures: list[CallFailedError] = []
+
+            async def read_some() -> None:
+                for minute in wanted:
+                    try:
+                        await self._read(minute, ask)
+                    except CallFailedError as error:
+                        failures.append(error)
+                    if failures or self._monotonic() >= until:
+                        return
+
+            await asyncio.gather(*(read_some() for _ in range(_AT_ONCE)))
+            if failures:
+                raise failures[0]
+
+    async def _read(self, minute: int, ask: List) -> None:
+        asked_at = self._wall_clock()
+        found = await ask(_request(minute))
+        self._minutes[minute] = minute_of(found.decisions, is_whole=not found.next_page_token, problem=found.incomplete)
+        if asked_at > (minute + 1) * _MINUTE + _SETTLED_SECONDS and not found.incomplete:
+            self._final.add(minute)
 
     def summary(self) -> Summary:
         """All that is known of the hour, together."""
@@ -120,7 +147,8 @@ class Hour:
             settled=sum(one.settled for one in known),
             is_whole=all(one.is_whole for one in known),
         )
-        return Summary(together, MINUTES - len(self._minutes), self._problem)
+        problems = (self._minutes[minute].problem for minute in sorted(self._minutes, reverse=True))
+        return Summary(together, MINUTES - len(self._minutes), next(filter(None, problems), ""))
 
     def series(self) -> dict[str, list[float | None]]:
         """The hour for a chart, the oldest minute first: Unix seconds, milliseconds, and decisions looked at."""
@@ -135,7 +163,7 @@ class Hour:
         }
 
 
-def minute_of(decisions: Iterable[pb.AuditedDecision], *, is_whole: bool) -> Minute:
+def minute_of(decisions: Iterable[pb.AuditedDecision], *, is_whole: bool, problem: str = "") -> Minute:
     """What some decisions of a minute say of it."""
     decided = list(decisions)
     settled = [one for one in decided if one.reply_status != _UNSETTLED]
@@ -146,6 +174,7 @@ def minute_of(decisions: Iterable[pb.AuditedDecision], *, is_whole: bool) -> Min
         in_time=sum(one.reply_status == _REPLIED for one in settled),
         settled=len(settled),
         is_whole=is_whole,
+        problem=problem,
     )
 
 

@@ -15,7 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2
+from pretrade.client.cli.alertmanager import matchers_of, moment
 from pretrade.client.enum_names import enum_name
+from pretrade.console.runbook import section
 from pretrade.decision.v1 import decision_pb2
 
 _ENUMS: Final[Mapping[str, object]] = {
@@ -51,8 +53,11 @@ class Pages:
             count=count,
             doubled=doubled,
             figure=figure,
+            matchers=matchers_of,
+            moment=moment,
             ms=milliseconds,
             named=named,
+            section=section,
             span=span,
             us=microseconds,
             when=when,

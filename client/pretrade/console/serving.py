@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import uvicorn
 
+from pretrade.client.cli.alertmanager import Alertmanager
 from pretrade.client.credentials import ClientCredentials
 from pretrade.console.application import Console
+from pretrade.console.reach import Reach
 
 _GRACE_SECONDS: Final = 3
 """What pages that are being made have left once the console is to end."""
@@ -28,8 +30,10 @@ async def serve(
     *,
     host: str,
     port: int,
-    hosts: Collection[str],
+    reach: Reach,
     tls: tuple[Path, Path] | None,
+    link_key: bytes | None,
+    alertmanager: Alertmanager | None,
     announce: Callable[[str], None],
 ) -> None:
     """Serves until SIGINT or SIGTERM; a second one ends it at once.
@@ -39,17 +43,18 @@ async def serve(
         credentials: How the server is reached, and what whoever started the console shows to it.
         host: The address that is listened on.
         port: 0 for any free one.
-        hosts: Names by which browsers may call the console besides those of this machine.
+        reach: How browsers reach the console.
         tls: Certificate and private key; None without TLS.
-        announce: Told of the URL once the console can be reached, with the ticket if there is one.
+        link_key: What links are sealed with that log in, and that others make; None for a key of its own.
+        alertmanager: Who knows the alerts; None without one.
+        announce: Told of the URL once the console can be reached, with a ticket of its own if nobody else makes one.
 
     Raises:
         OSError: The port cannot be bound, or a file of TLS cannot be read.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as opened:
-        names = {"127.0.0.1", "::1", "localhost", *hosts} - {""}
-        console = Console(address, credentials, hosts=names, is_secure=tls is not None)
+        console = Console(address, credentials, reach, link_key=link_key, alertmanager=alertmanager)
         server = _Server(
             console.begin_end,
             uvicorn.Config(
@@ -58,6 +63,7 @@ async def serve(
                 log_config=None,
                 log_level="error",
                 access_log=False,
+                proxy_headers=False,  # whether there is a proxy, the public URL says, and not a header
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=_GRACE_SECONDS,
@@ -68,8 +74,9 @@ async def serve(
         )
         scheme = "http" if tls is None else "https"
         shown = f"[{host}]" if ":" in host else host
-        url = f"{scheme}://{shown}:{opened.getsockname()[1]}/"
-        announce(url if console.ticket is None else f"{url}login?ticket={console.ticket.text}")
+        url = f"{reach.origin or f'{scheme}://{shown}:{opened.getsockname()[1]}'}/"
+        ticket = "" if console.tickets is None or link_key is not None else console.tickets.new()
+        announce(f"{url}login?ticket={ticket}" if ticket else url)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, server.stop)

@@ -18,9 +18,8 @@ _LONGEST_SECONDS: Final = 12 * 3_600.0
 _MOST: Final = 200
 """Sessions at a time; one more ends the one that was looked at longest ago."""
 _ROLES_SECONDS: Final = 5.0
-"""For how long a page trusts the server's last word on what the person may do. Every call is checked anyway."""
-_TICKET_SECONDS: Final = 600.0
-"""How long the link that the command prints can be used."""
+"""For how long a page trusts the server's last word on what the person may do. Every call to the server is checked
+anyway."""
 _SECRET_BYTES: Final = 32
 _ROLES: Final = ("admin", "operator", "viewer", "trader")
 """The highest first."""
@@ -62,21 +61,24 @@ class Session:
     @property
     def role(self) -> str:
         """The highest role, for people."""
-        return next(
-            (role for role in ("admin", "operator", "viewer", "trader") if role in self.caller.roles), "no role"
-        )
+        return next((role for role in _ROLES if role in self.caller.roles), "no role")
 
     def may(self, method: str, service: str = "AdminService") -> bool:
         """Whether the person's role allows a method, as the server said last."""
         return f"{_METHOD_OF[service]}{method}" in self.caller.methods
 
-    async def look_again(self) -> None:
-        """Asks the server what the person may do now, if that is not known freshly.
+    def take_notice(self) -> list[str]:
+        """What the next page says first; it is said once."""
+        notice, self.notice = self.notice, []
+        return notice
+
+    async def look_again(self, *, at_once: bool = False) -> None:
+        """Asks the server what the person may do now, if that is not known freshly, or at once.
 
         Raises:
             CallFailedError: The server does not say.
         """
-        if self.clock() - self._asked < _ROLES_SECONDS:
+        if not at_once and self.clock() - self._asked < _ROLES_SECONDS:
             return
         self.caller = await self.calls.answer(self.calls.admin.GetCaller(pb.GetCallerRequest(), timeout=SECONDS))
         self._asked = self.clock()
@@ -130,26 +132,3 @@ class Sessions:
         for session in list(self._by_id.values()):
             if now - session.used > _IDLE_SECONDS or now - session.began > _LONGEST_SECONDS:
                 await self.end(session)
-
-
-class Ticket:
-    """Lets whoever started the command log in once with the command's own credentials, by the link that it prints.
-
-    Args:
-        clock: Monotonic seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._until = clock() + _TICKET_SECONDS
-        self.text: Final = secrets.token_urlsafe(_SECRET_BYTES)
-        self._is_used = False
-
-    def fits(self, shown: str) -> bool:
-        """Whether this is it, and it can still be used."""
-        is_it = hmac.compare_digest(shown.encode(), self.text.encode())
-        return is_it and not self._is_used and self._clock() < self._until
-
-    def use(self) -> None:
-        """It cannot be used again."""
-        self._is_used = True

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import grpc
@@ -15,7 +15,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from pretrade.client.credentials import ClientCredentials
 from pretrade.console.calls import CallFailedError
 from pretrade.console.rendering import Pages
-from pretrade.console.sessions import Session, Sessions, Ticket
+from pretrade.console.sessions import Session, Sessions
+from pretrade.console.tickets import Tickets
 
 _ENDED: Final = "/login?ended=1"
 HTTP: Final = {
@@ -33,6 +34,24 @@ Handler = Callable[[Request], Awaitable[Response]]
 Page = Callable[[Request, Session], Awaitable[Response]]
 
 
+class Place(NamedTuple):
+    """A page that the navigation leads to."""
+
+    path: str
+    title: str
+    needs: tuple[str, str] | None
+    """The method that its content needs, and the method's service."""
+
+
+_PLACES: Final = (
+    Place("/", "Overview", None),
+    Place("/decisions", "Decisions", ("ListDecisions", "AuditService")),
+    Place("/models", "Models", ("GetStatus", "AdminService")),
+    Place("/alerts", "Alerts", ("GetStatus", "AdminService")),
+    Place("/runbook", "Runbook", None),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """The parts that all pages share."""
@@ -43,10 +62,12 @@ class Site:
     """How servers are reached: the authority for their certificates, and what the command itself would show."""
     sessions: Sessions
     pages: Pages
-    ticket: Ticket | None
+    tickets: Tickets | None
     """None where the command has no credentials of its own."""
     is_secure: bool
     """Whether browsers reach the console by TLS."""
+    has_alerts: bool = False
+    """Whether there is an Alertmanager to ask."""
 
     @property
     def cookie(self) -> str:
@@ -59,12 +80,32 @@ class Site:
 
     def show(self, session: Session, name: str, /, *, status: int = 200, **values: Any) -> Response:
         """A page, or a part of one, for this person."""
-        return HTMLResponse(self.pages.page(name, session=session, address=self.address, **values), status)
+        page = self.pages.page(
+            name,
+            session=session,
+            address=self.address,
+            navigation=list(self._navigation(session)),
+            has_alerts=self.has_alerts,
+            **values,
+        )
+        return HTMLResponse(page, status)
 
-    def for_people(self, page: Page) -> Handler:
+    def _navigation(self, session: Session) -> Iterator[Place]:
+        """The pages that are offered to a person."""
+        for place in _PLACES:
+            if (place.needs is None or session.may(*place.needs)) and (self.has_alerts or place.path != "/alerts"):
+                yield place
+
+    def for_people(self, page: Page, *, needs: tuple[str, str] | None = None) -> Handler:
         """A page that only those see who are logged in.
 
         The token of a form is checked before anything is done.
+
+        Args:
+            page: What answers.
+            needs: A method and its service. Somebody whose role does not allow it does not get the page. A page needs
+                this for which the server is not asked: one that shows what another person's calls have read, or what
+                another program says.
         """
 
         @functools.wraps(page)
@@ -75,7 +116,9 @@ class Site:
             if request.method == "POST" and not session.is_own((await form_of(request)).get("csrf", "")):
                 return self._problem(request, session, 403, "This form is of another session. Load the page again.")
             try:
-                await session.look_again()
+                await session.look_again(at_once=needs is not None and request.method == "POST")
+                if needs is not None and not session.may(*needs):
+                    return self._problem(request, session, 403, f"Your role, {session.role}, does not allow this.")
                 return await page(request, session)
             except CallFailedError as error:
                 if error.code is grpc.StatusCode.UNAUTHENTICATED:

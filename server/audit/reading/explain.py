@@ -9,9 +9,12 @@ from typing import Final, Self
 import numpy as np
 
 from fallback.order import MODEL_SOURCES
+from feature_cache.feature_set import ROW
+from feature_cache.features import MF1
 from pretrade.audit.v1 import packet_pb2
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.reading.vectors import vectors_in
 from server.errors import NotReplayableError
 from server.models.archive import Archive, Attribution, RunningModel, RunningModels
 
@@ -73,14 +76,16 @@ class Explainer:
 
     def _explained(self, packet: packet_pb2.DecisionPacket) -> pb.Explanation:
         version = packet.decision.model_version
-        scored = packet.scored_input or packet.model_input
-        row = np.frombuffer(scored, dtype="<f4")
-
-        set_id = packet.scored_feature_set or packet.feature_set_id
+        feature_set = packet.scored_feature_set or MF1.version
+        scored = vectors_in(packet).get(feature_set, b"")
+        row = np.frombuffer(scored, dtype=ROW)
 
         def explain(model: RunningModel) -> tuple[tuple[str, ...], Attribution]:
-            if len(row) != len(model.archive.feature_names):
-                raise NotReplayableError(f"the features are of the set {set_id!r}, not the model's")
+            wanted = model.archive.feature_set
+            if feature_set != wanted or len(row) != len(model.archive.feature_names):
+                raise NotReplayableError(
+                    f"the model takes features of the set {wanted}, which the decision does not hold"
+                )
             return model.archive.feature_names, model.explain(scored)
 
         names, attribution = self._models.ask(version, explain)

@@ -38,6 +38,7 @@ from server.journal.entries import entry_of, packet_of
 _NAMES: Final = pa.list_(pa.dictionary(pa.int16(), pa.string()))
 _FEW: Final = pa.dictionary(pa.int32(), pa.string())
 """Text of which there are few different ones."""
+_PARTS: Final = pa.list_(pa.struct([("model_version", _FEW), ("weight", pa.float64()), ("score", pa.float32())]))
 SCHEMA: Final = pa.schema(
     [
         ("decision_id", pa.string()),
@@ -72,6 +73,7 @@ SCHEMA: Final = pa.schema(
         ("features", pa.list_(pa.float32())),
         ("scored_feature_set", _FEW),
         ("scored_features", pa.map_(pa.string(), pa.float32())),
+        ("parts", _PARTS),
         ("mid_price", pa.float64()),
         ("packet", pa.binary()),
     ],
@@ -80,14 +82,15 @@ SCHEMA: Final = pa.schema(
 """Columns of a file; `instrument` and `day` are in its path. `packet` is a `pretrade.audit.v1.DecisionPacket`; from it
 come `feature_set_id`, `features` as rules and guards saw them, and a model of the same set (their names are in the
 schema's metadata), and `mid_price`. Where a model of another set scored, `scored_feature_set` is that set, with its
-fingerprint, and `scored_features` what the model saw, by name: see `vectors.py`."""
+fingerprint, and `scored_features` what the model saw, by name: see `vectors.py`. Where an ensemble scored, `parts` is
+what each of its parts said."""
 ENTRIES: Final = pa.schema(
     [("journal_id", _FEW), ("position", pa.int64()), ("entry", pa.binary()), ("hash", pa.binary(32))]
 )
 """Columns of the evidence. `entry` is a `pretrade.audit.v1.JournalEntry`."""
 _OF_PACKET: Final = {
     *("packet", "mid_price"),
-    *("feature_set_id", "features", "scored_feature_set", "scored_features"),
+    *("feature_set_id", "features", "scored_feature_set", "scored_features", "parts"),
 }
 _ROWS: Final = 10_000
 """Rows of a row group."""
@@ -191,6 +194,11 @@ def _table(connection: sa.Connection, rows: Sequence[Any]) -> pa.Table:
         "features": [np.frombuffer(packet.model_input, ROW) if packet.model_input else None for packet in packets],
         "scored_feature_set": [packet.scored_feature_set or None for packet in packets],
         "scored_features": [list(scored_features(packet).items()) or None for packet in packets],
+        "parts": [
+            [{"model_version": one.model_version, "weight": one.weight, "score": one.score} for one in packet.parts]
+            or None
+            for packet in packets
+        ],
         "mid_price": [packet.mid_price or None for packet in packets],
     }
     columns |= zip(rows[0]._fields, zip(*rows, strict=True), strict=True)

@@ -1,9 +1,9 @@
 """Recomputes decisions from their packets, with the code that decided them.
 
-These values are recomputed: whether the features could be used, the feature vector if the caller sent it, the score (by
-the model version that the packet names, in a batch of the same shape), the cached score and its eligibility, the rules
-and the guards. Action and reasons follow from them. A replay is equal when all of these are equal, scores to the last
-bit.
+These values are recomputed: whether the features could be used, the feature vector if the caller sent it, the score and
+those of an ensemble's parts (by the model version that the packet names, in a batch of the same shape), the cached
+score and its eligibility, the rules and the guards. Action and reasons follow from them. A replay is equal when all of
+these are equal, scores to the last bit.
 
 Some facts depend on what else happened at that time, and are taken from the packet instead: which replica answered,
 failed or was passed over; that there was no cached score to use; how old a cached score was to the microsecond; that a
@@ -32,20 +32,22 @@ from fallback.model_limits import NO_LIMITS, UNKNOWN, LimitGuards, ModelLimits
 from fallback.order import Answer, Case, Order, held_against
 from fallback.rules import RulesBaseline, RulesSettings
 from fallback.staleness import DEGRADATIONS, FeatureSettings, judge, problem_of
-from feature_cache import feature_sets, features
+from feature_cache import feature_sets
 from feature_cache.feature_set import FeatureSet, SetRow
+from feature_cache.features import MF1
 from feature_cache.store.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.reading.vectors import vectors_in
 from server.decision.convert import OrderReader
 from server.decision.record import hash_of
 from server.errors import InvalidOrderError, NotReplayableError
+from server.inference import model_sets
 from server.inference.endpoints import role_of
 from server.inference.model_names import DEFAULT
-from server.inference.wire import ModelIdentity
-from server.models.archive import Archive, RunningModels
+from server.models.archive import Archive, Rescored, RunningModels
 from server.models.embedding import EmbeddedModels
 from server.models.registry import record_of
 
@@ -163,7 +165,12 @@ class Replayer:
         def limits(version: str) -> ModelLimits:
             return record_of(given(version), created_at=0.0).limits
 
+        @lru_cache(_MOST_LIMITS)
+        def taken_by(version: str) -> str:
+            return given(version).feature_set
+
         self._limits = limits
+        self._taken_by = taken_by
 
     def __enter__(self) -> Self:
         return self
@@ -193,6 +200,11 @@ class Replayer:
             ("model_version", recorded.model_version, answer.model_version),
             ("model_expires_at", str(packet.model_expires_at), str(answer.model_expires_at)),
             ("score", _number(recorded.score, recorded.HasField("score")), _number(answer.score)),
+            (
+                "parts",
+                _parts((one.model_version, one.weight, one.score) for one in packet.parts),
+                _parts((*part, score) for part, score in zip(answer.parts, answer.part_scores, strict=True)),
+            ),
             ("threshold", _number(recorded.threshold, recorded.HasField("threshold")), _number(answer.threshold)),
             ("action", _name(pb.Action, recorded.action), _name(pb.Action, action)),
             ("reasons", _names(recorded.reasons), _names(reasons)),
@@ -246,20 +258,36 @@ class Replayer:
         model = attempt.replica.rpartition("/")[0]
         if source != pb.SOURCE_EMBEDDED and model != packet.chosen_model:
             return Difference("chosen_model", packet.chosen_model or DEFAULT, model or DEFAULT)
-        row = _scored_row(packet)
         if not attempt.batch_index < attempt.batch_rows <= _MOST_BATCH_ROWS:
             raise NotReplayableError("the packet does not say in which batch the model scored")
         version = version if self._what_if.model is None else self._what_if.model.version
+        row = self._row(packet, version)
+        if isinstance(row, Difference):
+            return row
         if source == pb.SOURCE_EMBEDDED:
-            identity, score = self._embedded.score(version, row, attempt.batch_rows, attempt.batch_index)
+            scored = self._embedded.score(version, row, attempt.batch_rows, attempt.batch_index)
         else:
-            identity, score = self._models.ask(
-                version, lambda model: model.score(row, attempt.batch_rows, attempt.batch_index)
-            )
+            scored = self._models.ask(version, lambda model: model.score(row, attempt.batch_rows, attempt.batch_index))
         if self._what_if.model is None:
             # A version may be served under another name than it was made for: a canary is.
-            identity = replace(identity, name=packet.decision.model_name)
-        return self._held(identity, score, source)
+            scored = scored._replace(model=replace(scored.model, name=packet.decision.model_name))
+        return self._held(scored, source)
+
+    def _row(self, packet: packet_pb2.DecisionPacket, version: str) -> bytes | Difference:
+        """The vector in a packet that a model version takes.
+
+        Raises:
+            NotReplayableError: There is none, or this process does not know its set as it was.
+        """
+        wanted, held = self._taken_by(version), vectors_in(packet)
+        if self._what_if.model is None and (scored := packet.scored_feature_set or MF1.version) != wanted:
+            return Difference("scored_feature_set", scored, wanted)
+        if wanted not in held:
+            raise NotReplayableError(
+                f"model {version} takes features of the set {wanted}; the decision holds"
+                f" {' and '.join(sorted(held)) or 'none'}"
+            )
+        return model_sets.row_of(_known(wanted, held[wanted]), held[wanted])
 
     def _guarded(
         self, case: Case, answer: Answer, packet: packet_pb2.DecisionPacket, settings: DecidingSettings
@@ -289,10 +317,22 @@ class Replayer:
             return pb.ACTION_NO_TRADE, [*reasons, pb.REASON_CODE_STRATEGY_RATE]
         return action, reasons
 
-    def _held(self, identity: ModelIdentity, score: float, source: pb.Source.ValueType) -> Answer:
-        threshold = identity.threshold if self._what_if.threshold is None else self._what_if.threshold
-        action, reason = held_against(score, threshold)
-        return Answer(action, source, reason, score, threshold, identity.name, identity.version, identity.expires_at)
+    def _held(self, scored: Rescored, source: pb.Source.ValueType) -> Answer:
+        model = scored.model
+        threshold = model.threshold if self._what_if.threshold is None else self._what_if.threshold
+        action, reason = held_against(scored.score, threshold)
+        return Answer(
+            action,
+            source,
+            reason,
+            scored.score,
+            threshold,
+            model.name,
+            model.version,
+            model.expires_at,
+            parts=model.parts,
+            part_scores=scored.part_scores,
+        )
 
     async def _cached_answer(
         self, case: Case, packet: packet_pb2.DecisionPacket, settings: DecidingSettings
@@ -333,21 +373,8 @@ def _case(packet: packet_pb2.DecisionPacket, settings: FeatureSettings) -> Case:
         if own is None:
             case.features = np.frombuffer(packet.model_input, dtype="<f4")
         else:
-            case.features = features.MF1.for_sell(own) if order.side == pb.SIDE_SELL else own
+            case.features = MF1.for_sell(own) if order.side == pb.SIDE_SELL else own
     return case
-
-
-def _scored_row(packet: packet_pb2.DecisionPacket) -> bytes:
-    """What the model scored.
-
-    Raises:
-        NotReplayableError: The packet does not hold it.
-    """
-    if packet.scored_feature_set:
-        return packet.scored_input
-    if len(packet.model_input) != features.MF1.row_bytes or packet.feature_set_id != features.MF1.id:
-        raise NotReplayableError(f"the features are of the set {packet.feature_set_id!r}")
-    return packet.model_input
 
 
 def _others(packet: packet_pb2.DecisionPacket) -> dict[FeatureSet, SetRow] | None:
@@ -358,13 +385,23 @@ def _others(packet: packet_pb2.DecisionPacket) -> dict[FeatureSet, SetRow] | Non
     """
     if not packet.scored_feature_set:
         return None
-    found = feature_sets.by_version(packet.scored_feature_set)
-    if found is None or len(packet.scored_input) != found.row_bytes:
+    found = _known(packet.scored_feature_set, packet.scored_input)
+    return {found: SetRow.of(found, packet.scored_input)}
+
+
+def _known(version: str, vector: bytes) -> FeatureSet:
+    """The set that a vector is of.
+
+    Raises:
+        NotReplayableError: This process does not know it as it was.
+    """
+    found = feature_sets.by_version(version)
+    if found is None or len(vector) != found.row_bytes:
         raise NotReplayableError(
-            f"the model took features of the set {packet.scored_feature_set}; known here are {feature_sets.names()}:"
+            f"the model took features of the set {version}; known here are {feature_sets.names()}:"
             f" name the file of yours in {feature_sets.FILE_VARIABLE}"
         )
-    return {found: SetRow.of(found, packet.scored_input)}
+    return found
 
 
 def _order(message: pb.Order) -> Order:
@@ -416,6 +453,11 @@ def _bytes(case: Case) -> bytes:
 def _number(value: float, present: bool = True) -> str:
     """A number so that equal text means equal bits."""
     return repr(value) if present and not math.isnan(value) else "none"
+
+
+def _parts(parts: Iterable[tuple[str, float, float]]) -> str:
+    """What the parts of an ensemble say, so that equal text means equal bits."""
+    return ", ".join(f"{version} {weight!r}: {score!r}" for version, weight, score in parts) or "none"
 
 
 def _problems(degradations: Iterable[pb.Degradation.ValueType]) -> str:

@@ -15,7 +15,7 @@ import psycopg
 import sqlalchemy as sa
 
 from server.audit.store.canaries import SCORE_PAIRS
-from server.audit.store.schema import DECISIONS, JOURNAL_ENTRIES, REPEATS, SHIPMENTS
+from server.audit.store.schema import DECISIONS, JOURNAL_ENTRIES, PART_SCORES, REPEATS, SHIPMENTS
 
 _KEYS: Final = {JOURNAL_ENTRIES: JOURNAL_ENTRIES.c.shipped_at, DECISIONS: DECISIONS.c.decided_at}
 _LOCK: Final = 0x5052_4544
@@ -96,6 +96,7 @@ def remove_days(engine: sa.Engine, retention_days: int) -> dt.date:
             rest = f"{table.name}_other" if connection.dialect.name == "postgresql" else table.name
             delete = sa.text(f"DELETE FROM {rest} WHERE {key.name} < :before")  # noqa: S608 - our own names
             connection.execute(delete.bindparams(sa.bindparam("before", before, key.type)))
+        connection.execute(sa.delete(PART_SCORES).where(PART_SCORES.c.decided_at < before))
         connection.execute(sa.delete(SCORE_PAIRS).where(SCORE_PAIRS.c.recorded_at < before))
         connection.execute(sa.delete(REPEATS).where(REPEATS.c.shipped_at < before))
     return first

@@ -119,6 +119,18 @@ REPEATS: Final = sa.Table(
 """Rare: only of decisions that were withdrawn, whose first caller may not have heard them, or that another process had
 made."""
 
+PART_SCORES: Final = sa.Table(
+    "part_scores",
+    METADATA,
+    sa.Column("decision_id", sa.String, primary_key=True),
+    sa.Column("part", sa.BigInteger, primary_key=True, autoincrement=False, comment="its place, counted from 0"),
+    sa.Column("model_version", sa.String, nullable=False),
+    sa.Column("weight", sa.Double, nullable=False, comment="its share of a mean; in a stack, of its margin"),
+    sa.Column("score", sa.Double, nullable=False, comment="calibrated, as that version alone would give it"),
+    sa.Column("decided_at", _INSTANT, nullable=False),
+)
+"""What each part of an ensemble said of an order that it scored. Rows are removed with the days of their decisions."""
+
 CONTROL_CHANGES: Final = sa.Table(
     "control_changes",
     METADATA,

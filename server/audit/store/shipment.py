@@ -15,7 +15,7 @@ from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.columns import EPOCH, NO_INTEGER, Columns, Group, days, microseconds
-from server.journal.entries import NO_AGE, entry_of
+from server.journal.entries import NO_AGE, entry_of, part_counts
 from server.journal.journal_file import Row
 from server.journal.reply_status import REPLIED, is_of_repeats, reply_of
 
@@ -26,11 +26,12 @@ _FIRST_INSTANT: Final = microseconds(dt.datetime.min.replace(tzinfo=dt.UTC))
 _LAST_INSTANT: Final = microseconds(dt.datetime.max.replace(tzinfo=dt.UTC))
 """What both databases can store."""
 
-_TEXTS: Final = frozenset(("decision_id", "reporter", "challenger_version", "champion_version"))
+_TEXTS: Final = frozenset(("decision_id", "reporter", "challenger_version", "champion_version", "model_version"))
 """Columns of text that somebody else may have chosen."""
 _OUTCOME_NAMES: Final = (
     *("decision_id", "reporter", "recorded_at", "filled_quantity", "fill_price", "markout_bps", "journal_position"),
 )
+_PART_NAMES: Final = ("decision_id", "part", "model_version", "weight", "score", "decided_at")
 _PAIR_NAMES: Final = (
     *("decision_id", "challenger_version", "champion_version", "champion_score", "challenger_score"),
     *("champion_trades", "challenger_trades", "challenger_decided", "challenger_us", "recorded_at"),
@@ -57,14 +58,18 @@ class Shipment:
         decisions = _Decisions()
         outcomes: list[tuple[Any, ...]] = []
         pairs: list[tuple[Any, ...]] = []
+        parts: list[tuple[Any, ...]] = []
         for row in rows:
             try:
                 entry = entry_of(row.entry)
                 kind = entry.WhichOneof("entry")
                 if kind == "decisions":
                     decisions.add(entry.decisions, row.position)
+                    parts += _parts(entry.decisions)
                 elif kind == "decision":
-                    decisions.add_one(entry.decision, row.position)
+                    batch = _batch_of_one(entry.decision)
+                    decisions.add(batch, row.position)
+                    parts += _parts(batch)
                 elif kind == "outcome":
                     outcomes.append(_outcome(entry.outcome, row.position))
                 elif kind == "score_pairs":
@@ -82,6 +87,7 @@ class Shipment:
         self.decisions: Final = decisions.columns(in_journal | {"reply_status": REPLIED})
         self.outcomes: Final = _columns(_OUTCOME_NAMES, outcomes, in_journal)
         self.pairs: Final = _columns(_PAIR_NAMES, pairs, {})
+        self.parts: Final = _columns(_PART_NAMES, parts, {})
 
     def _add_rare(self, kind: str, entry: packet_pb2.JournalEntry, at: RowValues) -> None:
         match kind:
@@ -198,36 +204,6 @@ class _Decisions:
         numbers = [group.number(part) if number in chosen else 0 for number, part in enumerate(parts)]
         group.choice += map(numbers.__getitem__, choice)
 
-    def add_one(self, packet: packet_pb2.DecisionPacket, position: int) -> None:
-        """Adds a decision that is an entry by itself.
-
-        Raises:
-            KeyError: It has a value without a name.
-            ValueError: It has an instant that no column can hold.
-        """
-        order, decision = packet.order, packet.decision
-        age = decision.feature_age.ToNanoseconds() if decision.HasField("feature_age") else NO_AGE
-        self.add(
-            packet_pb2.DecisionBatch(
-                shared=packet,
-                orders=[order],
-                answers=[packet_pb2.DecisionPacket(decision=decision)],
-                decision_id=[decision.decision_id],
-                order_ref=[order.order_ref],
-                idempotency_key=[order.idempotency_key],
-                order=[1],
-                quantity=[order.quantity],
-                limit_price=[order.limit_price if order.HasField("limit_price") else math.nan],
-                answer=[1],
-                score=[decision.score if decision.HasField("score") else math.nan],
-                feature_age_ns=[age],
-                decided_at_ns=[decision.decided_at.seconds * 1_000_000_000 + decision.decided_at.nanos],
-                allowed_us=[decision.budget.allowed_us],
-                used_us=[decision.budget.used_us],
-            ),
-            position,
-        )
-
     def columns(self, same: RowValues) -> Columns:
         """All of them."""
         import numpy as np  # noqa: PLC0415 - readers do not need it
@@ -241,6 +217,47 @@ class _Decisions:
         }
         groups = [self._orders, self._answers, self._servers]
         return Columns(len(self._decided_at_ns), {**self._numbers, **numbers, **texts}, dict(same), groups)
+
+
+def _batch_of_one(packet: packet_pb2.DecisionPacket) -> packet_pb2.DecisionBatch:
+    """A decision that is an entry by itself, with the columns that SQL gets.
+
+    Raises:
+        ValueError: It has an instant that no column can hold.
+    """
+    order, decision = packet.order, packet.decision
+    age = decision.feature_age.ToNanoseconds() if decision.HasField("feature_age") else NO_AGE
+    return packet_pb2.DecisionBatch(
+        shared=packet,
+        orders=[order],
+        answers=[packet_pb2.DecisionPacket(decision=decision, parts=packet.parts)],
+        decision_id=[decision.decision_id],
+        order_ref=[order.order_ref],
+        idempotency_key=[order.idempotency_key],
+        order=[1],
+        quantity=[order.quantity],
+        limit_price=[order.limit_price if order.HasField("limit_price") else math.nan],
+        answer=[1],
+        score=[decision.score if decision.HasField("score") else math.nan],
+        feature_age_ns=[age],
+        decided_at_ns=[decision.decided_at.seconds * 1_000_000_000 + decision.decided_at.nanos],
+        allowed_us=[decision.budget.allowed_us],
+        used_us=[decision.budget.used_us],
+        part_score=[part.score for part in packet.parts],
+    )
+
+
+def _parts(batch: packet_pb2.DecisionBatch) -> list[tuple[Any, ...]]:
+    """The values of `_PART_NAMES`, for each part of each ensemble that scored."""
+    rows, at = [], 0
+    for row, count in enumerate(part_counts(batch) if batch.part_score else ()):
+        about = batch.answers[batch.answer[row] - 1].parts if count else ()
+        decided_at = batch.decided_at_ns[row] // 1_000
+        for place, (part, score) in enumerate(zip(about, batch.part_score[at : at + count], strict=True)):
+            one = (place, part.model_version, _number(part.weight), _number(score), decided_at)
+            rows.append((batch.decision_id[row], *one))
+        at += count
+    return rows
 
 
 def _order_part(order: pb.Order) -> tuple[Any, ...]:

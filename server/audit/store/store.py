@@ -32,6 +32,7 @@ from server.audit.store.schema import (
     DECISIONS,
     ENTRY_OF_DECISION,
     JOURNAL_ENTRIES,
+    PART_SCORES,
     REPEATS,
     SHIPMENTS,
     VERIFICATIONS,
@@ -156,6 +157,7 @@ class Store:
                 OUTCOMES,
                 LABELS,
                 SCORE_PAIRS,
+                PART_SCORES,
                 CANARY_EVENTS,
                 ACCESS_REFUSALS,
             )
@@ -328,6 +330,7 @@ class Store:
                 (DECISIONS, shipment.decisions),
                 (OUTCOMES, shipment.outcomes),
                 (SCORE_PAIRS, shipment.pairs),
+                (PART_SCORES, shipment.parts),
             ):
                 if columns.rows:
                     self._store(connection, table, columns, only_new=only_new)

@@ -67,6 +67,14 @@ def test_what_is_there_is_not_asked_for(tmp_path: Path) -> None:
     assert system.called("apt-get") == []
 
 
+@pytest.mark.parametrize(("there", "said"), [("google-chrome", []), ("strace", ["system tools: installing chromium"])])
+def test_a_chrome_is_a_browser_too(tmp_path: Path, there: str, said: list[str]) -> None:
+    system = System(tmp_path)
+    system.program(there, "")
+    system.program("apt-get", f'case "$*" in *--no-download*) cp {system.bin}/id {system.bin}/chromium;; esac')
+    assert system.run("chromium") == said
+
+
 def test_root_installs_what_lacks_and_starts_no_server(tmp_path: Path) -> None:
     system = System(tmp_path)
     policy = tmp_path / "policy"

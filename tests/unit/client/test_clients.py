@@ -192,7 +192,7 @@ def test_a_first_server_that_hangs_costs_half_of_the_deadline_and_then_nothing(
         server.resume()
 
 
-@pytest.mark.parametrize("way", CALLS)
+@pytest.mark.parametrize("way", [*CALLS, *SHARED])
 def test_an_order_that_only_reduces_says_so_in_the_metadata(server: FakeServer, way: str) -> None:
     with asking(way, server.address) as ask:
         ask(order(reduce_only=True))
@@ -200,15 +200,20 @@ def test_an_order_that_only_reduces_says_so_in_the_metadata(server: FakeServer, 
     assert ["pretrade-reduce-only" in one for one in server.metadata] == [True, False]
 
 
-@pytest.mark.parametrize("way", CALLS)
+@pytest.mark.parametrize("way", [*CALLS, *SHARED])
 def test_the_trace_goes_with_the_call(server: FakeServer, way: str) -> None:
-    context = trace.SpanContext(0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, False, trace.TraceFlags(1))
+    state = trace.TraceState([("vendor", "2")])
+    ids = 0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331
+    context = trace.SpanContext(*ids, False, trace.TraceFlags(1), state)
     with asking(way, server.address) as ask:
-        ask(ORDER, traceparent="00-mine")
+        ask(ORDER, traceparent="00-mine", tracestate="vendor=1")
         ask(ORDER)
+        with pytest.raises(ValueError, match="tracestate"):
+            ask(ORDER, tracestate="vendor=1")
         with trace.use_span(trace.NonRecordingSpan(context)):
             ask(ORDER)
-    assert [one.get("traceparent") for one in server.metadata] == ["00-mine", None, TRACE]
+    shown = [(one.get("traceparent"), one.get("tracestate")) for one in server.metadata]
+    assert shown == [("00-mine", "vendor=1"), (None, None), (TRACE, "vendor=2")]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -6,9 +6,11 @@ import asyncio
 import datetime as dt
 import math
 
+import grpc
 import pytest
 
 from pretrade.audit.v1 import audit_pb2 as pb
+from pretrade.console.calls import CallFailedError
 from pretrade.console.hour import MINUTES, SAMPLE, Hour, minute_of, quantile
 from pretrade.decision.v1 import decision_pb2
 
@@ -31,15 +33,26 @@ class Audit:
         self.more = more
         self.asked: list[int] = []
         self.incomplete = ""
+        self.incomplete_minutes: set[int] | None = None
+        """Those that cannot be read whole; None for all, if any is."""
+        self.at_once = self.most_at_once = 0
 
     async def list(self, request: pb.ListDecisionsRequest) -> pb.ListDecisionsResponse:
         since = request.filter.since.ToDatetime(dt.UTC)
         assert request.filter.until.ToDatetime(dt.UTC) - since == dt.timedelta(minutes=1)
         assert request.page_size == SAMPLE
-        self.asked.append(int(since.timestamp()) // 60)
+        minute = int(since.timestamp()) // 60
+        self.asked.append(minute)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
         await asyncio.sleep(0)  # as a call takes its time
-        token = "more" if self.more else ""
-        return pb.ListDecisionsResponse(decisions=self.decisions, next_page_token=token, incomplete=self.incomplete)
+        self.at_once -= 1
+        is_whole = self.incomplete_minutes is not None and minute not in self.incomplete_minutes
+        return pb.ListDecisionsResponse(
+            decisions=self.decisions,
+            next_page_token="more" if self.more else "",
+            incomplete="" if is_whole else self.incomplete,
+        )
 
 
 def test_what_was_not_heard_in_time_is_counted_and_what_is_not_settled_is_not() -> None:
@@ -62,8 +75,9 @@ def test_there_is_no_quantile_of_nothing() -> None:
 async def test_a_minute_that_is_over_is_asked_for_once_and_the_current_one_each_time() -> None:
     now, audit = _NOW, Audit(audited(1_000))
     hour = Hour(lambda: now)
-    while hour.summary().missing:
-        await hour.look(audit.list)
+    await hour.look(audit.list)
+    assert not hour.summary().missing
+    assert audit.most_at_once == 4, "the audit answers others meanwhile"
     current = int(now // 60)
     assert set(audit.asked) == set(range(current - MINUTES + 1, current + 1))
     audit.asked.clear()
@@ -104,11 +118,55 @@ async def test_a_minute_that_could_not_be_read_whole_is_asked_for_again() -> Non
     assert not hour.summary().problem
 
 
+async def test_a_minute_that_could_be_read_does_not_hide_that_another_could_not() -> None:
+    audit = Audit(audited(1_000))
+    audit.incomplete, audit.incomplete_minutes = "the database is away", {int(_NOW // 60) - 5}
+    hour = Hour(lambda: _NOW)
+    await hour.look(audit.list)
+    assert len(audit.asked) == MINUTES
+    assert hour.summary().problem == "the database is away"
+
+
 async def test_pages_that_look_at_the_same_time_ask_once() -> None:
     audit = Audit(audited(1_000))
     hour = Hour(lambda: _NOW)
     await asyncio.gather(*(hour.look(audit.list) for _ in range(5)))
-    assert len(audit.asked) == len(set(audit.asked)) == 12
+    assert len(audit.asked) == len(set(audit.asked)) == MINUTES
+
+
+async def test_a_look_at_a_slow_audit_ends_and_the_next_goes_on_where_it_ended() -> None:
+    monotonic, audit = 0.0, Audit(audited(1_000))
+
+    async def slowly(request: pb.ListDecisionsRequest) -> pb.ListDecisionsResponse:
+        nonlocal monotonic
+        monotonic += 0.05
+        return await audit.list(request)
+
+    hour = Hour(lambda: _NOW, lambda: monotonic)
+    await hour.look(slowly)
+    first = len(audit.asked)
+    assert 10 <= first < 20
+    assert hour.summary().missing == MINUTES - first
+    await hour.look(slowly)
+    assert len(audit.asked) > len(set(audit.asked)) > first, "the current minute is asked for anew, and older ones"
+
+
+async def test_a_failure_ends_the_look_and_is_said() -> None:
+    audit = Audit(audited(1_000))
+
+    async def failing(request: pb.ListDecisionsRequest) -> pb.ListDecisionsResponse:
+        if len(audit.asked) == 6:
+            raise CallFailedError("the audit does not answer", grpc.StatusCode.UNAVAILABLE)
+        return await audit.list(request)
+
+    hour = Hour(lambda: _NOW)
+    with pytest.raises(CallFailedError, match="does not answer"):
+        await hour.look(failing)
+    assert hour.summary().minute.decisions >= 6
+    assert len(audit.asked) < 12
+    audit.asked.append(0)
+    await hour.look(failing)
+    assert not hour.summary().missing
 
 
 async def test_a_sample_says_that_it_is_one() -> None:
@@ -120,8 +178,14 @@ async def test_a_sample_says_that_it_is_one() -> None:
 
 
 async def test_the_chart_has_a_gap_where_nothing_was_decided() -> None:
+    audit = Audit(audited(2_500))
+
+    async def of_this_minute(request: pb.ListDecisionsRequest) -> pb.ListDecisionsResponse:
+        is_current = request.filter.since.seconds == _NOW // 60 * 60
+        return await audit.list(request) if is_current else pb.ListDecisionsResponse()
+
     hour = Hour(lambda: _NOW)
-    await hour.look(Audit(audited(2_500)).list)
+    await hour.look(of_this_minute)
     series = hour.series()
     assert series["time"][-1] == _NOW // 60 * 60
     assert (series["p50_ms"][0], series["p50_ms"][-1]) == (None, 2.5)

@@ -1,4 +1,4 @@
-"""Sessions end by themselves, and a ticket is good once."""
+"""Sessions end by themselves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.client.credentials import ClientCredentials
 from pretrade.console import sessions
 from pretrade.console.calls import ServerCalls
-from pretrade.console.sessions import Session, Sessions, Ticket
+from pretrade.console.sessions import Session, Sessions
 
 
 class Clock:
@@ -82,15 +82,3 @@ async def test_the_audit_names_who_the_server_knows_and_else_who_was_stated(cloc
     assert session(clock, caller=proven).may("SetFlag")
     assert not session(clock, caller=proven).may("SetChain")
     assert not session(clock, caller=proven).may("SetFlag", "AuditService")
-
-
-def test_a_ticket_is_good_once_and_not_for_long(clock: Clock) -> None:
-    ticket = Ticket(clock)
-    assert not ticket.fits("")
-    assert not ticket.fits("guess")
-    assert ticket.fits(ticket.text)
-    ticket.use()
-    assert not ticket.fits(ticket.text)
-    late = Ticket(clock)
-    clock.now += 601.0
-    assert not late.fits(late.text)

@@ -14,7 +14,7 @@ from support.cases import Clock, new_case
 
 from fallback.embedded import Embedded
 from fallback.joint_case import JointCase
-from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Answer, Case
+from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Answer, Case, Part
 from feature_cache import features
 from feature_cache.feature_set import FeatureSet
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -31,29 +31,21 @@ class Model:
     expires_at: int = 1_900_000_000
     feature_set: FeatureSet = features.MF1
     rows: list[bytes] = field(default_factory=list)
+    parts: tuple[Part, ...] = ()
 
-    def score(self, row: bytes) -> float:
-        self.rows.append(row)
-        if self.scripted is None:
-            raise ValueError("no score")
-        return self.scripted
-
-    def scores(self, rows: bytes) -> NDArray[np.float32]:
-        """That of a row is its first feature."""
+    def scores_and_parts(self, rows: bytes) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         if self.scripted is None:
             raise ValueError("no score")
         self.rows.append(rows)
-        return np.frombuffer(rows, dtype=features.ROW).reshape(-1, features.N_FEATURES)[:, 0].astype(np.float32)
+        return np.full(len(rows) // features.MF1.row_bytes, self.scripted, dtype=np.float32), None
 
 
 class ByRow(Model):
-    """Scores a row alone as it does with others."""
+    """The score of a row is its first feature."""
 
-    def score(self, row: bytes) -> float:
-        score = float(self.scores(row)[0])
-        if not 0.0 <= score <= 1.0:
-            raise ValueError("no score")
-        return score
+    def scores_and_parts(self, rows: bytes) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        scores = np.frombuffer(rows, dtype=features.ROW).reshape(-1, features.N_FEATURES)[:, 0].astype(np.float32)
+        return scores, np.stack([scores / 2, scores / 4], axis=1) if self.parts else None
 
 
 @dataclass
@@ -174,9 +166,23 @@ def said(case: Case, answer: Answer | None) -> tuple[object, ...]:
     return answer, case.degradations, [(use[0], use[3]) for use in case.budget.uses], attempts
 
 
-@given(st.lists(st.none() | st.sampled_from((0.25, 0.5, 0.75, 0.0, 1.0, -0.1, 1.5, float("nan"))), max_size=9))
-async def test_rows_that_are_scored_together_get_what_each_gets_alone(values: list[float | None]) -> None:
-    together, alone = stage(ByRow()), stage(ByRow())
+PARTS = (Part("bb" * 8, 0.25), Part("cc" * 8, 0.75))
+
+
+async def test_what_each_part_of_an_ensemble_says_is_in_the_answer() -> None:
+    answer = await stage(ByRow(parts=PARTS)).answer(new_case(values=row_with(0.5)))
+    assert answer is not None
+    assert (answer.score, answer.parts, answer.part_scores) == (0.5, PARTS, (0.25, 0.125))
+
+
+@given(
+    st.lists(st.none() | st.sampled_from((0.25, 0.5, 0.75, 0.0, 1.0, -0.1, 1.5, float("nan"))), max_size=9),
+    st.sampled_from(((), PARTS)),
+)
+async def test_rows_that_are_scored_together_get_what_each_gets_alone(
+    values: list[float | None], parts: tuple[Part, ...]
+) -> None:
+    together, alone = stage(ByRow(parts=parts)), stage(ByRow(parts=parts))
     told: list[JointCase] = []
     cases = [joint(value, told) for value in values]
     begun = together.begin(cases)

@@ -309,6 +309,35 @@ def test_a_model_of_another_set_is_compared_by_what_it_scored() -> None:
     assert told.problem == "model v1 takes other features than its decisions say"
 
 
+def test_what_callers_bring_is_compared_order_by_order_but_is_no_more_evidence_than_its_instant() -> None:
+    names, states, each = ("spread_bps", "urgency"), 300, 5
+    learnt_from = np.random.default_rng(14).uniform(size=(8_000, 2)).astype(np.float32)
+    histograms = {
+        name: asdict(reference_histogram(learnt_from[:, i], sampled(learnt_from))) for i, name in enumerate(names)
+    }
+    found = [packet for packet in packets(market(states, 13), uniform(states)) for _ in range(each)]
+    found = [packet_pb2.DecisionPacket.FromString(packet.SerializeToString()) for packet in found]
+    urgencies = np.random.default_rng(15).uniform(size=len(found)).astype(np.float32)
+    for number, (packet, urgency) in enumerate(zip(found, urgencies, strict=True)):
+        packet.decision.decision_id += f"-{number}"
+        packet.features.event_time_ns = packet.decision.decided_at.ToNanoseconds()
+        packet.order.features.feature_set_id = "numbers"
+        packet.order.features.values.extend([np.nan, urgency])
+        row = np.array([learnt_from[number // each, 0], urgency], dtype="<f4")
+        packet.scored_input, packet.scored_feature_set = row.tobytes(), "numbers/1f0c83aa"
+    about = {"feature_names": list(names), "reference": histograms}
+    told = summarise(found, known(about))
+    assert (told.rows, told.drifted) == (states * each, ())
+    assert [one.independent for one in told.drifts] == [states] * 2
+    assert told.drifts[1].psi < 0.1, "all that callers brought, and not the first of each instant"
+    for packet in found[1::each]:
+        packet.order.features.CopyFrom(found[0].order.features)
+    for packet in found:
+        packet.features.sequence = 1
+    repeated = summarise(found, known(about))
+    assert repeated.rows == len(found) - states, "the same features in the same state of the market count once"
+
+
 def test_of_a_model_of_another_set_ages_are_not_judged_and_what_is_missing_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from support.cases import Clock, new_case
-from support.guest_sets import ALL, MIXED, RECORDED, know
+from support.guest_sets import ALL, FILE, MIXED, RECORDED, know
 from support.waiting import until
 
 from feature_cache.feature_set import ROW, FeatureSet
@@ -18,7 +18,7 @@ from feature_cache.sources.simulator import simulate
 from feature_cache.store.codec import FeatureSnapshot
 from feature_cache.store.l1 import CachedFeatures, FeatureCache, FeatureCacheSettings
 from feature_cache.worker.engines import Engines
-from feature_cache.worker.guests import Guest, Guests
+from feature_cache.worker.guests import Guest, Guests, launcher
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.other_sets import OtherSets
 from server.inference.model_names import DEFAULT
@@ -45,7 +45,7 @@ def test_a_set_has_a_part_of_each_source_but_the_callers() -> None:
 
 @pytest.mark.parametrize("side", [pb.SIDE_BUY, pb.SIDE_SELL])
 async def test_training_has_the_vector_that_worker_and_server_make_to_the_bit(side: pb.Side.ValueType) -> None:
-    guests = Guests([Guest(one) for one in ALL])
+    guests = Guests([Guest(one, launcher(one, FILE)) for one in ALL])
     engines = Engines(3, guests)
     engines.assign(0, 0, 0)
     for offset, event in enumerate(EVENTS, start=1):
@@ -55,11 +55,13 @@ async def test_training_has_the_vector_that_worker_and_server_make_to_the_bit(si
 
     def all_published() -> bool:
         for guest in guests.all:
-            published.update((snapshot.feature_set, snapshot) for _, snapshot in guest.take_ready())
+            published.update((snapshot.feature_set, snapshot) for _, snapshot in guest.exchange())
         return len(published) == 2 and all(one.sequence == of_mf1.sequence for one in published.values())
 
-    await until(all_published)
-    guests.close()
+    try:
+        await until(all_published)
+    finally:
+        guests.close()
 
     def follow(feature_set: FeatureSet) -> FeatureCache:
         cache = FeatureCache("redis://unused", FeatureCacheSettings(), [NAME], feature_set, wall_ns=lambda: 0)

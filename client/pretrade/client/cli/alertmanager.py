@@ -6,7 +6,7 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Self
@@ -15,6 +15,8 @@ from urllib.parse import quote, urlencode
 _PATIENCE_SECONDS: Final = 5.0
 _MATCHER: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(=~|!~|!=|=)(.*)", re.DOTALL)
 _ALERT: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+_SEVERITIES: Final = ("page", "ticket")
+"""The most urgent first."""
 
 
 class AlertmanagerError(Exception):
@@ -117,6 +119,36 @@ class Alertmanager:
             raise AlertmanagerError(f"{error.code}: {said or error.reason}") from None
         except (OSError, ValueError) as error:  # nobody, or somebody who speaks no JSON
             raise UnreachableError(f"{self._url} does not answer as an Alertmanager: {error}") from None
+
+
+def by_urgency(alerts: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Alerts, the most urgent first, and of those that are as urgent the oldest."""
+
+    def urgency(alert: Mapping[str, Any]) -> tuple[int, str]:
+        severity = alert["labels"].get("severity", "")
+        return _SEVERITIES.index(severity) if severity in _SEVERITIES else len(_SEVERITIES), alert["startsAt"]
+
+    return sorted(alerts, key=urgency)
+
+
+def told(alert: Mapping[str, Any]) -> str:
+    """Whether people are told of an alert, and why not."""
+    status = alert["status"]
+    if status["silencedBy"]:
+        return f"silenced by {', '.join(status['silencedBy'])}"
+    return "no, another alert explains it" if status["inhibitedBy"] else "yes"
+
+
+def matchers_of(silence: Mapping[str, Any]) -> list[Matcher]:
+    """The conditions of a silence."""
+    return [
+        Matcher(each["name"], each["value"], each["isRegex"], each.get("isEqual", True)) for each in silence["matchers"]
+    ]
+
+
+def moment(text: str) -> str:
+    """A time of Alertmanager's, in UTC, for people."""
+    return text[:19].replace("T", " ")
 
 
 def _quoted(matcher: Matcher) -> str:

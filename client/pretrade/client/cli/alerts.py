@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 ADDRESS: Final = "PRETRADE_ALERTMANAGER_URL"
 _EXIT_CODES: Final = "Exit codes: 0 done; 1 Alertmanager refused; 2 wrong usage; 3 no Alertmanager could be reached."
-_SEVERITIES: Final = ("page", "ticket")
 
 alerts_app = typer.Typer(
     name="alerts", no_args_is_help=True, help="List the alerts that fire, silence some of them, or end a silence."
@@ -117,34 +116,22 @@ def _connected(url: str | None, directory: Any) -> Iterator[Alertmanager]:
 
 
 def _alerts(alerts: list[dict[str, Any]]) -> RenderableType:
+    from pretrade.client.cli.alertmanager import by_urgency, moment, told
     from pretrade.client.cli.fitting import Rows
 
-    def urgency(alert: dict[str, Any]) -> tuple[int, str]:
-        severity = alert["labels"].get("severity", "")
-        return _SEVERITIES.index(severity) if severity in _SEVERITIES else len(_SEVERITIES), alert["startsAt"]
-
     rows = Rows("alert", "severity", "since (UTC)", "told", "what")
-    for one in sorted(alerts, key=urgency):
-        labels, status = one["labels"], one["status"]
-        told = f"silenced by {', '.join(status['silencedBy'])}" if status["silencedBy"] else "yes"
-        told = "no, another alert explains it" if status["inhibitedBy"] and not status["silencedBy"] else told
-        what = one["annotations"].get("summary", "")
-        rows.add(labels.get("alertname", "?"), labels.get("severity", ""), _moment(one["startsAt"]), told, what)
+    for one in by_urgency(alerts):
+        labels, what = one["labels"], one["annotations"].get("summary", "")
+        rows.add(labels.get("alertname", "?"), labels.get("severity", ""), moment(one["startsAt"]), told(one), what)
     return rows
 
 
 def _silences(silences: list[dict[str, Any]]) -> RenderableType:
-    from pretrade.client.cli.alertmanager import Matcher
+    from pretrade.client.cli.alertmanager import matchers_of, moment
     from pretrade.client.cli.fitting import Rows
 
     rows = Rows("silence", "of", "until (UTC)", "by", "why")
     for one in sorted(silences, key=lambda each: each["endsAt"]):
-        matchers = (
-            Matcher(each["name"], each["value"], each["isRegex"], each.get("isEqual", True)) for each in one["matchers"]
-        )
-        rows.add(one["id"], " ".join(map(str, matchers)), _moment(one["endsAt"]), one["createdBy"], one["comment"])
+        of = " ".join(map(str, matchers_of(one)))
+        rows.add(one["id"], of, moment(one["endsAt"]), one["createdBy"], one["comment"])
     return rows
-
-
-def _moment(text: str) -> str:
-    return text[:19].replace("T", " ")

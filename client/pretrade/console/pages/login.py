@@ -24,6 +24,8 @@ _WRONG: Final = {
     grpc.StatusCode.PERMISSION_DENIED: 403,
 }
 
+_USED: Final = "This link was used, or is too old. Paste a token, or have the command make another."
+
 
 class Login:
     """The page on which a person logs in."""
@@ -43,7 +45,7 @@ class Login:
         shown = request.query_params.get("ticket", "")
         problem = ""
         if shown and not self._fits(shown):
-            problem = "This link was used, or is too old. Paste a token, or start the command again."
+            problem = _USED
         elif request.query_params.get("ended"):
             problem = "Your session has ended, or the server takes your token no more. Log in again."
         return self._page(problem, ticket=shown if self._fits(shown) else "")
@@ -68,14 +70,13 @@ class Login:
                 f"This token is a machine's. Say who you are, in 1 to {_LONGEST_NAME} characters: the audit names you."
             )
             return self._page(why, 400, ticket=ticket if not token else "", name=name)
-        return await self._welcome(request, calls, caller, name, used_ticket=not token)
+        if not token and not self._uses(ticket):  # somebody else was faster
+            await calls.close()
+            return self._page(_USED, 400, name=name)
+        return await self._welcome(request, calls, caller, name)
 
-    async def _welcome(
-        self, request: Request, calls: ServerCalls, caller: pb.GetCallerResponse, name: str, *, used_ticket: bool
-    ) -> Response:
+    async def _welcome(self, request: Request, calls: ServerCalls, caller: pb.GetCallerResponse, name: str) -> Response:
         """Opens a session; one that the browser had is ended."""
-        if used_ticket and self._site.ticket is not None:
-            self._site.ticket.use()
         before = await self._site.session_of(request)
         if before is not None:
             await self._site.sessions.end(before)
@@ -96,7 +97,10 @@ class Login:
         return response
 
     def _fits(self, ticket: str) -> bool:
-        return self._site.ticket is not None and self._site.ticket.fits(ticket)
+        return self._site.tickets is not None and self._site.tickets.fits(ticket)
+
+    def _uses(self, ticket: str) -> bool:
+        return self._site.tickets is not None and self._site.tickets.use(ticket)
 
     def _shown(self, token: str) -> ClientCredentials:
         """What the person's calls show: the token alone, or by the ticket what the command itself would show."""

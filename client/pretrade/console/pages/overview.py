@@ -20,6 +20,8 @@ from pretrade.console.site import Site
 
 _CHANGES: Final = 8
 """Changes that are shown, the newest first."""
+_READS_DECISIONS: Final = ("ListDecisions", "AuditService")
+"""What a role must allow to see the hour: all people share it, whoever's calls have read it."""
 
 
 class Overview:
@@ -36,13 +38,12 @@ class Overview:
             Route("/", people(self._page), methods=["GET"]),
             Route("/overview/status", people(self._status), methods=["GET"]),
             Route("/overview/changes", people(self._changes), methods=["GET"]),
-            Route("/overview/hour", people(self._last_hour), methods=["GET"]),
-            Route("/overview/hour.json", people(self._series), methods=["GET"]),
+            Route("/overview/hour", people(self._last_hour, needs=_READS_DECISIONS), methods=["GET"]),
+            Route("/overview/hour.json", people(self._series, needs=_READS_DECISIONS), methods=["GET"]),
         ]
 
     async def _page(self, _: Request, session: Session) -> Response:
-        notice, session.notice = session.notice, []
-        return self._site.show(session, "overview", notice=notice)
+        return self._site.show(session, "overview", notice=session.take_notice())
 
     async def _status(self, _: Request, session: Session) -> Response:
         calls = session.calls

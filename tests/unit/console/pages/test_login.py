@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,13 +13,14 @@ from support.admin_server import RefusedError, admin_server
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.client.credentials import ClientCredentials
 from pretrade.console.application import Console
+from pretrade.console.reach import Reach
 
 _HERE = "http://localhost"
 
 
 @asynccontextmanager
 async def console(address: str, token: str | None) -> AsyncIterator[tuple[Console, httpx.AsyncClient]]:
-    made = Console(address, ClientCredentials(token=token), hosts={"localhost"}, is_secure=False)
+    made = Console(address, ClientCredentials(token=token), Reach.of(listens_on="localhost"))
     transport = httpx.ASGITransport(made.asgi)
     async with httpx.AsyncClient(transport=transport, base_url=_HERE, headers={"origin": _HERE}) as browser:
         yield made, browser
@@ -36,27 +38,37 @@ def of_a_person(_: pb.GetCallerRequest) -> pb.GetCallerResponse:
 async def test_the_link_logs_in_once_and_wants_a_name() -> None:
     with admin_server(GetCaller=of_a_machine) as server:
         async with console(server.address, "secret") as (made, browser):
-            assert made.ticket is not None
-            page = (await browser.get(f"/login?ticket={made.ticket.text}")).text
+            assert made.tickets is not None
+            ticket = made.tickets.new()
+            page = (await browser.get(f"/login?ticket={ticket}")).text
             assert "Your name" in page
             assert 'name="token"' not in page
             assert "secret" not in page
-            nameless = await browser.post("/login", data={"ticket": made.ticket.text})
+            nameless = await browser.post("/login", data={"ticket": ticket})
             assert nameless.status_code == 400
             assert "Say who you are" in nameless.text
             assert not browser.cookies
-            welcome = await browser.post("/login", data={"ticket": made.ticket.text, "name": "ann"})
+            welcome = await browser.post("/login", data={"ticket": ticket, "name": "ann"})
             assert (welcome.status_code, welcome.headers["location"]) == (303, "/")
             assert "<b>ann</b>" in (await browser.get("/")).text
-            assert "was used" in (await browser.get(f"/login?ticket={made.ticket.text}")).text
-            again = await browser.post("/login", data={"ticket": made.ticket.text, "name": "eve"})
+            assert "was used" in (await browser.get(f"/login?ticket={ticket}")).text
+            again = await browser.post("/login", data={"ticket": ticket, "name": "eve"})
             assert again.status_code == 400
+
+
+async def test_of_two_who_use_a_link_at_the_same_time_one_is_logged_in() -> None:
+    with admin_server(GetCaller=of_a_machine) as server:
+        async with console(server.address, "secret") as (made, browser):
+            assert made.tickets is not None
+            form = {"ticket": made.tickets.new(), "name": "ann"}
+            answers = await asyncio.gather(*(browser.post("/login", data=form) for _ in range(4)))
+            assert sorted(answer.status_code for answer in answers) == [303, 400, 400, 400]
 
 
 async def test_a_command_without_credentials_has_no_link_and_no_login_without_a_token() -> None:
     with admin_server(GetCaller=of_a_person) as server:
         async with console(server.address, None) as (made, browser):
-            assert made.ticket is None
+            assert made.tickets is None
             assert (await browser.post("/login", data={"ticket": ""})).status_code == 400
             assert not server.asked
 

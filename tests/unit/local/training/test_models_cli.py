@@ -103,10 +103,11 @@ def test_models_are_combined_and_an_explanation_shows_the_parts(how: str, regist
         weights = [part["weight"] for part in about["ensemble"]["parts"]]
         together = weights[0] * margins[0] + weights[1] * margins[1] + about["ensemble"]["bias"]
     with RunningModel(archive) as model:
-        identity, score = model.score(row.astype("<f4").tobytes(), 1, 0)
+        identity, score, part_scores = model.score(row.astype("<f4").tobytes(), 1, 0)
         explained = model.explain(row.astype("<f4").tobytes())
     assert identity.version == archive.version
     assert score == pytest.approx(float(calibrated(together, **about["calibration"])[0]), abs=1e-6)
+    assert part_scores == (float(scores[0][0]), float(scores[1][0]))
     assert explained.method == "sampled_shapley"
     assert [(one.version, one.score) for one in explained.parts] == [
         (lightgbm_, float(scores[0][0])),

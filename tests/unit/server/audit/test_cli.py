@@ -51,6 +51,7 @@ def decision(decision_id: str) -> packet_pb2.JournalEntry:
     packet.attempts.add(replica="secondary", outcome="success", used_us=700, model_version="0123456789abcdef")
     packet.instance_id, packet.config_hash, packet.trading_state = "server-1", "c0ffee", "ACTIVE"
     packet.mid_price = 67890.5
+    packet.parts.add(model_version="00000000000000aa", weight=0.25, score=0.5)
     packet.trace_id, packet.correlation_id = "4bf92f3577b34da6a3ce929d0e0e4736", "basket-7"
     return entry
 
@@ -95,6 +96,7 @@ def test_one_screen_shows_what_was_asked_known_and_answered_why_and_at_what_cost
         "SECONDARY",
         "0.250000 against a threshold of 0.950000",
         "champion 0123456789abcdef",
+        "00000000000000aa: score 0.500000, weight 0.25",
         "SCORE_BELOW_THRESHOLD",
         "PRIMARY_TIMEOUT",
         "67890.5",

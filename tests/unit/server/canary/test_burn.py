@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from support.cases import new_case
+from support.guest_sets import MIXED
 
-from server.canary.burn import BurnRate, BurnRule, SloSettings
+from fallback.order import Attempt, Brought, Case
+from feature_cache.feature_set import SetRow
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.canary.burn import BurnRate, BurnRule, Objective, SloSettings
 
 FAST, SLOW = SloSettings().rules()
 
@@ -86,6 +92,48 @@ def test_what_is_longer_ago_than_any_window_is_forgotten() -> None:
     traffic = Traffic()
     traffic.go_on(30_000, 0)
     assert len(traffic.burn._samples) < 21_700
+
+
+ROW = SetRow.of(MIXED, bytes(MIXED.row_bytes))
+
+
+def case_of_another_set(row: SetRow | None, *outcomes: str, brings: bool = True) -> Case:
+    """An order for a model of another set, after attempts that ended so."""
+    case = new_case()
+    if brings:
+        case.order.brought = Brought(MIXED, np.zeros(len(MIXED), dtype=np.float32))
+    case.others = {MIXED: row}
+    case.attempts = [Attempt("primary", outcome, 0.001, "") for outcome in outcomes]
+    return case
+
+
+def missed(case: Case) -> int:
+    """How many of the calls that count no model answered."""
+    objective = Objective(SloSettings(), cap_seconds=0.05)
+    objective.note(case, by_model=False)
+    assert objective.met == 0
+    return objective.missed
+
+
+def test_a_caller_who_leaves_out_what_a_model_needs_uses_up_no_budget() -> None:
+    assert missed(case_of_another_set(None, brings=False)) == 0
+    server_lacks = case_of_another_set(None)
+    server_lacks.others = {}
+    assert missed(server_lacks) == 1, "a part of the server's own is missing"
+    assert missed(case_of_another_set(None, "timeout", brings=False)) == 1, (
+        "another model was asked, and did not answer"
+    )
+
+
+def test_a_caller_whose_row_makes_a_model_fail_uses_up_no_budget() -> None:
+    for outcome in ("model_error", "bad_answer"):
+        assert missed(case_of_another_set(ROW, outcome)) == 0
+        assert missed(case_of_another_set(ROW, outcome, brings=False)) == 1
+    for outcome in ("timeout", "transport", "overload"):
+        assert missed(case_of_another_set(ROW, outcome)) == 1
+    embedded = case_of_another_set(ROW)
+    embedded.degradations.append(pb.DEGRADATION_EMBEDDED_FAILED)
+    assert missed(embedded) == 0
 
 
 def test_a_rule_names_itself() -> None:

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from support.cases import new_case
+from support.guest_sets import MIXED, RECORDED
 from support.scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 
 from fallback.block import Block, View
 from fallback.budget import BudgetSettings
 from fallback.joint_case import JointCase
-from fallback.order import Case
+from fallback.order import Brought, Case
 from feature_cache import features
+from feature_cache.feature_set import FeatureSet, SetRow
 from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.burn import Objective, SloSettings
@@ -39,11 +41,11 @@ PASSED_OVER = [pb.DEGRADATION_CANARY_PASSED_OVER]
 class Desk:
     """The model stage with a canary that takes every order."""
 
-    def __init__(self, canary: Script, champion: Script, batcher: BatcherSettings) -> None:
+    def __init__(self, canary: Script, champion: Script, batcher: BatcherSettings, feature_set: FeatureSet) -> None:
         self.clock = asyncio.get_running_loop().time
-        self.canary = ScriptedReplica("challenger", canary, batcher)
-        self.primary = ScriptedReplica("primary", champion)
-        self.secondary = ScriptedReplica("secondary", champion)
+        self.canary = ScriptedReplica("challenger", canary, batcher, feature_set=feature_set)
+        self.primary = ScriptedReplica("primary", champion, feature_set=feature_set)
+        self.secondary = ScriptedReplica("secondary", champion, feature_set=feature_set)
         budget = BudgetSettings()
         retry = RetryBudget(RetrySettings(share=1, per_second=1_000), self.clock)
         self.champion = Champion(self.primary, self.secondary, retry, False, budget, self.clock, lambda: 0.5)
@@ -66,12 +68,23 @@ class Desk:
         own = np.zeros(features.N_FEATURES, dtype=np.float32) if own_features else None
         return new_case(arrived=self.clock(), timeout_seconds=timeout_seconds, strategy=strategy, caller_features=own)
 
+    def case_that_brings(self, feature_set: FeatureSet = MIXED) -> Case:
+        """An order with its caller's part of a set."""
+        case = self.case()
+        values = np.zeros(len(feature_set), dtype=np.float32)
+        case.order.brought = Brought(feature_set, values)
+        case.others = {MIXED: SetRow.of(MIXED, bytes(MIXED.row_bytes))}
+        return case
+
 
 @asynccontextmanager
 async def desk(
-    canary: Script, champion: Script | None = None, batcher: BatcherSettings | None = None
+    canary: Script,
+    champion: Script | None = None,
+    batcher: BatcherSettings | None = None,
+    feature_set: FeatureSet = MF1,
 ) -> AsyncIterator[Desk]:
-    made = Desk(canary, champion or answers(0.25), batcher or BatcherSettings())
+    made = Desk(canary, champion or answers(0.25), batcher or BatcherSettings(), feature_set)
     try:
         yield made
     finally:
@@ -275,6 +288,46 @@ async def test_an_order_that_brings_its_own_features_goes_to_the_champion_and_sp
             assert answer is not None
             assert (answer.source, case.degradations) == (pb.SOURCE_PRIMARY, [])
         assert (d.canary.calls, d.observed, d.controls) == (0, [], [])
+
+
+async def test_an_order_that_brings_its_part_of_another_set_is_evidence_where_the_canary_answers() -> None:
+    async with desk(answers(0.75, version=VERSION), feature_set=MIXED) as d:
+        answer = await d.routing.answer(d.case_that_brings())
+        assert answer is not None
+        assert (answer.source, d.observed) == (pb.SOURCE_CANARY, [True])
+        d.routing.canary = CANARY.weighted(0.0, held=True, now=0.0)
+        answer = await d.routing.answer(d.case_that_brings())
+        assert answer is not None
+        assert (answer.source, d.controls) == (pb.SOURCE_PRIMARY, [True])
+
+
+@pytest.mark.parametrize("failure", [fails(Outcome.MODEL_ERROR), fails(Outcome.BAD_ANSWER), answers(float("nan"))])
+async def test_what_the_callers_part_of_a_row_may_have_caused_speaks_against_no_model(failure: Script) -> None:
+    async with desk(failure, failure, feature_set=MIXED) as d:
+        told: list[Outcome] = []
+        for replica in (d.canary, d.primary, d.secondary):
+            replica.on_batch(lambda outcome, seconds: told.append(outcome))
+        for weight in (1.0, 0.0):
+            d.routing.canary = CANARY.weighted(weight, held=True, now=0.0)
+            assert await d.routing.answer(d.case_that_brings()) is None
+        assert (d.canary.calls, d.primary.calls) == (1, 2)
+        assert (told, d.observed, d.controls) == ([], [], [])
+        assert d.canary.outcomes.total() == 1, "the breaker knows of it"
+
+
+async def test_how_long_a_model_takes_is_evidence_whatever_the_caller_brings() -> None:
+    async with desk(hangs, feature_set=MIXED) as d:
+        await d.routing.answer(d.case_that_brings())
+        assert d.observed == [False]
+
+
+async def test_what_a_caller_brings_of_a_set_that_no_model_takes_excuses_none() -> None:
+    failure = fails(Outcome.MODEL_ERROR)
+    async with desk(failure, failure, feature_set=MIXED) as d:
+        told: list[Outcome] = []
+        d.canary.on_batch(lambda outcome, seconds: told.append(outcome))
+        await d.routing.answer(d.case_that_brings(RECORDED))
+        assert (told, d.observed) == ([Outcome.MODEL_ERROR], [False])
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])

@@ -20,12 +20,12 @@ from support.scripted_replica import answers, fails, hangs
 
 from fallback.budget import BudgetSettings
 from fallback.guards import GuardSettings
-from fallback.order import Order
+from fallback.order import CallContext, Order
 from feature_cache.compiled import compiled
 from feature_cache.features import MF1
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.decision import plane
+from server.decision import blocks as blocks_module
 from server.decision.decided_block import DecidedBlock, DecidedRow
 from server.decision.many_calls import ManyCalls
 from server.decision.pending import Waited
@@ -41,7 +41,7 @@ from server.inference.outcome import Outcome
 def few() -> Iterator[None]:
     """Four orders are enough for a block here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plane, "_LEAST_IN_BLOCK", 4)
+        patch.setattr(blocks_module, "LEAST", 4)
         yield
 
 
@@ -89,10 +89,10 @@ async def test_each_has_its_own_times_wherever_they_count(tmp_path: Path) -> Non
             lambda _: None,
             one_in=2,
             slow_seconds=4.4,
-            follows_caller=False,
+            follows_traces=False,
             max_per_second=1e6,
         )
-        p.dataplane._reports = DecisionReports((told,))
+        p.dataplane._following._reports = DecisionReports((told,))
         now = p.clock()
         arrivals = {"o-0": now - 4.5, "o-1": now - 1.0, "o-2": now - 0.25, "o-3": now}
         deadlines = {ref: now + 5.0 + place * 1e-4 for place, ref in enumerate(arrivals)}
@@ -108,7 +108,7 @@ async def test_each_has_its_own_times_wherever_they_count(tmp_path: Path) -> Non
         latency = p.metrics.latency.buckets()[1]
         assert 5.75 <= latency <= 5.75 + 4 * took
         kept = {(order.instrument, order.side): arrivals[order.order_ref] for order in orders}
-        cached: Any = p.dataplane._cached_scores
+        cached: Any = p.dataplane._following._cached_scores
         assert {question: score.at for question, score in cached._scores.items()} == kept
         await p.journal.flush()
     packets = {packet.order.order_ref: packet for packet in packets_in(tmp_path)}
@@ -183,7 +183,7 @@ async def test_the_entry_of_such_a_block_is_the_same_compiled_and_plain(
 async def test_one_that_is_late_does_so_at_its_own_deadline_and_the_others_wait_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plane, "_NEAR_SECONDS", 100.0)
+    monkeypatch.setattr(blocks_module, "_NEAR_SECONDS", 100.0)
     budget = BudgetSettings(cap_seconds=10.0, audit_reserve_seconds=0.1, reply_reserve_seconds=0.05)
     async with busy_plane(tmp_path, answers(0.75), answers(0.75), budget=budget) as p:
         never: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -327,7 +327,7 @@ async def test_a_bug_that_one_of_them_meets_after_its_decision_costs_the_others_
 ) -> None:
     async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
         orders = orders_of(Random(1), 6)
-        scores_of = p.dataplane._cached_scores
+        scores_of = p.dataplane._following._cached_scores
         remember = scores_of.remember
 
         def broken(case: Any, answer: Any, decision_id: str) -> None:
@@ -348,13 +348,18 @@ async def test_a_bug_that_one_of_them_meets_after_its_decision_costs_the_others_
 async def test_what_comes_with_a_key_a_trace_or_features_of_its_own_goes_alone(tmp_path: Path) -> None:
     async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
         orders = orders_of(Random(1), 8)
-        orders[0].context = orders[0].context._replace(correlation_id="work")
+        orders[0].context = CallContext(trace_id="ab" * 16)
         orders[1].idempotency_key = "key"
         orders[2].caller_features = np.zeros(len(MF1), dtype=np.float32)
+        orders[3].context = CallContext(correlation_id="work")
         now = p.clock()
         made = [p.dataplane.begin(order, now, now + 9.0, in_company=True) for order in orders]
         ways = [type(one) for one in await asyncio.gather(*made)]
         assert ways == [Decided] * 3 + [DecidedRow] * 5
+        await p.journal.flush()
+    assert {one.order.order_ref: one.correlation_id for one in packets_in(tmp_path) if one.correlation_id} == {
+        "o-3": "work"
+    }
 
 
 async def test_such_a_block_that_was_answered_leaves_the_collector_nothing(tmp_path: Path) -> None:

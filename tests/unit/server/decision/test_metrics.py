@@ -15,7 +15,7 @@ from support.plain_orders import busy_plane, orders_of
 from support.planes import Plane
 from support.scripted_replica import answers, fails
 
-from fallback.guards import GuardSettings
+from fallback.model_limits import UNKNOWN
 from fallback.order import CallContext, Order
 from feature_cache.features import MF1
 from server.decision.metrics import Alone, DecisionMetrics, of_decisions
@@ -39,8 +39,8 @@ def _with_features(order: Order) -> None:
     order.caller_features = np.zeros(len(MF1), dtype=np.float32)
 
 
-def _with_context(order: Order) -> None:
-    order.context = CallContext(correlation_id="mine")
+def _with_trace(order: Order) -> None:
+    order.context = CallContext(trace_id="ab" * 16)
 
 
 def _raises(*_: object) -> Any:
@@ -56,11 +56,11 @@ def _mixed(p: Plane, patch: pytest.MonkeyPatch) -> None:
 
 
 def _guarded(p: Plane, patch: pytest.MonkeyPatch) -> None:
-    p.guards.configure(GuardSettings(price_collar_bps=None, max_notional=1e-3))
+    p.limits = UNKNOWN
 
 
 def _with_bug(p: Plane, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(p.guards, "clear_of", _raises)
+    patch.setattr(p.guards, "settle_block", _raises)
 
 
 def _unwritten(p: Plane, patch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ async def _decide(p: Plane, orders: list[Order], in_company: bool = True) -> Non
     [
         ("key", _with_key, _usual),
         ("features", _with_features, _usual),
-        ("context", _with_context, _usual),
+        ("trace", _with_trace, _usual),
         ("mixed", _unchanged, _mixed),
         ("guards", _unchanged, _guarded),
         ("bug", _unchanged, _with_bug),

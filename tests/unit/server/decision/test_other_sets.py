@@ -108,7 +108,9 @@ def test_what_the_caller_brings_of_other_features_takes_the_place_of_the_servers
 
 def test_there_is_no_row_while_a_part_is_missing_stale_or_of_an_unknown_book() -> None:
     desk = Desk(MIXED)
-    assert desk.row(case_of()) is None
+    case = case_of()
+    assert desk.row(case) is None
+    assert case.others == {}, "it is the server that lacks it"
     desk.says([np.nan, 7.0, np.nan], state=BookState.UNKNOWN)
     assert desk.row(case_of()) is None
     desk.says([np.nan, 7.0, np.nan])
@@ -132,7 +134,9 @@ def test_ages_grow_and_a_set_may_copy_from_a_guest_and_want_the_caller_to_bring_
     assert desk.followed == ["mixed"]
     desk.says([np.nan, 7.0, np.nan])
     assert desk.row(case_of(of=AGED), AGED) == [260.0, 7.0, 0.5]
-    assert desk.row(case_of(urgency=None), AGED) is None
+    not_brought = case_of(urgency=None)
+    assert desk.row(not_brought, AGED) is None
+    assert not_brought.others == {AGED: None}, "the caller has to bring it"
 
 
 def test_only_sets_that_a_model_takes_now_cost_anything() -> None:

@@ -14,7 +14,7 @@ from support.cases import new_case
 from support.guest_sets import MIXED
 from support.twins import compiled_here
 
-from fallback.order import MODEL_SOURCES, Answer, Attempt, CallContext, Case
+from fallback.order import MODEL_SOURCES, Answer, Attempt, CallContext, Case, Part
 from feature_cache import features
 from feature_cache.feature_set import SetRow
 from feature_cache.store.codec import BookState, FeatureSnapshot
@@ -112,7 +112,7 @@ def by_itself(case: Case, answer: Answer, decided: Decided, control: ControlStat
     if case.from_caller:
         packet.features.from_caller = True
     if case.others and answer.source in MODEL_SOURCES and answer.model_version == GUESTS:
-        packet.scored_input, packet.scored_feature_set = case.others[MIXED], MIXED.version
+        packet.scored_input, packet.scored_feature_set = case.others[MIXED] or b"", MIXED.version
     known = case.snapshot
     if known is not None:
         about = packet.features
@@ -120,6 +120,8 @@ def by_itself(case: Case, answer: Answer, decided: Decided, control: ControlStat
         about.book_state = packet_pb2.BookState.Value(f"BOOK_STATE_{known.state.name}")
         about.book_age_ms = known.values[features.INDEX["book_age_ms"]]
         about.age_us, about.age_seconds = int(case.snapshot_age_seconds * 1e6), case.snapshot_age_seconds
+    for part, score in zip(answer.parts, answer.part_scores, strict=True):
+        packet.parts.add(model_version=part.version, weight=part.weight, score=score)
     for one in case.attempts:
         packet.attempts.add(
             replica=one.replica,
@@ -206,6 +208,7 @@ def cases(draw: st.DrawFn) -> tuple[Case, Answer]:
     for stage in draw(st.lists(st.sampled_from(pb.Stage.values()[1:]), max_size=3)):
         case.budget.charge(stage, draw(SECONDS), draw(SECONDS))
     scored = draw(st.booleans())
+    parts = draw(st.sampled_from(((), (Part("0a" * 8, 0.5),), (Part("0a" * 8, 0.5), Part("0b" * 8, -1.5)))))
     answer = Answer(
         draw(st.sampled_from(pb.Action.values()[1:])),
         draw(st.sampled_from(pb.Source.values()[1:])),
@@ -216,6 +219,8 @@ def cases(draw: st.DrawFn) -> tuple[Case, Answer]:
         draw(SHORT | st.just(GUESTS)),
         draw(st.integers(0, 2**40)),
         draw(SHORT),
+        parts,
+        tuple(draw(st.floats(0, 1, width=32)) for _ in parts),
     )
     return case, answer
 

@@ -17,6 +17,7 @@ from support.scripted_replica import answers, fails, hangs
 
 from fallback.chain import StageName
 from fallback.guards import GuardSettings
+from fallback.order import Part
 from feature_cache import features
 from feature_cache.store.codec import encode
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -49,13 +50,11 @@ class InProcess:
     """The model of `by_row` in this process."""
 
     name, version, threshold, expires_at, feature_set = "champion", "aa" * 8, 0.5, 0, features.MF1
+    parts: tuple[Part, ...] = ()
 
-    def scores(self, rows: bytes) -> NDArray[np.float32]:
+    def scores_and_parts(self, rows: bytes) -> tuple[NDArray[np.float32], None]:
         first = np.frombuffer(rows, dtype=features.ROW).reshape(-1, features.N_FEATURES)[:, 1]
-        return np.where(first >= 0, 0.75, 0.25).astype(np.float32)
-
-    def score(self, row: bytes) -> float:
-        return float(self.scores(row)[0])
+        return np.where(first >= 0, 0.75, 0.25).astype(np.float32), None
 
 
 async def test_orders_of_one_turn_go_to_the_model_and_to_the_disk_together(tmp_path: Path) -> None:
@@ -225,7 +224,7 @@ async def test_a_bug_that_one_order_meets_after_its_decision_counts_no_other_twi
 ) -> None:
     async with plane(tmp_path, answers(0.75), hangs, max_in_flight=MANY) as p:
         fresh(p)
-        plane_of = p.dataplane
+        plane_of = p.dataplane._following
         scores, shadow, reports = plane_of._cached_scores, plane_of._shadow, plane_of._reports
         remember, mirror, decided = scores.remember, shadow.mirror, reports.decided
 
@@ -266,14 +265,14 @@ async def test_orders_of_one_turn_are_scored_in_this_process_by_one_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    scores = InProcess.scores
+    scores = InProcess.scores_and_parts
 
-    def counted(self: InProcess, rows: bytes) -> NDArray[np.float32]:
+    def counted(self: InProcess, rows: bytes) -> tuple[NDArray[np.float32], None]:
         found = scores(self, rows)
-        calls.append(len(found))
+        calls.append(len(found[0]))
         return found
 
-    monkeypatch.setattr(InProcess, "scores", counted)
+    monkeypatch.setattr(InProcess, "scores_and_parts", counted)
     async with plane(tmp_path, hangs, hangs, max_in_flight=MANY) as p:
         fresh(p)
         p.embedded.scorer = InProcess()

@@ -204,7 +204,7 @@ async def test_a_bug_that_one_order_meets_after_its_decision_costs_the_others_no
 ) -> None:
     async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
         orders = orders_of(Random(1), 6)
-        remember = p.dataplane._cached_scores.remember
+        remember = p.dataplane._following._cached_scores.remember
 
         def broken(case: Any, answer: Any, decision_id: str) -> None:
             if case.order is orders[-1]:
@@ -214,8 +214,8 @@ async def test_a_bug_that_one_order_meets_after_its_decision_costs_the_others_no
         def all_broken(_block: Any, _ids: Any) -> None:
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr(p.dataplane._cached_scores, "remember", broken)
-        monkeypatch.setattr(p.dataplane._cached_scores, "remember_block", all_broken)
+        monkeypatch.setattr(p.dataplane._following._cached_scores, "remember", broken)
+        monkeypatch.setattr(p.dataplane._following._cached_scores, "remember_block", all_broken)
         block = await in_columns(p, orders)
         ended = list(block.apart.values())
         assert [type(one.exception()) for one in ended] == [type(None)] * 5 + [RuntimeError]

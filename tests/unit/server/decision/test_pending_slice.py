@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.guest_sets import MIXED, REGISTERED, know
-from support.plain_orders import busy_plane, meaning, orders_of, scores, some_scores
+from support.plain_orders import PARTS, busy_plane, meaning, orders_of, parts_of, scores, some_scores
 from support.planes import INSTRUMENTS, Plane, Second, market, notes_in, packets_in
 from support.scripted_replica import answers, fails, hangs
 
-from fallback.chain import StageName
+from fallback.chain import ForBlocks, StageName
 from fallback.guards import GuardSettings
 from fallback.model_limits import ModelLimits, limits_of
-from fallback.order import Order
+from fallback.order import Order, Part
 from feature_cache.feature_set import FeatureSet
 from feature_cache.features import MF1
 from feature_cache.store.codec import encode
@@ -55,13 +55,11 @@ class Chance:
     name: str = "champion"
     threshold: float = 0.5
     expires_at: int = 0
+    parts: tuple[Part, ...] = PARTS
 
-    def score(self, row: bytes) -> float:
-        (score,) = self.scores(row)
-        return float(score)
-
-    def scores(self, rows: bytes) -> NDArray[np.float32]:
-        return some_scores(self.random, len(rows) // self.feature_set.row_bytes, self.least)
+    def scores_and_parts(self, rows: bytes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        scores = some_scores(self.random, len(rows) // self.feature_set.row_bytes, self.least)
+        return scores, parts_of(scores)
 
 
 async def _decided(p: Plane, orders: Sequence[Order]) -> tuple[list[pb.Decision], list[int]]:
@@ -114,7 +112,7 @@ async def test_orders_of_two_models_are_decided_in_blocks_as_they_are_alone(
             if number == 2:  # the second instrument is like nothing that the second model has seen
                 p.limits_of["bb" * 8] = limits_of({"domain": UP_TO_SEVEN_TRADES}, MIXED)
             if way == "alone":
-                monkeypatch.setattr(p.chain, "for_blocks", lambda: (None, ()))
+                monkeypatch.setattr(p.chain, "for_blocks", lambda: ForBlocks(None, (), ()))
             decisions, stayed[way] = await _decided(p, orders)
             embedded = sum(one.source == pb.SOURCE_EMBEDDED for one in decisions)
             shadows, checks = (p.shadow, p.second_shadow), (p.check, p.second_check)

@@ -37,7 +37,7 @@ def sink(
         written.append,
         one_in=one_in,
         slow_seconds=slow_seconds,
-        follows_caller=follows,
+        follows_traces=follows,
         max_per_second=rate,
     )
 
@@ -107,7 +107,7 @@ def test_an_sink_that_hangs_fills_its_queue_and_no_more() -> None:
     def hang(report: Report) -> None:
         released.wait()
 
-    one = Sink("stuck", hang, one_in=1, slow_seconds=1e9, follows_caller=False, max_per_second=1e6)
+    one = Sink("stuck", hang, one_in=1, slow_seconds=1e9, follows_traces=False, max_per_second=1e6)
     with one:
         for number in range(5_000):
             DecisionReports((one,)).decided((case(),), number * 1e-3)
@@ -124,7 +124,7 @@ def test_a_report_that_cannot_be_written_ends_no_other() -> None:
             raise RuntimeError("once")
         written.append("whole")
 
-    one = Sink("flaky", write, one_in=1, slow_seconds=1e9, follows_caller=False, max_per_second=1e6)
+    one = Sink("flaky", write, one_in=1, slow_seconds=1e9, follows_traces=False, max_per_second=1e6)
     with one:
         for number in range(3):
             DecisionReports((one,)).decided((case(),), number * 1e-3)

@@ -46,13 +46,15 @@ class ModelServer:
         self.reports: list[tuple[Outcome, float]] = []
         self.from_callers: list[bool] = []
         """Whether a caller brought a row of the batch, a batch each."""
+        self.has_parts = False
         self.shadows: list[bool] = []
         """Whether the batch held shadow rows, a batch each."""
 
     async def send(self, rows: list[bytes], traceparent: str) -> ScoreBatch:
         call = Call(rows)
         self.calls.append(call)
-        return ScoreBatch(MODEL, np.array(await call.answer, dtype=np.float32))
+        scores = np.array(await call.answer, dtype=np.float32)
+        return ScoreBatch(MODEL, scores, np.stack([scores / 2, scores / 4], axis=1) if self.has_parts else None)
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -406,6 +408,17 @@ async def test_any_subset_may_cancel_at_any_moment_and_every_other_gets_its_own_
             assert (leaves_after is not None and waiting[number].cancelled()) or waiting[number].result() == expected
         assert set(b.server.outcomes) <= {Outcome.SUCCESS, Outcome.MODEL_ERROR}
         assert b.batcher.queued == 0
+
+
+async def test_each_row_gets_what_the_parts_of_an_ensemble_say_of_it() -> None:
+    async with bench() as b:
+        b.server.has_parts = True
+        rows = b.submit(128), b.submit(512)
+        (call,) = await b.calls(1)
+        call.answer_each_its_own()
+        results = await asyncio.gather(*rows)
+        said = [one.part_scores for one in results if isinstance(one, Scored)]
+        assert said == [(0.0625, 0.03125), (0.25, 0.125)]
 
 
 @pytest.mark.parametrize(

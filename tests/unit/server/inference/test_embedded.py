@@ -19,7 +19,9 @@ from server.inference.embedded import EmbeddedScorer
 from server.inference.embedded_margins import CannotScoreError
 from server.models.archive import Archive, read_archive
 from server.models.registry import record_of
-from torchserve.handler import calibrated, xgboost_margin
+from torchserve.brought.adding import Adding
+from torchserve.brought.combining import Part, combine
+from torchserve.handler import calibrated, margin_of
 
 Rows = NDArray[np.float32]
 TOLERANCE = 1e-6
@@ -32,9 +34,9 @@ class Handler:
     """What the archive's handler computes, without the process that it is made for."""
 
     def __init__(self, archive: Archive) -> None:
-        calibration = json.loads(archive.files["metadata.json"])["calibration"]
-        self._slope, self._intercept = calibration["slope"], calibration["intercept"]
-        self._margin = xgboost_margin(archive.files["weights.bin"])
+        metadata = json.loads(archive.files["metadata.json"])
+        self._slope, self._intercept = metadata["calibration"]["slope"], metadata["calibration"]["intercept"]
+        self._margin = margin_of(metadata, archive.files["weights.bin"])
 
     def scores(self, rows: Rows) -> Rows:
         return calibrated(self._margin(rows), self._slope, self._intercept)
@@ -43,6 +45,21 @@ class Handler:
 @pytest.fixture(scope="module")
 def archive(model_store: Path) -> Archive:
     return read_archive(model_store / "champion.mar")
+
+
+@pytest.fixture(scope="module")
+def network(model_store: Path) -> Archive:
+    return read_archive(model_store / "challenger.mar")
+
+
+@pytest.fixture(scope="module")
+def in_torch(network: Archive) -> Handler:
+    return Handler(network)
+
+
+@pytest.fixture(scope="module")
+def in_onnx(network: Archive) -> EmbeddedScorer:
+    return scorer_of(network)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +92,7 @@ def test_the_reference_scores_come_out(archive: Archive, scorer: EmbeddedScorer)
     record = record_of(archive, 0.0)
     scores = scorer.scores(packed(record.canned_rows))
     assert np.max(np.abs(scores - record.canned_scores)) <= TOLERANCE
-    assert [scorer.score(packed(row)) for row in record.canned_rows] == scores.tolist()
+    assert [scorer.scores(packed(row))[0] for row in record.canned_rows] == scores.tolist()
 
 
 @pytest.mark.parametrize("count", [1, 2, 64, 255, 256, 257, 1_000])
@@ -85,7 +102,7 @@ def test_any_number_of_rows_is_scored_as_each_alone(scorer: EmbeddedScorer, hand
     scores = scorer.scores(packed(rows))
     assert scores.dtype == np.float32
     assert np.array_equal(scores, handler.scores(rows))
-    assert [scorer.score(packed(row)) for row in rows[:70]] == scores[:70].tolist()
+    assert [scorer.scores(packed(row))[0] for row in rows[:70]] == scores[:70].tolist()
 
 
 @given(
@@ -105,9 +122,9 @@ def test_whatever_the_rows_hold_the_scores_are_the_handlers(
 def test_models_in_one_process_do_not_mix(archive: Archive, scorer: EmbeddedScorer) -> None:
     other = scorer_of(archive, calibration={"slope": 0.5, "intercept": 1.0})
     row = packed(np.zeros((1, features.N_FEATURES), dtype=np.float32))
-    before = scorer.score(row)
-    assert other.score(row) != before
-    assert scorer.score(row) == before
+    before = scorer.scores(row)[0]
+    assert other.scores(row)[0] != before
+    assert scorer.scores(row)[0] == before
 
 
 @pytest.mark.parametrize("rows", [b"", b"\0" * 3, b"\0" * 99, b"\0" * 101])
@@ -116,16 +133,35 @@ def test_what_is_not_whole_rows_is_refused(scorer: EmbeddedScorer, rows: bytes) 
         scorer.scores(rows)
 
 
-def test_a_score_that_is_no_probability_is_none(archive: Archive) -> None:
-    scorer = scorer_of(archive, calibration={"slope": float("nan"), "intercept": 0.0})
-    with pytest.raises(CannotScoreError, match="its score is nan"):
-        scorer.score(bytes(4 * features.N_FEATURES))
+@given(
+    rows=arrays.arrays(
+        np.float32, st.tuples(st.integers(1, 40), st.just(features.N_FEATURES)), elements=FEATURES, fill=st.nothing()
+    )
+)
+def test_a_network_that_torch_serves_scores_here_as_there(
+    in_onnx: EmbeddedScorer, in_torch: Handler, rows: Rows
+) -> None:
+    assert np.max(np.abs(in_onnx.scores(packed(rows)) - in_torch.scores(rows))) <= TOLERANCE
 
 
-def test_what_cannot_be_scored_here_is_refused(model_store: Path, archive: Archive) -> None:
-    network = read_archive(model_store / "challenger.mar")
+def test_a_network_gives_its_reference_scores_whole_and_in_an_ensemble(network: Archive, archive: Archive) -> None:
+    record, scorer = record_of(network, 0.0), scorer_of(network)
+    scores = scorer.scores(packed(record.canned_rows))
+    assert np.max(np.abs(scores - record.canned_scores)) <= TOLERANCE
+    parts = [
+        Part(one.version, json.loads(one.files["metadata.json"]), one.files["weights.bin"], 1.0)
+        for one in (archive, network)
+    ]
+    together = combine("mean", parts, None, Adding(features.MF1, threshold=0.5))
+    ensemble = EmbeddedScorer("champion", "ee" * 8, json.dumps(together.metadata).encode(), together.weights)
+    of_parts = ensemble.scores_and_parts(packed(record.canned_rows))[1]
+    assert of_parts is not None
+    assert np.array_equal(of_parts[:, 1], scores)
+
+
+def test_what_cannot_be_scored_here_is_refused(network: Archive, archive: Archive) -> None:
     with pytest.raises(CannotScoreError, match="not scored in the server's process"):
-        scorer_of(network)
+        scorer_of(network, onnx=None)
     with pytest.raises(CannotScoreError, match="is not known here: mf1"):
         scorer_of(archive, feature_set_fingerprint=features.MF1.fingerprint ^ 1)
     with pytest.raises(CannotScoreError, match="incomplete"):

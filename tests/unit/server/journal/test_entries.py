@@ -22,8 +22,16 @@ def decision(decision_id: str) -> packet_pb2.DecisionPacket:
     return packet
 
 
+def of_an_ensemble(decision_id: str, *scores: float) -> packet_pb2.DecisionPacket:
+    packet = decision(decision_id)
+    packet.decision.model_version = "ee" * 8
+    for place, score in enumerate(scores):
+        packet.parts.add(model_version=f"{place:016x}", weight=0.5, score=score)
+    return packet
+
+
 def test_a_decision_comes_out_of_an_entry_as_it_went_in() -> None:
-    given = [decision("a"), decision("b"), decision("c")]
+    given = [of_an_ensemble("a", 0.25, 0.5), decision("b"), of_an_ensemble("c", 0.75, 1.0)]
     entry = entry_of(together(given).SerializeToString())
     assert list(packets(entry)) == [packet_of(entry, row) for row in range(3)] == given
     assert [one.decision for one in singly(entry)] == given
@@ -51,6 +59,8 @@ BROKEN: dict[str, Callable[[packet_pb2.DecisionBatch], object]] = {
     "an answer that is not there": lambda batch: batch.answer.__setitem__(0, 9),
     "an attempt that is not there": lambda batch: batch.attempt_count.__setitem__(0, 1),
     "a rest without its row": lambda batch: batch.rest.append(b""),
+    "a score of no part": lambda batch: batch.part_score.append(0.5),
+    "a part without its score": lambda batch: batch.answers[0].parts.add(),
 }
 
 

@@ -103,15 +103,15 @@ async def test_the_champions_version_is_loaded_and_a_new_one_takes_its_place(wor
         first = await world.scorer()
         assert (model.version, model.problem, model.fault) == (world.trained, "", "")
         assert model.lack == pb.DEGRADATION_UNSPECIFIED
-        score = first.score(ROW)
+        score = first.scores(ROW)[0]
 
         world.champion = new = recalibrated(world.registry, world.trained, 2.0)
         assert model.scorer is None, "what is no longer the champion's decides nothing more"
         assert model.lack == pb.DEGRADATION_EMBEDDED_OTHER_VERSION
         second = await world.scorer()
         assert (second.version, model.loads, model.refused) == (new, 2, 0)
-        assert second.score(ROW) != score
-        assert first.score(ROW) == score, "a decision that has begun with the old one ends with it"
+        assert second.scores(ROW)[0] != score
+        assert first.scores(ROW)[0] == score, "a decision that has begun with the old one ends with it"
 
 
 async def test_the_alias_counts_only_while_no_champion_is_known(world: World) -> None:
@@ -189,7 +189,7 @@ def test_a_replay_scores_with_the_version_that_it_names(world: World) -> None:
     models = EmbeddedModels(lambda version: read_archive(world.registry.path(version)))
     other = recalibrated(world.registry, world.trained, 2.0)
     scores = {version: models.score(version, ROW, 1, 0) for version in (world.trained, other)}
-    assert {identity.version for identity, _ in scores.values()} == {world.trained, other}
+    assert {one.model.version for one in scores.values()} == {world.trained, other}
     assert scores[world.trained][1] != scores[other][1]
     assert models.score(world.trained, ROW, 3, 2) == scores[world.trained]
     with pytest.raises(ModelUnknownError):

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import joblib
-import lightgbm
 import numpy as np
 import pytest
-import torch
-import xgboost
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from support.brought_models import Trained, train_all
 from support.labelled_rows import labelled_rows
 
 from feature_cache.features import MF1
@@ -33,34 +25,24 @@ def trained_on() -> tuple[Rows, NDArray[np.bool_]]:
 
 
 @pytest.fixture(scope="session")
-def made(trained_on: tuple[Rows, NDArray[np.bool_]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A file of each kind, by name."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+    """A model of each kind, by the name of its file."""
+    return train_all(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
+def made(trained: dict[str, Trained], trained_on: tuple[Rows, NDArray[np.bool_]]) -> dict[str, Path]:
+    """Their files, and those of two that are refused."""
     rows, labels = trained_on
-    directory = tmp_path_factory.mktemp("made")
-    files = {name: directory / name for name in ("trees.txt", "trees.ubj", "net.pt")}
-    parameters = {"objective": "binary", "verbose": -1, "num_threads": 1, "num_leaves": 15}
-    lightgbm.train(parameters, lightgbm.Dataset(rows, labels), 25).save_model(files["trees.txt"])
-    matrix = xgboost.DMatrix(rows, labels, feature_names=list(MF1.names))
-    xgboost.train({"objective": "binary:logistic", "max_depth": 3, "nthread": 1}, matrix, 25).save_model(
-        files["trees.ubj"]
-    )
+    files = {name: model.path for name, model in trained.items()}
+    directory = files["trees.txt"].parent
     estimators: dict[str, Any] = {
-        "pipeline.joblib": make_pipeline(SimpleImputer(), StandardScaler(), LogisticRegression()),
         "histogram.joblib": HistGradientBoostingClassifier(max_iter=10),
-        "imputed.joblib": make_pipeline(SimpleImputer(), RandomForestClassifier(5, max_depth=4, random_state=1)),
         "forest.joblib": RandomForestClassifier(5, max_depth=4, random_state=1),
     }
     for name, estimator in estimators.items():
         files[name] = directory / name
         joblib.dump(estimator.fit(rows, labels), files[name])
-    torch.manual_seed(1)
-    network = torch.nn.Sequential(torch.nn.Linear(len(MF1), 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is no longer worked on
-        buffer = io.BytesIO()
-        traced: Any = torch.jit.trace  # without types
-        torch.jit.save(traced(network, torch.zeros(2, len(MF1))), buffer)
-    files["net.pt"].write_bytes(buffer.getvalue())
     return files
 
 

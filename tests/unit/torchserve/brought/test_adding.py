@@ -15,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from numpy.typing import NDArray
+from support.brought_models import NAMES, Trained
 from support.labelled_rows import labelled_rows
 
 from fallback.model_limits import limits_of
@@ -24,10 +25,10 @@ from feature_cache.features import MF1
 from torchserve.brought.adding import Added, Adding, add
 from torchserve.brought.data import Data, read_data
 from torchserve.brought.errors import BroughtError
-from torchserve.brought.reading import Kind, read_model
+from torchserve.brought.reading import read_model
 from torchserve.dataset import Samples
 from torchserve.export import write_archive
-from torchserve.handler import ModelHandler, calibrated
+from torchserve.handler import ModelHandler, calibrated, log_odds
 from torchserve.label import Label
 
 Rows = NDArray[np.float32]
@@ -64,16 +65,19 @@ def archived(added: Added, directory: Path) -> Path:
     return directory / "versions" / f"{version}.mar"
 
 
-@pytest.mark.parametrize(("name", "kind"), [("trees.txt", "lightgbm"), ("trees.ubj", "xgboost")])
+@pytest.mark.parametrize("name", NAMES)
 def test_an_archive_of_a_brought_model_scores_as_its_library_calibrated(
-    name: str, kind: Kind, made: dict[str, Path], data: Data, tmp_path: Path, load: Load
+    name: str, trained: dict[str, Trained], data: Data, tmp_path: Path, load: Load
 ) -> None:
-    brought = read_model(made[name], kind, MF1)
-    added = add(brought, data, Adding(MF1))
+    model = trained[name]
+    brought = read_model(model.path, model.kind, MF1)
+    added = add(brought, data, Adding(MF1, fill_undefined=not model.takes_undefined))
     handler = load(archived(added, tmp_path))
     rows = labelled_rows(500, 8)[0]
     slope, intercept = (added.metadata["calibration"][one] for one in ("slope", "intercept"))
-    np.testing.assert_array_equal(handler.score(rows), calibrated(brought.margin()(rows), slope, intercept))
+    own = model.expected(rows, np.nanmedian(data.samples.rows, axis=0).astype(np.float32))
+    np.testing.assert_allclose(handler.score(rows), calibrated(log_odds(own), slope, intercept), rtol=0, atol=1e-6)
+    assert added.metadata["kind"] == model.kind
     assert added.difference <= 1e-6
     assert added.lacks == ()
     assert added.metrics["test"].auc > 0.85

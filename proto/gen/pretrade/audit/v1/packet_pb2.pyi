@@ -154,6 +154,7 @@ class DecisionPacket(_message.Message):
     SCORED_INPUT_FIELD_NUMBER: _builtins.int
     SCORED_FEATURE_SET_FIELD_NUMBER: _builtins.int
     CHOSEN_MODEL_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
@@ -223,6 +224,10 @@ class DecisionPacket(_message.Message):
         name; empty for those of the settings.
         """
 
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[_decision_pb2.PartScore]:
+        """Where an ensemble scored: what each of its parts said, in their order. Empty for any other model."""
+
     def __init__(
         self,
         *,
@@ -246,13 +251,14 @@ class DecisionPacket(_message.Message):
         scored_input: _builtins.bytes = ...,
         scored_feature_set: _builtins.str = ...,
         chosen_model: _builtins.str = ...,
+        parts: _abc.Iterable[_decision_pb2.PartScore] | None = ...,
         trace_id: _builtins.str = ...,
         correlation_id: _builtins.str = ...,
         caller: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "features", b"features", "order", b"order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_monotonic_ns", b"arrived_monotonic_ns", "attempts", b"attempts", "cached_from_decision_id", b"cached_from_decision_id", "caller", b"caller", "chain_stages", b"chain_stages", "chosen_model", b"chosen_model", "config_hash", b"config_hash", "correlation_id", b"correlation_id", "decided_monotonic_ns", b"decided_monotonic_ns", "decision", b"decision", "durability", b"durability", "feature_set_id", b"feature_set_id", "features", b"features", "flags_on", b"flags_on", "instance_id", b"instance_id", "mid_price", b"mid_price", "model_expires_at", b"model_expires_at", "model_input", b"model_input", "order", b"order", "scored_feature_set", b"scored_feature_set", "scored_input", b"scored_input", "trace_id", b"trace_id", "trading_state", b"trading_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_monotonic_ns", b"arrived_monotonic_ns", "attempts", b"attempts", "cached_from_decision_id", b"cached_from_decision_id", "caller", b"caller", "chain_stages", b"chain_stages", "chosen_model", b"chosen_model", "config_hash", b"config_hash", "correlation_id", b"correlation_id", "decided_monotonic_ns", b"decided_monotonic_ns", "decision", b"decision", "durability", b"durability", "feature_set_id", b"feature_set_id", "features", b"features", "flags_on", b"flags_on", "instance_id", b"instance_id", "mid_price", b"mid_price", "model_expires_at", b"model_expires_at", "model_input", b"model_input", "order", b"order", "parts", b"parts", "scored_feature_set", b"scored_feature_set", "scored_input", b"scored_input", "trace_id", b"trace_id", "trading_state", b"trading_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -300,6 +306,7 @@ class DecisionBatch(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     ATTEMPT_USED_US_FIELD_NUMBER: _builtins.int
     ATTEMPT_BATCH_INDEX_FIELD_NUMBER: _builtins.int
+    PART_SCORE_FIELD_NUMBER: _builtins.int
     REST_ROW_FIELD_NUMBER: _builtins.int
     REST_FIELD_NUMBER: _builtins.int
     feature_set_id: _builtins.str
@@ -314,7 +321,9 @@ class DecisionBatch(_message.Message):
 
     @_builtins.property
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecisionPacket]:
-        """Table: action, source, reasons, degradations, model and threshold, and when the model's scores expire."""
+        """Table: action, source, reasons, degradations, model and threshold, when the model's scores expire, and of an ensemble
+        its parts without their scores.
+        """
 
     @_builtins.property
     def books(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureProvenance]:
@@ -425,6 +434,12 @@ class DecisionBatch(_message.Message):
         """Of each attempt: `batch_index`."""
 
     @_builtins.property
+    def part_score(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of each part of the ensemble that scored a row, row by row: its score. How many there are says what the row chose from
+        `answers`.
+        """
+
+    @_builtins.property
     def rest_row(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Rows that have something that no column holds, in rising order."""
 
@@ -466,12 +481,13 @@ class DecisionBatch(_message.Message):
         attempt: _abc.Iterable[_builtins.int] | None = ...,
         attempt_used_us: _abc.Iterable[_builtins.int] | None = ...,
         attempt_batch_index: _abc.Iterable[_builtins.int] | None = ...,
+        part_score: _abc.Iterable[_builtins.float] | None = ...,
         rest_row: _abc.Iterable[_builtins.int] | None = ...,
         rest: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shared", b"shared"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "age_us", b"age_us", "allowed_us", b"allowed_us", "answer", b"answer", "answers", b"answers", "arrived_monotonic_ns", b"arrived_monotonic_ns", "attempt", b"attempt", "attempt_batch_index", b"attempt_batch_index", "attempt_count", b"attempt_count", "attempt_used_us", b"attempt_used_us", "attempts", b"attempts", "book", b"book", "books", b"books", "decided_at_ns", b"decided_at_ns", "decided_monotonic_ns", b"decided_monotonic_ns", "decision_id", b"decision_id", "feature_age_ns", b"feature_age_ns", "feature_set_id", b"feature_set_id", "idempotency_key", b"idempotency_key", "ledger", b"ledger", "limit_price", b"limit_price", "mid_price", b"mid_price", "model_input", b"model_input", "model_inputs", b"model_inputs", "order", b"order", "order_ref", b"order_ref", "orders", b"orders", "quantity", b"quantity", "rest", b"rest", "rest_row", b"rest_row", "score", b"score", "shared", b"shared", "used_us", b"used_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "age_us", b"age_us", "allowed_us", b"allowed_us", "answer", b"answer", "answers", b"answers", "arrived_monotonic_ns", b"arrived_monotonic_ns", "attempt", b"attempt", "attempt_batch_index", b"attempt_batch_index", "attempt_count", b"attempt_count", "attempt_used_us", b"attempt_used_us", "attempts", b"attempts", "book", b"book", "books", b"books", "decided_at_ns", b"decided_at_ns", "decided_monotonic_ns", b"decided_monotonic_ns", "decision_id", b"decision_id", "feature_age_ns", b"feature_age_ns", "feature_set_id", b"feature_set_id", "idempotency_key", b"idempotency_key", "ledger", b"ledger", "limit_price", b"limit_price", "mid_price", b"mid_price", "model_input", b"model_input", "model_inputs", b"model_inputs", "order", b"order", "order_ref", b"order_ref", "orders", b"orders", "part_score", b"part_score", "quantity", b"quantity", "rest", b"rest", "rest_row", b"rest_row", "score", b"score", "shared", b"shared", "used_us", b"used_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -116,6 +116,15 @@ def _create_decision_tables(postgres: bool) -> None:
         op.create_index("ix_decisions_decided_at", "decisions", ["decided_at"])
     op.create_index("ix_decisions_instrument_decided_at", "decisions", ["instrument", "decided_at"])
     op.create_table(
+        "part_scores",
+        sa.Column("decision_id", sa.String, primary_key=True),
+        sa.Column("part", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("model_version", sa.String, nullable=False),
+        sa.Column("weight", sa.Double, nullable=False),
+        sa.Column("score", sa.Double, nullable=False),
+        sa.Column("decided_at", _INSTANT, nullable=False, index=True),
+    )
+    op.create_table(
         "repeats",
         sa.Column("decision_id", sa.String, primary_key=True),
         sa.Column("reply_status", sa.String, nullable=False),

@@ -58,7 +58,10 @@ async def test_what_cannot_be_explained_says_why(desk: Desk, explainer: Explaine
     unknown.decision.model_version = "0" * 16
     short.model_input = short.model_input[:-4]
     short.feature_set_id = "of-yesterday"
-    for wrong, why in ((unknown, "no archive of model version 0000"), (short, "the features are of the set")):
+    for wrong, why in (
+        (unknown, "no archive of model version 0000"),
+        (short, f"takes features of the set {features.MF1.version}, which"),
+    ):
         explanation = explainer.explain(wrong)
         assert explanation.status == pb.EXPLANATION_STATUS_UNAVAILABLE
         assert why in explanation.message
@@ -100,7 +103,7 @@ def brought_data() -> Data:
 
 def explanation_of(added: Added, store: Path, row: bytes) -> pb.Explanation:
     version = write_archive(added, added.metadata, store, install=False)
-    packet = packet_pb2.DecisionPacket(model_input=row)
+    packet = packet_pb2.DecisionPacket(model_input=row, feature_set_id=features.MF1.id)
     packet.decision.source, packet.decision.model_version = pb.SOURCE_PRIMARY, version
     archive = read_archive(store / "versions" / f"{version}.mar")
     with Explainer(lambda _: None, lambda _: archive) as explainer:

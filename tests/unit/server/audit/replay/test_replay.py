@@ -17,11 +17,12 @@ import psutil
 import pytest
 from support.desk import CALM, ROWS, SETTINGS_JSON, Desk, values
 from support.guest_model import rows_of, write_guest_model
-from support.guest_sets import MIXED, REGISTERED, know
+from support.guest_sets import MIXED, REGISTERED, Trades, know
 
 from fallback.model_limits import UNKNOWN
 from feature_cache import features
-from feature_cache.feature_set import SetRow
+from feature_cache.feature_set import Feature, FeatureSet, SetRow
+from feature_cache.feature_sets import Registered
 from feature_cache.features import MF1
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -36,6 +37,9 @@ from server.models.archive import Archive, ModelStore, RunningModel, RunningMode
 from server.models.registry import record_of
 from server.settings import Settings
 from torchserve import handler
+from torchserve.brought.adding import Adding
+from torchserve.brought.combining import Part, combine
+from torchserve.export import write_archive
 
 
 @pytest.fixture(scope="module", params=["champion", "challenger"])
@@ -43,6 +47,21 @@ def running(request: pytest.FixtureRequest, model_store: Path) -> Iterator[Runni
     """The boosted trees and the network."""
     with RunningModel(read_archive(model_store / f"{request.param}.mar")) as model:
         yield model
+
+
+@pytest.fixture(scope="module")
+def ensemble(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    """The mean of the boosted trees and of others like them, without a calibration of its own."""
+    archives = [read_archive(model_store / "champion.mar")]
+    archives.append(write_guest_model(MF1, tmp_path_factory.mktemp("part") / "part.mar"))
+    parts = [
+        Part(one.version, json.loads(one.files["metadata.json"]), one.files["weights.bin"], weight)
+        for one, weight in zip(archives, (1.0, 3.0), strict=True)
+    ]
+    together = combine("mean", parts, None, Adding(MF1, threshold=0.5))
+    store = tmp_path_factory.mktemp("ensemble")
+    version = write_archive(together, together.metadata, store, install=False)
+    return read_archive(store / "versions" / f"{version}.mar")
 
 
 @pytest.fixture
@@ -484,3 +503,96 @@ async def test_a_decision_of_a_model_with_another_set_replays_bit_equal(
         know(monkeypatch)
         with pytest.raises(NotReplayableError, match=f"took features of the set {MIXED.version}; known here are mf1/"):
             await replayer.replay(packet)
+
+
+@pytest.mark.parametrize("in_process", [False, True], ids=["replica", "embedded"])
+async def test_what_the_parts_of_an_ensemble_said_is_in_the_packet_and_replays_bit_equal(
+    tmp_path: Path, ensemble: Archive, in_process: bool
+) -> None:
+    with ExitStack() as stack:
+        replayer = stack.enter_context(Replayer(lambda _: SETTINGS_HELD, lambda _: None, lambda _: ensemble))
+        running = None if in_process else stack.enter_context(RunningModel(ensemble))
+        desk = Desk(tmp_path, running)
+        if in_process:
+            files = ensemble.files
+            desk.embedded.scorer = EmbeddedScorer(
+                "served", ensemble.version, files["metadata.json"], files["weights.bin"]
+            )
+        parts = json.loads(ensemble.files["metadata.json"])["ensemble"]["parts"]
+        for number in range(10):
+            packet = await desk.decide(values(number), side=pb.SIDE_SELL if number % 2 else pb.SIDE_BUY)
+            assert [(one.model_version, one.weight) for one in packet.parts] == [
+                (one["version"], one["weight"]) for one in parts
+            ]
+            mean = sum(one.weight * one.score for one in packet.parts)
+            assert mean == pytest.approx(packet.decision.score, abs=1e-6), "its calibration changes nothing"
+            assert (await replayer.replay(packet)).first_difference is None
+        packet.parts[1].score += 1e-7
+        difference = (await replayer.replay(packet)).first_difference
+        assert difference is not None
+        assert difference.field == "parts"
+        assert difference.recorded.startswith(f"{parts[0]['version']} {parts[0]['weight']}: ")
+        del packet.parts[:]
+        assert field_of(await replayer.replay(packet)) == "parts"
+
+
+NARROW = FeatureSet("narrow", tuple(Feature(f"mine_{place}", "", "Mine.") for place in range(len(MIXED))))
+"""As wide as `MIXED`, and another set."""
+
+
+@pytest.fixture
+def guests_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    """Where a model of `MIXED` decides."""
+    know(monkeypatch, REGISTERED, Registered(NARROW, Trades, "the tests"))
+    archive = write_guest_model(MIXED, tmp_path / "guest.mar")
+    model_sets.learn(archive.version, MIXED)
+    with RunningModel(archive) as running:
+        DESKS[:] = [desk := Desk(tmp_path, running)]
+        yield desk
+
+
+async def test_what_a_model_of_another_set_would_have_said_is_told_where_the_decision_holds_its_features(
+    guests_desk: Desk, tmp_path: Path, model_store: Path
+) -> None:
+    row = rows_of(MIXED, 1)[0].tobytes()
+    guests_desk.others = {MIXED: SetRow.of(MIXED, row)}
+    packet = await guests_desk.decide(values(3))
+    mf1 = read_archive(model_store / "champion.mar")
+    same_set = write_guest_model(MIXED, tmp_path / "other.mar", "challenger")
+    for model, feature_set, scored in ((mf1, MF1, packet.model_input), (same_set, MIXED, row)):
+        with new_replayer(tmp_path, WhatIf(model=model)) as replayer, RunningModel(model) as running:
+            attempt = packet.attempts[0]
+            expected = running.score(model_sets.row_of(feature_set, scored), attempt.batch_rows, attempt.batch_index)[1]
+            assert (await replayer.replay(packet)).score == expected
+
+
+@pytest.mark.parametrize("in_process", [False, True], ids=["replica", "embedded"])
+async def test_a_model_of_a_set_that_the_decision_does_not_hold_is_not_asked(
+    guests_desk: Desk, tmp_path: Path, in_process: bool
+) -> None:
+    guests_desk.others = {MIXED: SetRow.of(MIXED, rows_of(MIXED, 1)[0].tobytes())}
+    packet = await guests_desk.decide(values(3))
+    if in_process:
+        packet.decision.source, packet.attempts[0].replica = pb.SOURCE_EMBEDDED, "embedded"
+    narrow = write_guest_model(NARROW, tmp_path / "narrow.mar")
+    before = set(psutil.Process().children())
+    with new_replayer(tmp_path, WhatIf(model=narrow)) as replayer:
+        with pytest.raises(NotReplayableError) as refused:
+            await replayer.replay(packet)
+        assert str(refused.value) == (
+            f"model {narrow.version} takes features of the set {NARROW.version};"
+            f" the decision holds {MF1.version} and {MIXED.version}"
+        )
+        assert set(psutil.Process().children()) == before
+    with RunningModel(narrow) as running, pytest.raises(ModelFailedError, match="ended with"):
+        running.score(SetRow.of(MIXED, packet.scored_input), 1, 0)
+
+
+async def test_a_decision_whose_model_takes_another_set_than_it_says_is_found(
+    guests_desk: Desk, tmp_path: Path
+) -> None:
+    guests_desk.others = {MIXED: SetRow.of(MIXED, rows_of(MIXED, 1)[0].tobytes())}
+    packet = await guests_desk.decide(values(3))
+    packet.scored_feature_set = NARROW.version
+    with new_replayer(tmp_path) as replayer:
+        assert field_of(await replayer.replay(packet)) == "scored_feature_set"

@@ -1,0 +1,184 @@
+"""`DecideBatch`: a batch is decided slice by slice, each slice as far as possible in columns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeGuard
+
+from fallback.order import Order
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.decided_block import DecidedBlock, OneDecided
+from server.decision.pending_slice import PendingSlice
+from server.decision.plane import DataPlane
+from server.decision.protowire import prefixed, template
+from server.rpc.call import Call
+from server.rpc.orders import ORDER_DECIDED, Asked, Begun, Orders, Reply, end_of
+
+BATCH_SLICE: Final = 64
+"""Orders of a batch that are decided at once: more would hold up everybody else, and miss their own deadlines."""
+RESULTS: Final = template(pb.DecideBatchResponse.DESCRIPTOR, "results")
+
+
+class Results(Reply):
+    """Results of several orders, as they stand in the reply to a batch."""
+
+    __slots__ = ()
+
+
+class BegunSlice(NamedTuple):
+    """Some orders of a batch."""
+
+    size: int
+    """How many."""
+    alone: Mapping[int, Begun]
+    """Those that go by themselves, by their places in the slice."""
+    orders: Sequence[Order]
+    """The others, which were begun together."""
+    arrived: float
+    """When they were taken up, in monotonic seconds."""
+    decided: PendingSlice | None
+    """Of those that were begun together; None where there are none."""
+
+
+class Batches:
+    """Decides the orders of batches.
+
+    Args:
+        dataplane: Decides.
+        orders: Begins with orders, and says what became of them.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, dataplane: DataPlane, orders: Orders, clock: Callable[[], float]) -> None:
+        self._dataplane = dataplane
+        self._orders = orders
+        self._clock = clock
+
+    async def decide_all(self, orders: Sequence[Asked], call: Call) -> list[Reply]:
+        """The results of a batch, in the order of its orders. It is taken up slice by slice.
+
+        A slice begins while those before it wait for the model and for the disk, where there are places for its orders;
+        otherwise it begins when there are, or when those before it have ended. A call of which nothing is under way
+        waits in line for places, and its next slice has as many orders as it finds places. Other calls have a turn in
+        between.
+
+        Raises:
+            OverloadedError: There was no place for any of its orders.
+        """
+        begun: list[BegunSlice] = []
+        ended = 0
+        results: list[Reply] = []
+        is_patient = not any(order.reduce_only for order in orders)  # those have places of their own, and need not wait
+        try:
+            first = 0
+            while first < len(orders):
+                number = min(len(orders) - first, BATCH_SLICE)
+                if first:
+                    await asyncio.sleep(0)
+                while ended < len(begun) and not self._dataplane.has_places(number):
+                    await _end_of_slice(begun[ended])
+                    results += self._results_of(begun[ended], call)
+                    ended += 1
+                if is_patient and ended == len(begun):
+                    arrived = self._clock()
+                    places = await self._dataplane.places(number, call.deadline, has_begun=first > 0)
+                    if not first and not places:
+                        raise self._orders.failed(self._dataplane.refused(len(orders)), orders[0], arrived, call)
+                    is_patient = places > 0  # else it has waited long enough: what finds no place is refused
+                    number = places or number
+                begun.append(self._begin_slice(orders[first : first + number], call))
+                first += number
+            while ended < len(begun):
+                await _end_of_slice(begun[ended])
+                results += self._results_of(begun[ended], call)
+                ended += 1
+            return results
+        except BaseException:
+            for result in results:
+                self._orders.not_sent(result)
+            for one in begun[ended:]:
+                self._give_up_slice(one)
+            raise
+
+    def _begin_slice(self, some: Sequence[Asked], call: Call) -> BegunSlice:
+        """Begins with some orders of a batch: those that are plain together, the others by themselves."""
+        arrived = self._clock()
+        context, chosen = self._orders.contexts_of(call, len(some))
+        together: list[Order] = []
+        alone: dict[int, Begun] = {}
+        for place, asked in enumerate(some):
+            if context.trace_id or place in chosen or not _is_plain(asked):
+                order_context = chosen.get(place, context)
+                alone[place] = self._orders.begin(asked, arrived, call.deadline, call, order_context, in_company=True)
+            elif call.caller is None:
+                asked.context = context
+                together.append(asked)
+            else:
+                try:
+                    together.append(self._orders.read(asked, call, context))
+                except Exception as error:
+                    alone[place] = Begun(asked, arrived, self._orders.failed(error, asked, arrived, call), None)
+        begun = self._dataplane.begin_together(together, arrived, call.deadline) if together else None
+        if together and begun is None:
+            others = (place for place in range(len(some)) if place not in alone)
+            alone |= {
+                place: self._orders.begun(order, order, arrived, call.deadline, call)
+                for place, order in zip(list(others), together, strict=True)
+            }
+            together = []
+        return BegunSlice(len(some), alone, together, arrived, begun)
+
+    def _results_of(self, begun: BegunSlice, call: Call) -> list[Reply]:
+        """What became of some orders, in their sequence; those next to each other that were begun together are one."""
+        results: list[Reply] = []
+        outcomes = iter(() if begun.decided is None else zip(begun.orders, begun.decided.outcomes(), strict=True))
+        decisions: list[OneDecided | DecidedBlock] = []
+        wires: list[bytes] = []
+        for place in range(begun.size):
+            one = begun.alone.get(place)
+            if one is None:
+                order, outcome = next(outcomes)
+                if isinstance(outcome, bytes):
+                    wires.append(ORDER_DECIDED % (prefixed(order.order_ref.encode()), prefixed(outcome)))
+                else:
+                    result = self._orders.result(Begun(order, begun.arrived, outcome, None), call)
+                    decisions += result.decisions
+                    wires.append(result.wire)
+                continue
+            if wires:
+                results.append(_results(wires, decisions))
+                wires, decisions = [], []
+            result = self._orders.result(one, call)
+            if result.decisions and one.own_seconds is not None:
+                # The server's cap is for deciding, the call's deadline for all.
+                result.deadline = one.arrived + one.own_seconds
+            results.append(result)
+        if begun.decided is not None:
+            decisions += begun.decided.take_decided()
+        if wires or decisions:
+            results.append(_results(wires, decisions))
+        return results
+
+    def _give_up_slice(self, begun: BegunSlice) -> None:
+        for one in begun.alone.values():
+            self._orders.give_up(one)
+        if begun.decided is not None:
+            self._dataplane.give_up_together(begun.decided)
+
+
+def _results(wires: Sequence[bytes], decisions: Sequence[OneDecided | DecidedBlock]) -> Results:
+    return Results(b"".join([RESULTS % prefixed(wire) for wire in wires]), *decisions)
+
+
+async def _end_of_slice(begun: BegunSlice) -> None:
+    """Waits until all of these orders have their decisions, or get none."""
+    if begun.decided is not None:
+        await begun.decided.ended()
+    for one in begun.alone.values():
+        await end_of(one)
+
+
+def _is_plain(asked: Asked) -> TypeGuard[Order]:
+    """Whether an order of a batch can be decided together with others of its call."""
+    return isinstance(asked, Order) and not asked.idempotency_key and asked.timeout_seconds is None
