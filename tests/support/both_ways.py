@@ -32,6 +32,7 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision import blocks
 from server.errors import PretradeError
+from server.inference.breaker import Mode
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
 from server.inference.wire import ModelIdentity, ScoreBatch
@@ -246,18 +247,16 @@ def decided(way: Way, asked: Sequence[Asked], about: Circumstances, *, together:
 class _InProcess:
     """A model in the server's own process, which gives the same scores as the one on the replicas."""
 
-    name, version, threshold, feature_set = "champion", VERSION, 0.5, MF1
+    name, version, threshold, feature_set, parts = "champion", VERSION, 0.5, MF1, ()
 
     def __init__(self, about: Circumstances, expires_at: int) -> None:
         self._about = about
         self.expires_at = expires_at
 
-    def score(self, row: bytes) -> float:
-        return float(_score(self._about, row))
-
-    def scores(self, rows: bytes) -> NDArray[np.float32]:
+    def scores_and_parts(self, rows: bytes) -> tuple[NDArray[np.float32], None]:
+        """See `Scorer`."""
         size = self.feature_set.row_bytes
-        return _scores(self._about, [rows[at : at + size] for at in range(0, len(rows), size)])
+        return _scores(self._about, [rows[at : at + size] for at in range(0, len(rows), size)]), None
 
 
 def _script(about: Circumstances, failing: Script | None) -> Script:
@@ -296,6 +295,8 @@ async def _arrange(p: Plane, about: Circumstances) -> None:
         bid = math.nan if kind == "no mid" else snapshot.bid
         if kind != "missing":
             p.feature_cache.accept(encode(replace(snapshot, instrument=name, values=values, state=state, bid=bid)))
+    for replica in p.replicas:  # after how many orders a breaker opens goes by with whom a row is scored
+        replica.breaker.force(Mode.FORCED_CLOSED)
     retries = RetryBudget(RetrySettings(share=1.0), p.clock)
     p.champion._retry_budget = retries
     p.embedded.scorer = _InProcess(about, _expires_at(about))

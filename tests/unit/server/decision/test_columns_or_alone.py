@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import collections
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from support.both_ways import Asked, Circumstances, asked, circumstances, decided, least_in_block
 
-EXAMPLES = 100
 LEAST = 4
 """Orders that make a block here."""
 
@@ -34,25 +34,15 @@ def same_both_ways(orders: list[Asked], about: Circumstances, met: collections.C
             assert abs(allowed_us - one.seconds * 1e6) < 2, "each has its own time"
 
 
-def test_orders_of_one_call_get_in_columns_what_each_gets_alone() -> None:
+@pytest.mark.parametrize("together", [True, False], ids=["one call", "many callers"])
+@pytest.mark.parametrize("examples", [10, pytest.param(200, marks=pytest.mark.long)])
+def test_orders_get_in_columns_what_each_gets_alone(together: bool, examples: int) -> None:
     met = collections.Counter[str]()
 
-    @settings(max_examples=EXAMPLES, deadline=None)
-    @given(st.lists(asked(plain=True), min_size=1, max_size=14), circumstances())
+    @settings(max_examples=examples, deadline=None)
+    @given(st.lists(asked(plain=together), min_size=1 if together else LEAST, max_size=14), circumstances())
     def whatever_comes(orders: list[Asked], about: Circumstances) -> None:
-        same_both_ways(orders, about, met, together=True)
+        same_both_ways(orders, about, met, together=together)
 
     whatever_comes()
-    assert met["in columns"] > EXAMPLES, "the test tests something"
-
-
-def test_orders_of_many_callers_get_in_columns_what_each_gets_alone() -> None:
-    met = collections.Counter[str]()
-
-    @settings(max_examples=EXAMPLES, deadline=None)
-    @given(st.lists(asked(plain=False), min_size=LEAST, max_size=14), circumstances())
-    def whatever_comes(orders: list[Asked], about: Circumstances) -> None:
-        same_both_ways(orders, about, met, together=False)
-
-    whatever_comes()
-    assert met["in columns"] > EXAMPLES, "the test tests something"
+    assert met["in columns"] > examples, "the test tests something"
