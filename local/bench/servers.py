@@ -112,9 +112,21 @@ def usage_of_port(port: int) -> Callable[[], Usage]:
 
 @contextmanager
 def decision_server(
-    stack: Stack, directory: Path, edge: str, settings: Mapping[str, str] = MappingProxyType({})
+    stack: Stack,
+    directory: Path,
+    edge: str,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    python: Path | None = None,
 ) -> Iterator[Target]:
-    """A decision server on an edge, with settings of its own, in front of the stack's replicas and features."""
+    """A decision server on an edge, with settings of its own, in front of the stack's replicas and features.
+
+    Args:
+        stack: That it works with.
+        directory: For its files.
+        edge: `grpcio` or `envoy`.
+        settings: Its own.
+        python: The interpreter of another version of it.
+    """
     directory = directory.resolve()
     names = ("decision", "admin", "metrics", "http")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
@@ -125,9 +137,10 @@ def decision_server(
         "PRETRADE_JOURNAL__PATH": str(directory / "journal.db"),
         **settings,
     }
-    with _running(
-        f"server on {edge}", server.argv(None), directory, partial(server.ready, ports["decision"]), env
-    ) as pid:
+    argv = server.argv(None)
+    if python is not None:
+        argv[0] = str(python)
+    with _running(f"server on {edge}", argv, directory, partial(server.ready, ports["decision"]), env) as pid:
         metrics = f"http://{LOOPBACK}:{ports['metrics']}/metrics"
         yield Target(server.address(ports["decision"]), metrics, psutil.Process(pid))
 
