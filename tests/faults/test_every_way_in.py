@@ -239,7 +239,7 @@ def scene_of(broken: Broken, way: str, open_rig: OpenRig, database_url: str) -> 
         database = opened.enter_context(TcpProxy(f"{url.host}:{url.port}"))
         host, _, port = database.address.rpartition(":")
         rig = open_rig(
-            ROOMY | broken.settings,
+            {**ROOMY, **broken.settings},
             proxied=broken.proxied,
             endpoints={"primary": peer.address} if broken.scripted else None,
             database_url=url.set(host=host, port=int(port)).render_as_string(hide_password=False),

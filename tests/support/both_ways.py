@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fallback.guards import GuardSettings, OrderLimit
 from fallback.model_limits import NO_LIMITS, UNKNOWN, ModelLimits, limits_of
-from fallback.order import CallContext, Order
+from fallback.order import CallContext, Order, Part
 from feature_cache import features
 from feature_cache.feature_set import ROW
 from feature_cache.features import MF1
@@ -247,7 +247,8 @@ def decided(way: Way, asked: Sequence[Asked], about: Circumstances, *, together:
 class _InProcess:
     """A model in the server's own process, which gives the same scores as the one on the replicas."""
 
-    name, version, threshold, feature_set, parts = "champion", VERSION, 0.5, MF1, ()
+    name, version, threshold, feature_set = "champion", VERSION, 0.5, MF1
+    parts: tuple[Part, ...] = ()
 
     def __init__(self, about: Circumstances, expires_at: int) -> None:
         self._about = about
@@ -402,8 +403,10 @@ async def _found(p: Plane, outcomes: Outcomes, about: Circumstances) -> Found:
         "checks": dict(p.check.fates),
         "unconfirmed": dict(p.replies.unconfirmed),
     }
+    in_columns = round(metrics.blocks.buckets()[1])
+    alone = {str(why): times for why, times in metrics.alone.items() if times}
     await p.journal.flush()
-    return Found(decisions, counted, [], allowed_us, round(metrics.blocks.buckets()[1]), +metrics.alone)
+    return Found(decisions, counted, [], allowed_us, in_columns, alone)
 
 
 def _meaning(message: Any, about: Circumstances) -> Any:
