@@ -165,11 +165,8 @@ def standstills(scene: Scene) -> None:
 
 @dataclass(frozen=True)
 class Broken:
-    """A fault of the matrix, and who may answer from its beginning to its end."""
+    """What is broken, and who may answer from its beginning to its end."""
 
-    identifier: str
-    happens: str
-    expected: str
     break_and_heal: Break
     sources: frozenset[pb.Source.ValueType]
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -180,46 +177,90 @@ class Broken:
 
 MODELS: Final = frozenset({PRIMARY, SECONDARY})
 WITHOUT_MODEL: Final = MODELS | {pb.SOURCE_CACHED_SCORE, pb.SOURCE_RULES}
+OR_NOBODY: Final = MODELS | {pb.SOURCE_NONE}
 FAULTS: Final = (
-    Broken("A1", "the primary is killed with SIGKILL", "SECONDARY answers.", killed_primary, MODELS),
-    Broken("A2", "the primary hangs (SIGSTOP)", "SECONDARY answers.", hung_primary, MODELS),
-    Broken(
-        "A5",
-        "replies of the primary are reset or cut off",
-        "The retry answers, never a partial score.",
-        cut_replies,
-        MODELS,
-        NEVER_OPENS,
-        proxied=("primary",),
+    pytest.param(
+        Broken(killed_primary, MODELS),
+        id="killed primary",
+        marks=pytest.mark.fault(
+            "A1", "The primary is killed under dense orders, by each way in", "Every order is decided, by SECONDARY."
+        ),
     ),
-    Broken(
-        "A7",
-        "scores of the primary are NaN, infinite or outside 0 to 1",
-        "The retry answers.",
-        unusable_scores,
-        MODELS,
-        NEVER_OPENS,
-        scripted=True,
+    pytest.param(
+        Broken(hung_primary, MODELS),
+        id="hung primary",
+        marks=pytest.mark.fault(
+            "A2", "The primary hangs under dense orders, by each way in", "Every order is decided, by SECONDARY."
+        ),
     ),
-    Broken(
-        "A11",
-        "both champions are killed without an embedded model",
-        "CACHED_SCORE, then RULES.",
-        no_champions,
-        WITHOUT_MODEL,
+    pytest.param(
+        Broken(cut_replies, MODELS, NEVER_OPENS, proxied=("primary",)),
+        id="cut replies",
+        marks=pytest.mark.fault(
+            "A5",
+            "Replies of the primary are reset or cut off under dense orders, by each way in",
+            "Every order is decided, by the retry. No partial score is used.",
+        ),
     ),
-    Broken("B1", "Redis hangs (SIGSTOP)", "ABSTAIN once features are stale.", frozen_redis, MODELS | {pb.SOURCE_NONE}),
-    Broken("C7", "features stop", "ABSTAIN once they are stale.", silent_market, MODELS | {pb.SOURCE_NONE}),
-    Broken("D1", "the network to PostgreSQL swallows packets", "Decisions go on.", lost_database, MODELS),
-    Broken(
-        "D3",
-        "the journal is full while PostgreSQL is away",
-        "ABSTAIN, and decisions again once rows are shipped.",
-        full_journal,
-        MODELS | {pb.SOURCE_NONE},
-        SMALL_JOURNAL,
+    pytest.param(
+        Broken(unusable_scores, MODELS, NEVER_OPENS, scripted=True),
+        id="unusable scores",
+        marks=pytest.mark.fault(
+            "A7",
+            "Scores are NaN, infinite or outside 0 to 1 under dense orders, by each way in",
+            "Every order is decided, by the retry.",
+        ),
     ),
-    Broken("F2", "the server gets no CPU for 500 ms, three times", "No breaker opens.", standstills, MODELS),
+    pytest.param(
+        Broken(no_champions, WITHOUT_MODEL),
+        id="no champions",
+        marks=pytest.mark.fault(
+            "A11",
+            "Both champions are killed under dense orders, by each way in, without an embedded model",
+            "Every order is decided, by CACHED_SCORE, then by RULES.",
+        ),
+    ),
+    pytest.param(
+        Broken(frozen_redis, OR_NOBODY),
+        id="frozen Redis",
+        marks=pytest.mark.fault(
+            "B1", "Redis hangs under dense orders, by each way in", "ABSTAIN once features are stale. It recovers."
+        ),
+    ),
+    pytest.param(
+        Broken(silent_market, OR_NOBODY),
+        id="silent market",
+        marks=pytest.mark.fault(
+            "C7", "Features stop under dense orders, by each way in", "ABSTAIN once they are stale. It recovers."
+        ),
+    ),
+    pytest.param(
+        Broken(lost_database, MODELS),
+        id="lost database",
+        marks=pytest.mark.fault(
+            "D1",
+            "PostgreSQL is black-holed under dense orders, by each way in",
+            "Decisions go on. Every row is shipped later, once.",
+        ),
+    ),
+    pytest.param(
+        Broken(full_journal, OR_NOBODY | WITHOUT_MODEL, SMALL_JOURNAL),
+        id="full journal",
+        marks=pytest.mark.fault(
+            "D3",
+            "The journal is full under dense orders, by each way in",
+            "ABSTAIN, and decisions again once rows are shipped.",
+        ),
+    ),
+    pytest.param(
+        Broken(standstills, MODELS),
+        id="standstills",
+        marks=pytest.mark.fault(
+            "F2",
+            "The server gets no CPU for 500 ms, three times, under dense orders, by each way in",
+            "No breaker opens. Every order is decided.",
+        ),
+    ),
 )
 
 WAYS: Final[Mapping[str, tuple[Shape, Mapping[str, Any]]]] = {
@@ -253,21 +294,7 @@ def decisions(calls: list[Call]) -> list[pb.Decision]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    "broken",
-    [
-        pytest.param(
-            one,
-            id=f"{one.identifier} {one.happens}",
-            marks=pytest.mark.fault(
-                one.identifier,
-                f"Orders come in bursts of single calls, in batches, or on streams, and {one.happens}",
-                f"No order stays without a decision. {one.expected} The same on every way in.",
-            ),
-        )
-        for one in FAULTS
-    ],
-)
+@pytest.mark.parametrize("broken", FAULTS)
 def test_a_fault_costs_no_order_its_decision_whichever_way_it_comes(
     broken: Broken, way: str, open_rig: OpenRig, database_url: str, seen: Seen
 ) -> None:
