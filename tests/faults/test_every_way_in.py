@@ -178,91 +178,6 @@ class Broken:
 MODELS: Final = frozenset({PRIMARY, SECONDARY})
 WITHOUT_MODEL: Final = MODELS | {pb.SOURCE_CACHED_SCORE, pb.SOURCE_RULES}
 OR_NOBODY: Final = MODELS | {pb.SOURCE_NONE}
-FAULTS: Final = (
-    pytest.param(
-        Broken(killed_primary, MODELS),
-        id="killed primary",
-        marks=pytest.mark.fault(
-            "A1", "The primary is killed under dense orders, by each way in", "Every order is decided, by SECONDARY."
-        ),
-    ),
-    pytest.param(
-        Broken(hung_primary, MODELS),
-        id="hung primary",
-        marks=pytest.mark.fault(
-            "A2", "The primary hangs under dense orders, by each way in", "Every order is decided, by SECONDARY."
-        ),
-    ),
-    pytest.param(
-        Broken(cut_replies, MODELS, NEVER_OPENS, proxied=("primary",)),
-        id="cut replies",
-        marks=pytest.mark.fault(
-            "A5",
-            "Replies of the primary are reset or cut off under dense orders, by each way in",
-            "Every order is decided, by the retry. No partial score is used.",
-        ),
-    ),
-    pytest.param(
-        Broken(unusable_scores, MODELS, NEVER_OPENS, scripted=True),
-        id="unusable scores",
-        marks=pytest.mark.fault(
-            "A7",
-            "Scores are NaN, infinite or outside 0 to 1 under dense orders, by each way in",
-            "Every order is decided, by the retry.",
-        ),
-    ),
-    pytest.param(
-        Broken(no_champions, WITHOUT_MODEL),
-        id="no champions",
-        marks=pytest.mark.fault(
-            "A11",
-            "Both champions are killed under dense orders, by each way in, without an embedded model",
-            "Every order is decided, by CACHED_SCORE, then by RULES.",
-        ),
-    ),
-    pytest.param(
-        Broken(frozen_redis, OR_NOBODY),
-        id="frozen Redis",
-        marks=pytest.mark.fault(
-            "B1", "Redis hangs under dense orders, by each way in", "ABSTAIN once features are stale. It recovers."
-        ),
-    ),
-    pytest.param(
-        Broken(silent_market, OR_NOBODY),
-        id="silent market",
-        marks=pytest.mark.fault(
-            "C7", "Features stop under dense orders, by each way in", "ABSTAIN once they are stale. It recovers."
-        ),
-    ),
-    pytest.param(
-        Broken(lost_database, MODELS),
-        id="lost database",
-        marks=pytest.mark.fault(
-            "D1",
-            "PostgreSQL is black-holed under dense orders, by each way in",
-            "Decisions go on. Every row is shipped later, once.",
-        ),
-    ),
-    pytest.param(
-        Broken(full_journal, OR_NOBODY | WITHOUT_MODEL, SMALL_JOURNAL),
-        id="full journal",
-        marks=pytest.mark.fault(
-            "D3",
-            "The journal is full under dense orders, by each way in",
-            "ABSTAIN, and decisions again once rows are shipped.",
-        ),
-    ),
-    pytest.param(
-        Broken(standstills, MODELS),
-        id="standstills",
-        marks=pytest.mark.fault(
-            "F2",
-            "The server gets no CPU for 500 ms, three times, under dense orders, by each way in",
-            "No breaker opens. Every order is decided.",
-        ),
-    ),
-)
-
 WAYS: Final[Mapping[str, tuple[Shape, Mapping[str, Any]]]] = {
     "single calls": ("unary", {"at_once": AT_ONCE, "on_the_wire": True}),
     "batches": ("batch", {"together": TOGETHER, "on_the_wire": True}),
@@ -294,7 +209,95 @@ def decisions(calls: list[Call]) -> list[pb.Decision]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("broken", FAULTS)
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(
+            Broken(killed_primary, MODELS),
+            id="killed primary",
+            marks=pytest.mark.fault(
+                "A1",
+                "The primary is killed under dense orders, by each way in",
+                "Every order is decided, by SECONDARY.",
+            ),
+        ),
+        pytest.param(
+            Broken(hung_primary, MODELS),
+            id="hung primary",
+            marks=pytest.mark.fault(
+                "A2", "The primary hangs under dense orders, by each way in", "Every order is decided, by SECONDARY."
+            ),
+        ),
+        pytest.param(
+            Broken(cut_replies, MODELS, NEVER_OPENS, proxied=("primary",)),
+            id="cut replies",
+            marks=pytest.mark.fault(
+                "A5",
+                "Replies of the primary are reset or cut off under dense orders, by each way in",
+                "Every order is decided, by the retry. No partial score is used.",
+            ),
+        ),
+        pytest.param(
+            Broken(unusable_scores, MODELS, NEVER_OPENS, scripted=True),
+            id="unusable scores",
+            marks=pytest.mark.fault(
+                "A7",
+                "Scores are NaN, infinite or outside 0 to 1 under dense orders, by each way in",
+                "Every order is decided, by the retry.",
+            ),
+        ),
+        pytest.param(
+            Broken(no_champions, WITHOUT_MODEL),
+            id="no champions",
+            marks=pytest.mark.fault(
+                "A11",
+                "Both champions are killed under dense orders, by each way in, without an embedded model",
+                "Every order is decided, by CACHED_SCORE, then by RULES.",
+            ),
+        ),
+        pytest.param(
+            Broken(frozen_redis, OR_NOBODY),
+            id="frozen Redis",
+            marks=pytest.mark.fault(
+                "B1", "Redis hangs under dense orders, by each way in", "ABSTAIN once features are stale. It recovers."
+            ),
+        ),
+        pytest.param(
+            Broken(silent_market, OR_NOBODY),
+            id="silent market",
+            marks=pytest.mark.fault(
+                "C7", "Features stop under dense orders, by each way in", "ABSTAIN once they are stale. It recovers."
+            ),
+        ),
+        pytest.param(
+            Broken(lost_database, MODELS),
+            id="lost database",
+            marks=pytest.mark.fault(
+                "D1",
+                "PostgreSQL is black-holed under dense orders, by each way in",
+                "Decisions go on. Every row is shipped later, once.",
+            ),
+        ),
+        pytest.param(
+            Broken(full_journal, OR_NOBODY | WITHOUT_MODEL, SMALL_JOURNAL),
+            id="full journal",
+            marks=pytest.mark.fault(
+                "D3",
+                "The journal is full under dense orders, by each way in",
+                "ABSTAIN, and decisions again once rows are shipped.",
+            ),
+        ),
+        pytest.param(
+            Broken(standstills, MODELS),
+            id="standstills",
+            marks=pytest.mark.fault(
+                "F2",
+                "The server gets no CPU for 500 ms, three times, under dense orders, by each way in",
+                "No breaker opens. Every order is decided.",
+            ),
+        ),
+    ],
+)
 def test_a_fault_costs_no_order_its_decision_whichever_way_it_comes(
     broken: Broken, way: str, open_rig: OpenRig, database_url: str, seen: Seen
 ) -> None:
