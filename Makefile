@@ -12,7 +12,7 @@ WITH_DATA = $(if $(DATA),--data "$(DATA)")
 WITH_JSON = $(if $(JSON),--json "$(JSON)")
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all clean check check-deploy js protos lock pages test-long simulate simulate-mutations fuzz faults mlserver models canaries bench bench-compare bench-costs bench-path bench-client bench-client-js bench-faults bench-flips bench-features bench-guests bench-indicators bench-lookups bench-serving sizing soak
+.PHONY: help setup demo test test-all clean check check-deploy js protos lock pages test-long simulate simulate-mutations fuzz sanitize faults mlserver models canaries bench bench-compare bench-costs bench-path bench-client bench-client-js bench-faults bench-flips bench-features bench-guests bench-indicators bench-lookups bench-serving sizing soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ simulate-mutations: setup  ## takes one protection after another out of a copy o
 fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge, the lane, JSON, queries and the reader of orders, so long each (SECONDS=60)
 	for target in framing asgi lane json query orders; do PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
 
+sanitize: setup  ## the compiled modules under AddressSanitizer: their tests, and fuzzing of what reads callers' bytes (needs gcc and libasan)
+	VENV=$(VENV) .ci/sanitize
+
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k cluster' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
 
@@ -94,10 +97,10 @@ canaries: setup  ## three canaries on the whole stack, each to its end: good, la
 	$(BIN)/pretrade canary-demo $(WITH_DATA) $(WITH_JSON)
 
 ##@ Measure it
-bench: setup  ## decisions a second, latency, CPU, next to echoes, TorchServe, FastAPI; what is met of the targets (QUICK=1 KEEP=1 DATA=dir PROFILE=file JSON=file)
-	$(BIN)/pretrade bench $(if $(QUICK),--quick) $(if $(KEEP),--keep) $(WITH_DATA) $(if $(PROFILE),--profile "$(PROFILE)") $(WITH_JSON)
+bench: setup  ## decisions a second, latency, CPU, next to echoes, TorchServe, FastAPI; what is met of the targets (QUICK=1 KEEP=1 DATA=dir PROFILE=file JSON=file AGAINST=commit)
+	$(BIN)/pretrade bench $(if $(QUICK),--quick) $(if $(AGAINST),--against "$(AGAINST)") $(if $(KEEP),--keep) $(WITH_DATA) $(if $(PROFILE),--profile "$(PROFILE)") $(WITH_JSON)
 
-sizing: setup  ## the tables of docs/sizing.md and docs/figures.md, from the run of `make bench` that was kept last
+sizing: setup  ## the tables of docs/figures.md, measurements.md and sizing.md, from the run of `make bench` that was kept last
 	$(BIN)/python -m loadtest.benchmark.sizing
 
 bench-compare: setup  ## the last `make bench` against the one that was kept last

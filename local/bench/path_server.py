@@ -107,7 +107,9 @@ class Model(Replica):
     def __init__(
         self, name: str, lag: LoopLag, under_way: Callable[[], int], version: str = _VERSION, of: FeatureSet = MF1
     ) -> None:
-        limits = ReplicaLimits(ReplicaSettings(warm_up_seconds=0.0), BatcherSettings(), BreakerSettings())
+        # A machine that is busy delays answers; they are waited for, or something else would be measured.
+        patient = BatcherSettings(min_patience_seconds=5.0, max_patience_seconds=5.0)
+        limits = ReplicaLimits(ReplicaSettings(warm_up_seconds=0.0), patient, BreakerSettings())
         clock = time.monotonic
         super().__init__(
             name,

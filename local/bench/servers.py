@@ -117,7 +117,11 @@ def usage_of_port(port: int) -> Callable[[], Usage]:
 
 @contextmanager
 def decision_server(
-    stack: Stack, directory: Path, edge: str, settings: Mapping[str, str] = MappingProxyType({})
+    stack: Stack,
+    directory: Path,
+    edge: str,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    python: Path | None = None,
 ) -> Iterator[Target]:
     """A decision server on an edge, with settings of its own, in front of the stack's replicas and features.
 
@@ -126,6 +130,7 @@ def decision_server(
         directory: For what it keeps.
         edge: Who speaks HTTP/2 with its callers.
         settings: Variables of its own; empty for one that is not to be set.
+        python: The interpreter of another version of the server; None for this one.
     """
     directory = directory.resolve()
     names = ("decision", "admin", "metrics", "http")
@@ -138,9 +143,10 @@ def decision_server(
         **settings,
     }
     env = {name: value for name, value in env.items() if value}
-    with _running(
-        f"server on {edge}", server.argv(None), directory, partial(server.ready, ports["decision"]), env
-    ) as pid:
+    argv = server.argv(None)
+    if python is not None:
+        argv[0] = str(python)
+    with _running(f"server on {edge}", argv, directory, partial(server.ready, ports["decision"]), env) as pid:
         yield Target(
             address=server.address(ports["decision"]),
             metrics_url=f"http://{LOOPBACK}:{ports['metrics']}/metrics",
