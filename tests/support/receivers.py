@@ -112,10 +112,16 @@ def running_alertmanager(folder: Path, pages: Webhook, tickets: Mailbox) -> Iter
 
     Pages go to the webhook, and everything to the mailbox.
     """
+    with started_alertmanager(folder, written_configuration(folder, pages, tickets)) as url:
+        yield url
+
+
+@contextmanager
+def started_alertmanager(folder: Path, path: Path) -> Iterator[str]:
+    """A real Alertmanager with the configuration in a file; yields its URL."""
     if alertmanager.program() is None:
         pytest.skip("needs prometheus-alertmanager (Debian's package)")
     (port,) = free_ports(1)
-    path = written_configuration(folder, pages, tickets)
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(alertmanager.argv(port, folder, path), stdout=log, stderr=log)
         try:
