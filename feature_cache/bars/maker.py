@@ -64,6 +64,8 @@ class BarMaker(Market):
         self._mid: int | None = None
         self._begin_bar(0, Lacks.BEGINNING)
         self._end_ns = 0  # of the bar under way; 0 while none is
+        self.begun_ns = 0
+        """Where the first bar of the series starts; 0 before the first event that counts."""
         super().__init__(instrument)
 
     @property
@@ -143,7 +145,8 @@ class BarMaker(Market):
             self._end_series()
         if not self._end_ns:
             self._units = units
-            self._begin_bar(now_ns - now_ns % SECOND_NS, Lacks.BEGINNING)
+            self.begun_ns = now_ns - now_ns % SECOND_NS
+            self._begin_bar(self.begun_ns, Lacks.BEGINNING)
         between = Lacks.CONTINUITY if self._is_cut else Lacks.NOTHING
         while now_ns >= self._end_ns:
             self._end_bar()

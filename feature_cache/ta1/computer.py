@@ -1,4 +1,4 @@
-"""Computes `ta1` for one instrument: events in, values out.
+"""Computes `ta1` and `ta1_long` for one instrument: events in, values out.
 
     computer = Ta1Computer("ETHUSDT.BINANCE", "BTCUSDT.BINANCE", Board())
     for event in session:
@@ -7,17 +7,18 @@
 
 Values change when a bar ends, and with nothing else: between two bars of 1 s they stand still.
 
-The partner's mid is read from the `Board` of the process when one of our own bars ends. Computers of one process write
-their mids there. That is best effort: if the partner's partition is on another worker, its features are undefined here.
-A mid older than five seconds of event time is no mid. In a replay, or on one partition, the order of the events decides
-all; between partitions it decides which of two events of the same millisecond is seen.
+`ta1_long` is `Indicators` alone. `ta1` also looks at a partner, whose mid is read from the `Board` of the process when
+one of our own bars ends. Computers of one process write their mids there. That is best effort: if the partner's
+partition is on another worker, its features are undefined here. A mid older than five seconds of event time is no mid.
+In a replay, or on one partition, the order of the events decides all; between partitions it decides which of two events
+of the same millisecond is seen.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -78,6 +79,72 @@ class Pair:
         ]
 
 
+class Indicators:
+    """The indicators over the bars of some intervals, of one instrument.
+
+    Args:
+        instrument: `SYMBOL.VENUE`.
+        intervals: Names of the intervals, the shortest first.
+        past: Where bars from before the first event are looked up; None for a history that begins with that event.
+        take: Also called with each bar when it has ended.
+    """
+
+    def __init__(
+        self,
+        instrument: str,
+        intervals: Sequence[str],
+        past: Past | None = None,
+        take: Callable[[Bar], object] | None = None,
+    ) -> None:
+        self.maker = BarMaker(instrument, self._take, intervals[-1])
+        self._further = take
+        self._series = {interval: Series() for interval in intervals}
+        self._joins = {} if past is None else {one: Join(past, instrument, one) for one in intervals}
+        self._values: NDArray[np.float32] | None = None
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether nothing is looked up any more."""
+        return not self._joins
+
+    def on_event(self, event: pb.MarketEvent) -> None:
+        """Takes one event in.
+
+        Raises:
+            EventError: The event breaks the contract; the state is as before.
+        """
+        self.maker.on_event(event)
+
+    def values(self) -> NDArray[np.float32]:
+        """Of each interval, the values as of its last bar that has ended; not to be written to."""
+        for interval in tuple(self._joins):
+            self._look_back(interval)
+        if self._values is None:
+            self._values = np.concatenate([one.values for one in self._series.values()])
+        return self._values
+
+    def _take(self, bar: Bar) -> None:
+        series = self._series.get(bar.interval)
+        if series is not None:
+            series.add(bar)
+            self._values = None
+            if (join := self._joins.get(bar.interval)) is not None:
+                join.add(bar)
+                self._look_back(bar.interval)
+        if self._further is not None:
+            self._further(bar)
+
+    def _look_back(self, interval: str) -> None:
+        """Takes the indicators with stored bars before ours, if there are some by now."""
+        join = self._joins[interval]
+        series = join.found(self.maker.begun_ns, self.maker.time_ns)
+        if series is not None:
+            self._series[interval] = series
+            self._values = None
+        if join.is_over:
+            del self._joins[interval]
+
+
 class Ta1Computer:
     """The set `ta1` of one instrument.
 
@@ -85,18 +152,17 @@ class Ta1Computer:
         instrument: `SYMBOL.VENUE`.
         partner: Another one; None for none.
         board: Where computers of one process leave their mids.
-        past: Where bars from before the first event are looked up; None for a history that begins with that event.
+        past: See `Indicators`.
     """
 
     def __init__(self, instrument: str, partner: str | None, board: Board, past: Past | None = None) -> None:
         self._instrument = instrument
         self._partner = partner
         self._board = board
-        self._maker = BarMaker(instrument, self._take, INTERVALS[-1])
-        self._series = {interval: Series() for interval in INTERVALS}
-        self._joins = {} if past is None else {interval: Join(past) for interval in INTERVALS}
+        self.indicators = Indicators(instrument, INTERVALS, past, self._take)
         self._pair = Pair()
         self._cross = _NO_CROSS
+        self._of_bars: NDArray[np.float32] | None = None
         self._values: NDArray[np.float32] | None = None
 
     def on_event(self, event: pb.MarketEvent) -> None:
@@ -105,25 +171,20 @@ class Ta1Computer:
         Raises:
             EventError: The event breaks the contract; the state is as before.
         """
-        maker = self._maker
-        maker.on_event(event)
+        self.indicators.on_event(event)
+        maker = self.indicators.maker
         self._board.put(self._instrument, maker.time_ns, maker.mid)
 
     def values(self) -> NDArray[np.float32]:
         """The values of `TA1` as of the last bars that have ended; not to be written to."""
-        for interval in tuple(self._joins):
-            self._look_back(interval)
-        if self._values is None:
-            self._values = np.concatenate([*(one.values for one in self._series.values()), self._cross])
+        of_bars = self.indicators.values()
+        if self._values is None or of_bars is not self._of_bars:
+            self._of_bars, self._values = of_bars, np.concatenate([of_bars, self._cross])
             assert len(self._values) == len(TA1)
         return self._values
 
     def _take(self, bar: Bar) -> None:
-        self._series[bar.interval].add(bar)
-        self._values = None
-        if (join := self._joins.get(bar.interval)) is not None:
-            join.add(bar)
-            self._look_back(bar.interval)
+        """Puts the partner beside us at the end of each bar of a second."""
         if bar.width_ns != SECOND_NS or self._partner is None:
             return
         if bar.lacks & Lacks.BEGINNING:
@@ -131,16 +192,7 @@ class Ta1Computer:
         ours = math.nan if bar.lacks & Lacks.MID else bar.mid(bar.mid_close)
         theirs = self._board.mid(self._partner, bar.end_ns)
         self._cross = np.array(self._pair.add(ours, theirs), dtype=np.float32)
-
-    def _look_back(self, interval: str) -> None:
-        """Puts stored bars before ours, if they have been found by now."""
-        join = self._joins[interval]
-        history = join.found()
-        if history is not None:
-            self._series[interval].resume(history)
-            self._values = None
-        if join.is_over:
-            del self._joins[interval]
+        self._values = None
 
 
 def _returns(mids: Sequence[float]) -> NDArray[np.float64]:

@@ -1,7 +1,8 @@
-"""What `ta1` is. A process that only takes its vectors needs this file, and no TA-Lib."""
+"""What `ta1` and `ta1_long` are. A process that only takes their vectors needs this file, and no TA-Lib."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -9,7 +10,9 @@ from feature_cache.feature_set import Feature, FeatureSet
 from feature_cache.ta1.indicators import FEATURES
 
 INTERVALS: Final = ("1s", "10s")
-"""Of the bars. Longer ones would need hours of events before they say anything after a start."""
+"""Of the bars of `ta1`."""
+LONG_INTERVALS: Final = ("1m", "5m")
+"""Of those of `ta1_long`: hours of events pass before they say anything, unless bars were stored."""
 CORRELATION_SECONDS: Final = 30
 
 CROSS: Final = (
@@ -24,10 +27,13 @@ CROSS: Final = (
 
 def _of_interval(feature: Feature, interval: str) -> Feature:
     swapped_with = feature.swapped_with and f"{feature.swapped_with}_{interval}"
-    doc = f"{feature.doc[:-1]}; bars of {interval[:-1]} s."
+    doc = f"{feature.doc[:-1]}; bars of {interval[:-1]} {interval[-1]}."
     return replace(feature, name=f"{feature.name}_{interval}", doc=doc, swapped_with=swapped_with)
 
 
-TA1: Final = FeatureSet(
-    "ta1", (*(_of_interval(feature, interval) for interval in INTERVALS for feature in FEATURES), *CROSS)
-)
+def _over(intervals: Sequence[str]) -> tuple[Feature, ...]:
+    return tuple(_of_interval(feature, interval) for interval in intervals for feature in FEATURES)
+
+
+TA1: Final = FeatureSet("ta1", (*_over(INTERVALS), *CROSS))
+TA1_LONG: Final = FeatureSet("ta1_long", _over(LONG_INTERVALS))

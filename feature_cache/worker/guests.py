@@ -49,8 +49,8 @@ Reason = Literal["raised", "impossible", "stuck", "behind", "died"]
 _EXCHANGE_SECONDS: Final = 0.003
 """Between two exchanges with a set's process, at least: what comes meanwhile crosses as one batch, and each instrument
 of it gets one vector."""
-_MOST_QUEUED: Final = 20_000
-"""Events that wait for a set: some seconds of a busy market."""
+_MOST_QUEUED: Final = 50_000
+"""Events that wait for a set: ten seconds of a busy market, of which its process may need some to start."""
 _LONGEST_SILENCE_SECONDS: Final = 5.0
 """For which a process with work may say nothing: one call takes that long. On a machine that is short of processors
 even a quick call may take a second, and a suspension costs the set what it has seen."""

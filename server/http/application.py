@@ -205,7 +205,7 @@ class HttpApplication:
                 (
                     b"access-control-allow-headers",
                     b"authorization, content-type, grpc-timeout, last-event-id, "
-                    b"pretrade-reduce-only, traceparent, x-correlation-id",
+                    b"pretrade-reduce-only, traceparent, tracestate, x-correlation-id",
                 ),
                 (b"access-control-max-age", b"600"),
             ]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
-import subprocess
 import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -296,14 +296,19 @@ import sys, time
 from pathlib import Path
 from feature_cache import feature_sets
 from feature_cache.sources.simulator import simulate
+from feature_cache.worker import guests
 from feature_cache.worker.engines import Engines
-from feature_cache.worker.guests import Guest, Guests, launcher
+guests._LONGEST_SILENCE_SECONDS = 3600.0  # on a busy machine the test needs longer than a worker waits
 file = Path(sys.argv[1])
 keeps = next(one for one in feature_sets.of_file(file) if one.feature_set.id == "keeps")
-guest = Guest(keeps, launcher(keeps, file))
+guest = guests.Guest(keeps, guests.launcher(keeps, file))
 guest.start()
+while not guest._is_ready:
+    guest.exchange()
+    time.sleep(0.01)
 print(guest.process.pid, flush=True)
-engines = Engines(1, Guests([guest]))
+sys.stdin.readline()
+engines = Engines(1, guests.Guests([guest]))
 engines.assign(0, 0, 0)
 for offset, event in enumerate(simulate(1, ["A.SIM"])):
     engines.take(0, offset, b"A.SIM", event.SerializeToString())
@@ -313,12 +318,14 @@ for offset, event in enumerate(simulate(1, ["A.SIM"])):
 
 
 async def test_a_worker_that_is_killed_leaves_no_process_even_in_a_call_that_never_returns() -> None:
-    worker = await asyncio.create_subprocess_exec(sys.executable, "-c", _WORKER, str(FILE), stdout=subprocess.PIPE)
+    worker = await asyncio.create_subprocess_exec(sys.executable, "-c", _WORKER, str(FILE), stdin=PIPE, stdout=PIPE)
     try:
+        assert worker.stdin is not None
         assert worker.stdout is not None
         process = psutil.Process(int(await worker.stdout.readline()))
-        # An idle process takes nothing: one that has used so much beyond its start is in the call.
-        await until(lambda: process.cpu_times().user > 3)
+        began = process.cpu_times().user
+        worker.stdin.write(b"begin\n")
+        await until(lambda: process.cpu_times().user > began + 0.3)  # an idle process takes nothing
     finally:
         worker.kill()
         await worker.wait()

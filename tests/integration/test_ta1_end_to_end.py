@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -22,13 +22,14 @@ from support.labelled_rows import labelled_rows
 from typer.testing import CliRunner
 
 from feature_cache.engine.engine import FeatureEngine
+from feature_cache.feature_set import FeatureSet
 from feature_cache.features import MF1
 from feature_cache.sources.publisher import EventPublisher
 from feature_cache.sources.simulator import simulate
 from feature_cache.store.codec import FeatureSnapshot, decode
 from feature_cache.store.vectors import key_of
-from feature_cache.ta1.computer import Board, Ta1Computer
-from feature_cache.ta1.definition import TA1
+from feature_cache.ta1.computer import Board, Indicators, Ta1Computer
+from feature_cache.ta1.definition import LONG_INTERVALS, TA1, TA1_LONG
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc
@@ -41,13 +42,12 @@ from server.models.registry import Registry
 pytestmark = pytest.mark.stack
 
 OURS, PARTNER = "ETHUSDT.SIM", "BTCUSDT.SIM"
-HISTORY_SECONDS: Final = 60
-"""Of market before the first order: all indicators over bars of a second are defined after 45 of them."""
+HISTORY_SECONDS: Final = 480
+"""Of market before the first order: all indicators are defined after 45 bars, also those of ten seconds. With the time
+that the test takes it must stay below the 600 bars that are looked up, so that nothing is forgotten."""
 PATIENCE_SECONDS: Final = 60.0
-OF_TRADES: Final = [
-    place for place, name in enumerate(TA1.names) if name.endswith("_1s") and not name.startswith("above_mid_bps")
-]
-"""Places of the features over bars of a second that need no mid."""
+OVER_BARS: Final = ("_1s", "_10s", "_1m", "_5m")
+"""How the names of features over bars end."""
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stack(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
-    monkeypatch.setenv("PRETRADE_WORKER_COMPUTED_SETS", '["ta1"]')
+    monkeypatch.setenv("PRETRADE_WORKER_COMPUTED_SETS", '["ta1", "ta1_long"]')
     monkeypatch.setenv("PRETRADE_TA1_PARTNERS", f'{{"{OURS}": "{PARTNER}"}}')
     monkeypatch.setenv("PRETRADE_WORKER_KAFKA_PARTITIONS", "1")  # the order of the log then decides what a partner says
     monkeypatch.setenv("PRETRADE_WORKER_TTL_SECONDS", "600")
@@ -98,7 +98,7 @@ class Feed:
     async def run(self) -> None:
         start_ns = self.live_ns - HISTORY_SECONDS * 10**9
         async with EventPublisher(self._brokers, partitions=1) as publisher:
-            for event in simulate(3, [OURS, PARTNER], start_ns=start_ns, events_per_second=20):
+            for event in simulate(3, [OURS, PARTNER], start_ns=start_ns, events_per_second=5):
                 early = (event.receive_time_ns - time.time_ns()) / 1e9
                 if early > 0:
                     with suppress(TimeoutError):
@@ -113,18 +113,34 @@ class Feed:
         self._stopped.set()
 
 
-def offline(events: Iterable[market_pb2.MarketEvent]) -> list[tuple[int, bytes]]:
-    """Event time of each event of ours that counts, and what `ta1` is after it, computed in one go."""
-    board = Board()
+def offline(
+    events: Iterable[market_pb2.MarketEvent], computers: Mapping[str, Ta1Computer | Indicators]
+) -> list[tuple[int, bytes]]:
+    """Event time of each event of ours that counts, and what a set is after it, computed in one go."""
     engines = {name: FeatureEngine(name) for name in (OURS, PARTNER)}
-    computers = {OURS: Ta1Computer(OURS, PARTNER, board), PARTNER: Ta1Computer(PARTNER, None, board)}
     found = []
     for event in events:
-        if engines[event.instrument].on_event(event):
+        if engines[event.instrument].on_event(event) and event.instrument in computers:
             computers[event.instrument].on_event(event)
             if event.instrument == OURS:
                 found.append((engines[OURS].time_ns, computers[OURS].values().tobytes()))
     return found
+
+
+def ta1(board: Board) -> dict[str, Ta1Computer]:
+    return {OURS: Ta1Computer(OURS, PARTNER, board), PARTNER: Ta1Computer(PARTNER, None, board)}
+
+
+def differing(found: NDArray[np.float32], expected: bytes, feature_set: FeatureSet) -> set[str]:
+    """The features that need no mid, and differ in a bit."""
+    wanted = np.frombuffer(expected, "<f4")
+    return {
+        name
+        for place, name in enumerate(feature_set.names)
+        if name.endswith(OVER_BARS)
+        and not name.startswith("above_mid")
+        and found[place].tobytes() != wanted[place].tobytes()
+    }
 
 
 def decide_by_the_model(endpoint: str) -> pb.Decision:
@@ -150,12 +166,15 @@ def look_at(stack: Stack, decision: pb.Decision) -> tuple[audit_pb2.AuditedDecis
 
 
 async def vector(
-    redis_url: str, since_ns: int, accept: Callable[[NDArray[np.float32]], bool] = lambda _: True
+    redis_url: str,
+    since_ns: int,
+    accept: Callable[[NDArray[np.float32]], object] = lambda _: True,
+    set_id: str = "ta1",
 ) -> FeatureSnapshot:
-    """Our vector of `ta1` in Redis, as soon as it is of this event time or later, and its values are accepted."""
+    """Our vector of a set in Redis, as soon as it is of this event time or later, and its values are accepted."""
     async with Redis.from_url(redis_url) as redis, asyncio.timeout(PATIENCE_SECONDS):
         for _ in itertools.count():
-            packed = await redis.get(key_of(OURS, "ta1"))
+            packed = await redis.get(key_of(OURS, set_id))
             if (
                 isinstance(packed, bytes)
                 and (found := decode(packed)).event_time_ns >= since_ns
@@ -181,19 +200,23 @@ async def test_a_model_of_ta1_decides_the_decision_replays_and_a_restart_of_the_
     written = await vector(endpoints.redis_url, first_ns)
     await asyncio.to_thread(stack["worker"].stop)
     await asyncio.to_thread(stack.restart, "worker")
-    macd = TA1.index["macd_hist_bps_1s"]
-    await vector(endpoints.redis_url, feed.published[-1].event_time_ns, lambda values: bool(np.isfinite(values[macd])))
+    macd = [TA1.index[f"macd_hist_bps_{interval}"] for interval in ("1s", "10s")]
+    restarted_ns = feed.published[-1].event_time_ns
+    await vector(endpoints.redis_url, restarted_ns, lambda values: np.isfinite(values[macd]).all())
+    trange = TA1_LONG.index["trange_bps_1m"]
+    minutes = await vector(endpoints.redis_url, restarted_ns, lambda values: np.isfinite(values[trange]), "ta1_long")
     feed.stop()
     await feeding
-    computed = offline(feed.published)
+    computed = offline(feed.published, ta1(Board()))
     assert written.values.tobytes() == dict(computed)[written.event_time_ns]
-    # The second worker has seen a few seconds only: perhaps no snapshot of the book, and not the end of a longer bar.
+    # The second worker has seen a few seconds only: perhaps no snapshot of the book.
     last_ns, values = computed[-1]
     again = await vector(endpoints.redis_url, last_ns)
     assert again.event_time_ns == last_ns
-    expected = np.frombuffer(values, "<f4")
-    differ = {TA1.names[at] for at in OF_TRADES if again.values[at].tobytes() != expected[at].tobytes()}
-    assert not differ
+    assert np.isfinite(np.frombuffer(values, "<f4")[macd]).all()
+    assert not differing(again.values, values, TA1)
+    of_minutes = dict(offline(feed.published, {OURS: Indicators(OURS, LONG_INTERVALS)}))
+    assert not differing(minutes.values, of_minutes[minutes.event_time_ns], TA1_LONG)
     assert decision.model_version == Registry(store).resolve("champion")
     audited, replay = await asyncio.to_thread(look_at, stack, decision)
     packet = audited.packet

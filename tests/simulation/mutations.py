@@ -104,9 +104,9 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the orders of a block are asked of another model than the map chose",
-        "server/decision/plane.py",
-        "self._begin_block(orders, views, usual, Budget(arrived, deadline), model, now, self._of_one_call)",
-        'self._begin_block(orders, views, usual, Budget(arrived, deadline), "default", now, self._of_one_call)',
+        "server/inference/routed.py",
+        "        stage = self._stages.get(block.chosen)\n",
+        '        stage = self._stages.get("default")\n',
         "model:",
         "two_models",
     ),
@@ -136,23 +136,25 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a batch that ends before it is answered counts as heard",
-        "server/rpc/decision.py",
-        "            for result in results:\n                self.not_sent(result)\n            for one in begun",
-        "            for result in results:\n                self.sent(result)\n            for one in begun",
+        "server/rpc/batch.py",
+        "            for result in results:\n                self._orders.not_sent(result)\n",
+        "            for result in results:\n                self._dataplane.heard(result.decisions)\n",
         "its row says it was replied",
         "batches",
         (
             (
-                "                self._give_up(one)\n            raise\n",
-                "                self.sent(self._result_in_batch(one, call))\n            raise\n",
+                "                self._give_up_slice(one)\n            raise\n",
+                "                for result in self._results_of(one, call):\n"
+                "                    self._dataplane.heard(result.decisions)\n"
+                "            raise\n",
             ),
         ),
     ),
     Mutation(
         "what a stream that ends has not sent counts as heard",
-        "server/rpc/decision.py",
-        "                self.not_sent(ready.get_nowait())\n",
-        "                self.sent(ready.get_nowait())\n",
+        "server/rpc/stream.py",
+        "                self._orders.not_sent(ready.get_nowait())\n",
+        "                self._dataplane.heard(ready.get_nowait().decisions)\n",
         "its row says it was replied",
         "audit",
     ),

@@ -116,6 +116,10 @@ class TcpProxy:
         self._target = (host, int(port))
         self.reset_all()
 
+    def strand(self) -> None:
+        """Loses the connections that are open, for ever and without a word, as a router does that forgets them."""
+        self._run(self._strand())
+
     def drop_syns(self) -> None:
         """Holds open connections both ways and lets new ones go unanswered: no RST, no SYN-ACK.
 
@@ -170,6 +174,11 @@ class TcpProxy:
         for link in list(self._links):
             link.reset()
 
+    async def _strand(self) -> None:
+        for link in self._links:
+            link.is_stranded = True
+        self._wake()
+
     async def _drop_syns(self) -> None:
         await self._stop_listening()
         await self._apply(BLACK_HOLE)
@@ -208,6 +217,11 @@ class _Link:
         self._upstream: asyncio.StreamWriter | None = None
         self.replied = 0
         """Bytes of replies passed since the fault in force was set."""
+        self.is_stranded = False
+
+    @property
+    def _fault(self) -> Fault:
+        return BLACK_HOLE if self.is_stranded else self._proxy.fault
 
     async def run(self, target: tuple[str, int]) -> None:
         try:
@@ -237,7 +251,7 @@ class _Link:
     async def _pump_requests(self) -> None:
         assert self._upstream is not None
         while data := await self._reader.read(_CHUNK_BYTES):
-            while self._proxy.fault.hold_requests:
+            while self._fault.hold_requests:
                 await self._proxy.changed()
             self._upstream.write(data)
             await self._upstream.drain()
@@ -258,7 +272,7 @@ class _Link:
             while True:
                 came, data = await late.get()
                 await self._wait_for_latency(came)
-                while self._proxy.fault.hold_replies:
+                while self._fault.hold_replies:
                     await self._proxy.changed()
                 if not data:
                     await reading
@@ -270,7 +284,7 @@ class _Link:
 
     async def _wait_for_latency(self, came: float) -> None:
         loop = asyncio.get_running_loop()
-        while (left := came + self._proxy.fault.latency_seconds - loop.time()) > 0:
+        while (left := came + self._fault.latency_seconds - loop.time()) > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._proxy.changed(), left)
 
@@ -280,7 +294,7 @@ class _Link:
         Raises:
             _CutError: The fault cut the connection.
         """
-        fault = self._proxy.fault
+        fault = self._fault
         bounds = [bound for bound in (fault.reset_replies_after, fault.truncate_replies_after) if bound is not None]
         room = min(bounds) - self.replied if bounds else len(data)
         passed = data[: max(0, room)]
@@ -295,7 +309,7 @@ class _Link:
         raise _CutError
 
     async def _pass_end(self, writer: asyncio.StreamWriter) -> None:
-        if delay := self._proxy.fault.close_delay_seconds:
+        if delay := self._fault.close_delay_seconds:
             await asyncio.sleep(delay)
         if writer.can_write_eof() and not writer.transport.is_closing():
             writer.write_eof()

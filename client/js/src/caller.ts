@@ -2,7 +2,8 @@
 
 import { create } from "@bufbuild/protobuf";
 
-import type { Connection } from "./connection.js";
+import type { Call } from "./call.js";
+import type { Attempt, Connection, Health } from "./connection.js";
 import { Decision, type Result, resultOf } from "./decision.js";
 import { invalid, PretradeError } from "./errors.js";
 import {
@@ -12,14 +13,16 @@ import {
 } from "./gen/pretrade/decision/v1/decision_pb.js";
 import { type OrderFields, orderOf } from "./order.js";
 import { pause } from "./pause.js";
-import { delayMs, mayPass } from "./retries.js";
-import type { Server, Servers } from "./servers.js";
+import { HELD_MS } from "./retries.js";
+import type { Servers } from "./servers.js";
 import { SharedCalls } from "./shared.js";
+import { type Headers, type Trace, traceOf } from "./trace.js";
 
 /** Lets a call of reduce-only orders into a server that is overloaded. */
 const REDUCE_ONLY = "pretrade-reduce-only";
 const DEFAULT_TIMEOUT_MS = 1_000;
 const DEFAULT_CONNECT_MS = 10_000;
+const DEFAULT_HEALTH_MS = 1_000;
 
 /** What every client may be told when it connects, whatever carries its calls. */
 export interface CallerOptions {
@@ -30,11 +33,11 @@ export interface CallerOptions {
 }
 
 /** What one call may say. */
-export interface CallOptions {
+export interface CallOptions extends Trace {
   /** The deadline, in milliseconds from now, for all attempts together. */
   readonly timeoutMs?: number | undefined;
-  /** Metadata, for example `{ traceparent }` of the W3C's trace context. */
-  readonly headers?: Readonly<Record<string, string>> | undefined;
+  /** Metadata. */
+  readonly headers?: Headers | undefined;
   /** Ends the call when it is aborted. */
   readonly signal?: AbortSignal | undefined;
 }
@@ -62,7 +65,7 @@ export class Caller<C extends Connection> {
    * @throws PretradeError - There is no decision.
    */
   async decide(order: OrderFields, options: DecideOptions = {}): Promise<Decision> {
-    return this.#decide(orderOf(order), options);
+    return this.#decide(orderOf(order), options, traceOf(options));
   }
 
   /**
@@ -73,16 +76,25 @@ export class Caller<C extends Connection> {
    * @throws PretradeError - None of them could be asked for.
    */
   async decideBatch(orders: readonly OrderFields[], options: CallOptions = {}): Promise<Result[]> {
-    return this.#decideBatch(orders.map(orderOf), options);
+    return this.#decideBatch(orders.map(orderOf), options, traceOf(options));
   }
 
   /** Calls that many callers share: cheaper than a call for each. It has nothing to be closed. */
   shared(): SharedCalls {
     return new SharedCalls({
-      decide: (order, timeoutMs) => this.#decide(order, { timeoutMs }),
-      decideBatch: (orders, timeoutMs) => this.#decideBatch(orders, { timeoutMs }),
+      decide: (order, timeoutMs, trace) => this.#decide(order, { timeoutMs }, trace),
+      decideBatch: (orders, timeoutMs, trace) => this.#decideBatch(orders, { timeoutMs }, trace),
       timeoutOf: (options) => this.timeoutOf(options),
     });
+  }
+
+  /**
+   * What each server says of itself, by its address: `SERVING`, `NOT_SERVING`, `UNKNOWN` or `UNREACHABLE`.
+   *
+   * @param withinMs - How long to wait for each.
+   */
+  health(withinMs: number = DEFAULT_HEALTH_MS): Promise<Record<string, Health>> {
+    return this.servers.health(withinMs);
   }
 
   /** Closes all connections. What was sent is still answered; every other call fails with CANCELLED. */
@@ -110,85 +122,77 @@ export class Caller<C extends Connection> {
     return timeoutMs;
   }
 
-  async #decide(order: Order, options: DecideOptions): Promise<Decision> {
-    const request = create(DecideRequestSchema, { order, explain: options.explain ?? false });
-    const { answer } = await this.#ask(options, [order], (connection, attempt) => connection.decide(request, attempt));
+  async #decide(order: Order, options: DecideOptions, trace: Headers): Promise<Decision> {
+    const request = create(DecideRequestSchema); // with its fields, `create` takes longer than all the rest of this
+    request.order = order;
+    request.explain = options.explain ?? false;
+    const call = this.servers.begin(this.timeoutOf(options), order.idempotencyKey !== "");
+    const headers = headersOf(options, trace, order.reduceOnly);
+    const answer = await ask(call, options, headers, (connection, attempt) => connection.decide(request, attempt));
+    const { server } = call.server.connection;
     if (answer.decision === undefined) {
-      throw new PretradeError("INTERNAL", "the server sent an answer without a decision");
+      throw new PretradeError("INTERNAL", "the server sent an answer without a decision", { server });
     }
-    return new Decision(answer.decision, answer.explanation);
+    return new Decision(answer.decision, server, answer.explanation);
   }
 
-  async #decideBatch(asked: readonly Order[], options: CallOptions): Promise<Result[]> {
-    const timeoutMs = this.timeoutOf(options);
-    const until = performance.now() + timeoutMs;
-    const results = await this.#batch(asked, { ...options, timeoutMs });
-    for (let attempt = 1; ; attempt += 1) {
-      if (!results.some(isToBeAskedAgain)) {
-        return results;
-      }
-      const again = [...results.entries()].filter(([, result]) => isToBeAskedAgain(result));
-      const waitMs = Math.max(...again.map(([, result]) => delayMs(result.error as PretradeError, attempt)));
-      const leftMs = until - performance.now() - waitMs;
-      if (leftMs <= 0) {
-        return results;
-      }
-      await pause(waitMs, options.signal);
+  async #decideBatch(orders: readonly Order[], options: CallOptions, trace: Headers): Promise<Result[]> {
+    const call = this.servers.begin(this.timeoutOf(options), orders.every(hasKey));
+    const headers = headersOf(options, trace, orders.length > 0 && orders.every(isReduceOnly));
+    const results: Result[] = [];
+    let places = orders.map((_, place) => place);
+    for (;;) {
+      const request = create(DecideBatchRequestSchema);
+      request.orders = places.map((place) => orders[place] as Order);
       try {
-        const more = await this.#batch(
-          again.map(([place]) => asked[place] as Order),
-          { ...options, timeoutMs: leftMs },
+        const answer = await ask(call, options, headers, (connection, attempt) =>
+          connection.decideBatch(request, attempt),
         );
-        again.forEach(([place], index) => (results[place] = more[index] as Result));
+        const { server } = call.server.connection;
+        answer.results.forEach((result, index) => (results[places[index] as number] = resultOf(result, server)));
       } catch (error) {
-        if (error instanceof PretradeError) {
+        if (error instanceof PretradeError && results.length > 0) {
           return results; // each keeps its own refusal; the others have their decisions
         }
         throw error;
       }
-    }
-  }
-
-  async #batch(orders: readonly Order[], options: CallOptions): Promise<Result[]> {
-    const request = create(DecideBatchRequestSchema, { orders: [...orders] });
-    const { answer, server } = await this.#ask(options, orders, (connection, attempt) =>
-      connection.decideBatch(request, attempt),
-    );
-    return answer.results.map((result) => resultOf(result, server));
-  }
-
-  /** Makes a call, and makes it again where that may help and can still end before the deadline. */
-  async #ask<T>(
-    options: CallOptions,
-    orders: readonly Order[],
-    ask: (connection: C, attempt: Parameters<Connection["decide"]>[1]) => Promise<T>,
-  ): Promise<{ answer: T; server: string }> {
-    const until = performance.now() + this.timeoutOf(options);
-    const headers = { ...options.headers, ...(isReduceOnly(orders) ? { [REDUCE_ONLY]: "1" } : {}) };
-    let before: PretradeError | undefined;
-    for (let attempt = 0; ; ) {
-      options.signal?.throwIfAborted();
-      const server: Server<C> = this.servers.choose(attempt);
-      try {
-        const leftMs = until - performance.now();
-        const answer = await ask(server.connection, { leftMs, headers, signal: options.signal });
-        this.servers.answered(server);
-        return { answer, server: server.connection.server };
-      } catch (error) {
-        options.signal?.throwIfAborted();
-        if (!(error instanceof PretradeError)) {
-          throw error;
-        }
-        attempt += 1;
-        const waitMs = this.servers.failed(server, error, attempt);
-        if (waitMs === undefined || performance.now() + waitMs >= until) {
-          // What used the time up says more than that it is used up.
-          throw error.status === "DEADLINE_EXCEEDED" && before ? before : error;
-        }
-        before = error;
-        await pause(waitMs, options.signal);
+      const delays = places.map((place) => delayMs(results[place], call.wasLost));
+      places = places.filter((_, index) => delays[index] !== undefined);
+      if (places.length === 0 || !call.waits(Math.max(...delays.map((delay) => delay ?? 0)))) {
+        return results;
       }
     }
+  }
+}
+
+/** Asks until there is an answer, as the rules of `Call` say. */
+async function ask<C extends Connection, T>(
+  call: Call<C>,
+  { signal }: CallOptions,
+  headers: Headers,
+  attempt: (connection: C, attempt: Attempt) => Promise<T>,
+): Promise<T> {
+  for (;;) {
+    signal?.throwIfAborted();
+    if (call.pauseMs > 0) {
+      await pause(call.pauseMs, signal);
+      signal?.throwIfAborted();
+    }
+    const { connection } = call.server;
+    const leftMs = call.attempt();
+    let failure: PretradeError;
+    try {
+      const answer = await attempt(connection, { leftMs, headers, signal, waitsForConnection: call.waitsForConnection });
+      call.answered();
+      return answer;
+    } catch (error) {
+      if (signal?.aborted || !(error instanceof PretradeError)) {
+        call.abandoned();
+        throw signal?.aborted ? signal.reason : error;
+      }
+      failure = error;
+    }
+    call.failed(failure);
   }
 }
 
@@ -206,10 +210,23 @@ export function addressesOf(servers: string | readonly string[], form: string): 
   return addresses;
 }
 
-function isToBeAskedAgain({ error }: Result): boolean {
-  return error !== undefined && mayPass(error);
+function headersOf({ headers }: CallOptions, trace: Headers, isReduceOnly: boolean): Headers {
+  return { ...headers, ...trace, ...(isReduceOnly ? { [REDUCE_ONLY]: "1" } : {}) };
 }
 
-function isReduceOnly(orders: readonly Order[]): boolean {
-  return orders.length > 0 && orders.every((order) => order.reduceOnly);
+/** After how many milliseconds an order of a batch is to be asked for again; undefined if it is not. */
+function delayMs(result: Result | undefined, wasLost: boolean): number | undefined {
+  const { status, retryAfterMs = Infinity } = result?.error ?? {};
+  if (status === "RESOURCE_EXHAUSTED" && retryAfterMs < Infinity) {
+    return retryAfterMs;
+  }
+  return status === "DEADLINE_EXCEEDED" && wasLost ? HELD_MS : undefined; // the server's cap; see `Call`
+}
+
+function hasKey(order: Order): boolean {
+  return order.idempotencyKey !== "";
+}
+
+function isReduceOnly(order: Order): boolean {
+  return order.reduceOnly;
 }

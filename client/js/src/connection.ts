@@ -7,14 +7,19 @@ import type {
   DecideResponse,
 } from "./gen/pretrade/decision/v1/decision_pb.js";
 
+/** What a server says of itself; `UNREACHABLE` if it says nothing. */
+export type Health = "SERVING" | "NOT_SERVING" | "UNKNOWN" | "UNREACHABLE";
+
 /** How one attempt is made. */
 export interface Attempt {
-  /** What is left of the deadline. */
+  /** How long it may take. */
   readonly leftMs: number;
   /** Metadata. */
   readonly headers: Readonly<Record<string, string>>;
   /** Ends the attempt. */
   readonly signal: AbortSignal | undefined;
+  /** True if it waits for a connection, and does not fail without one, where the transport can do that. */
+  readonly waitsForConnection: boolean;
 }
 
 /** A server that can be asked. */
@@ -29,7 +34,7 @@ export interface Connection {
    * @throws PretradeError - It cannot in time.
    */
   ready(withinMs: number): Promise<void>;
-  /** Whether it says that it serves; never fails. */
-  isServing(withinMs: number): Promise<boolean>;
+  /** What it says of itself; never fails. */
+  health(withinMs: number): Promise<Health>;
   close(): void;
 }

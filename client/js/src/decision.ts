@@ -1,6 +1,6 @@
 /** The answer to an order, in a form that is easy to ask. */
 
-import { durationMs } from "@bufbuild/protobuf/wkt";
+import { durationMs, timestampDate } from "@bufbuild/protobuf/wkt";
 
 import { PretradeError } from "./errors.js";
 import {
@@ -19,6 +19,8 @@ import { statusOf } from "./status.js";
 export class Decision {
   constructor(
     readonly message: DecisionMessage,
+    /** Address of the server that answered, as the client was given it. */
+    readonly server: string,
     /** Why the model scored as it did; set where that was asked for. */
     readonly explanation: Explanation | undefined = undefined,
   ) {}
@@ -73,6 +75,11 @@ export class Decision {
     return this.message.degradations.map((code) => name(Degradation, code));
   }
 
+  /** Name of the model that scored; empty where none did. */
+  get modelName(): string {
+    return this.message.modelName;
+  }
+
   /** Version of the model that scored; empty where none did. */
   get modelVersion(): string {
     return this.message.modelVersion;
@@ -81,6 +88,16 @@ export class Decision {
   /** Age of the features in milliseconds; undefined without features. */
   get featureAgeMs(): number | undefined {
     return this.message.featureAge && durationMs(this.message.featureAge);
+  }
+
+  /** What the decision took on the server, in milliseconds. */
+  get usedMs(): number {
+    return (this.message.budget?.usedUs ?? 0) / 1_000;
+  }
+
+  /** When the server decided. */
+  get decidedAt(): Date {
+    return this.message.decidedAt ? timestampDate(this.message.decidedAt) : new Date(0);
   }
 
   toString(): string {
@@ -98,7 +115,7 @@ export type Result =
 export function resultOf(message: OrderResult, server: string): Result {
   const { orderRef, outcome } = message;
   if (outcome.case === "decision") {
-    return { orderRef, decision: new Decision(outcome.value) };
+    return { orderRef, decision: new Decision(outcome.value, server) };
   }
   return { orderRef, error: orderError(outcome.value, orderRef, server) };
 }

@@ -97,7 +97,8 @@ export class FakeGrpcPort {
   async #stream(call: ServerDuplexStream<DecideStreamRequest, DecideStreamResponse>): Promise<void> {
     call.on("error", () => {}); // a caller that leaves
     try {
-      for await (const { order } of call as AsyncIterable<DecideStreamRequest>) {
+      // By itself the loop would destroy the call when it is left, and nobody would hear why.
+      for await (const { order } of call.iterator({ destroyOnReturn: false }) as AsyncIterable<DecideStreamRequest>) {
         await this.fake.begin(headersOf(call.metadata));
         call.write(create(DecideStreamResponseSchema, { result: this.fake.result(order ?? create(OrderSchema)) }));
       }

@@ -21,7 +21,7 @@ const CORS = {
   "access-control-allow-origin": "*",
   "access-control-allow-methods": "GET, POST",
   "access-control-allow-headers":
-    "authorization, content-type, grpc-timeout, last-event-id, pretrade-reduce-only, traceparent, x-correlation-id",
+    "authorization, content-type, grpc-timeout, last-event-id, pretrade-reduce-only, traceparent, tracestate, x-correlation-id",
 };
 /** Source: https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto. */
 const HTTP: Readonly<Record<Status, number>> = {

@@ -2,7 +2,7 @@
 
 import { type DescMessage, fromJsonString, type MessageShape, toJsonString } from "@bufbuild/protobuf";
 
-import type { Attempt, Connection } from "./connection.js";
+import type { Attempt, Connection, Health } from "./connection.js";
 import { invalid, PretradeError } from "./errors.js";
 import {
   type DecideBatchRequest,
@@ -68,11 +68,12 @@ export class HttpConnection implements Connection {
     return this.#post("/v1/decide:batch", decideBatch, request, attempt);
   }
 
-  async isServing(withinMs: number): Promise<boolean> {
+  async health(withinMs: number): Promise<Health> {
     try {
-      return (await this.#health(withinMs)).ok;
-    } catch {
-      return false;
+      const { ok, text } = await this.#health(withinMs);
+      return ok ? "SERVING" : JSON.parse(text).status === "NOT_SERVING" ? "NOT_SERVING" : "UNKNOWN";
+    } catch (error) {
+      return error instanceof PretradeError ? "UNREACHABLE" : "UNKNOWN"; // a page of a proxy is no JSON
     }
   }
 
@@ -173,7 +174,7 @@ export class HttpConnection implements Connection {
     return new PretradeError(found.code, found.detail ?? "it does not say why", {
       reason: found.reason,
       field: found.field,
-      retryAfterMs: retryAfterMs(found),
+      retryAfterMs: found.retry_after_seconds === undefined ? undefined : found.retry_after_seconds * 1_000,
       server,
     });
   }
@@ -201,11 +202,6 @@ function problemIn(text: string): Problem | undefined {
   } catch {
     return undefined; // a page of a proxy
   }
-}
-
-/** JSON has no infinity: a server that has no place for a call, and does not say until when, never has. */
-function retryAfterMs({ code, retry_after_seconds: seconds }: Problem): number | undefined {
-  return seconds === undefined ? (code === "RESOURCE_EXHAUSTED" ? Infinity : undefined) : seconds * 1_000;
 }
 
 /** The deadline as the header `grpc-timeout` has it, rounded up. */

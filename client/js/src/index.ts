@@ -7,6 +7,7 @@ import { Servers } from "./servers.js";
 import { DecisionStream } from "./stream.js";
 
 export type { CallOptions, DecideOptions } from "./caller.js";
+export type { Health } from "./connection.js";
 export { type Credentials, credentialsFromEnvironment } from "./credentials.js";
 export { Decision, type Result } from "./decision.js";
 export { type ErrorFacts, PretradeError } from "./errors.js";

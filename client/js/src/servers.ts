@@ -1,85 +1,118 @@
-/** Which of several servers is asked. */
+/** The servers of a client, and what it knows of each. */
 
-import type { Connection } from "./connection.js";
+import { Call } from "./call.js";
+import type { Connection, Health } from "./connection.js";
 import { PretradeError } from "./errors.js";
-import { delayMs, isLost, mayPass, Throttle } from "./retries.js";
+import { SPARE_FAILURES } from "./retries.js";
 
-/** How often a server that was lost is asked whether it serves again, and how long it has for its answer. */
+/** How often a server that is away is asked whether it serves again, and how long it has for its answer. */
 const LOOK_MS = 250;
 const LOOK_WITHIN_MS = 1_000;
+const FAILURES_TO_LEAVE = 3;
 
 /** One server, and how it did. */
 export class Server<C extends Connection = Connection> {
-  readonly throttle = new Throttle();
-  isUp = true;
+  #underWay = 0;
+  #most = 0;
+  #spent = 0;
+  #failures = 0;
 
-  constructor(readonly connection: C) {}
+  constructor(
+    readonly connection: C,
+    private readonly onAway: (server: Server<C>) => void,
+  ) {}
+
+  /** True if it failed so often that others are asked first. */
+  get isAway(): boolean {
+    return this.#failures >= FAILURES_TO_LEAVE;
+  }
+
+  /** True while so few attempts fail that one more is no burden. */
+  get mayBeAskedAgain(): boolean {
+    return this.#spent < Math.max(SPARE_FAILURES, 2 * this.#most);
+  }
+
+  /** An attempt goes to it. */
+  began(): void {
+    this.#underWay += 1;
+    this.#most = Math.max(this.#most, this.#underWay);
+  }
+
+  /** An attempt was answered, with a decision or with an error that says nothing against the server. */
+  answered(): void {
+    this.#underWay -= 1;
+    this.#failures = 0;
+    this.#spent = Math.max(0, this.#spent - 0.5);
+  }
+
+  /**
+   * An attempt failed.
+   *
+   * @param isLost - True if that says that the server cannot be reached, and not only that it is busy.
+   */
+  failed(isLost: boolean): void {
+    this.#underWay -= 1;
+    this.#spent += 1;
+    if (isLost) {
+      this.#failures += 1;
+      if (this.isAway) {
+        this.onAway(this);
+      }
+    }
+  }
+
+  /** The caller of an attempt has left. */
+  abandoned(): void {
+    this.#underWay -= 1;
+  }
+
+  /** Orders of a call that was answered were refused. */
+  refused(): void {
+    this.#spent += 1;
+  }
+
+  /** Its health service says that it serves. */
+  isWell(): void {
+    this.#failures = 0;
+  }
 }
 
 /**
- * The servers in the order in which they are preferred.
+ * The servers in the order in which they are preferred. `call.ts` says which one is asked.
  *
- * The first one that is up is asked. A server is down from the first call that it loses until its health service says
- * SERVING: no call is spent on finding out. One that has let a deadline pass is asked for its health, too, since
- * nothing else tells a server that is gone without a word. Where all are down they are asked in turn, since one may be
- * back.
+ * One that fails three attempts in a row is away: it is asked last, until its health service says SERVING. It is asked
+ * for that four times a second, while nobody waits for it.
  */
 export class Servers<C extends Connection = Connection> {
-  readonly #servers: readonly Server<C>[];
+  readonly all: readonly Server<C>[];
   readonly #looking = new Map<Server<C>, ReturnType<typeof setTimeout>>();
   #isClosed = false;
 
   constructor(connections: readonly C[]) {
-    this.#servers = connections.map((connection) => new Server(connection));
+    this.all = connections.map((connection) => new Server(connection, (server) => this.#lookAfter(server)));
   }
 
   /**
-   * @param attempt - How often the call has failed.
+   * A call that has to end within so many milliseconds.
+   *
+   * @param isRepeatable - True if every order of the call has an idempotency key.
    * @throws PretradeError - They are closed.
    */
-  choose(attempt: number): Server<C> {
+  begin(timeoutMs: number, isRepeatable: boolean): Call<C> {
+    this.checkOpen();
+    return new Call(this, performance.now() + timeoutMs, isRepeatable);
+  }
+
+  /** The first server but these that is well, or that is there at all. */
+  best(without: readonly Server<C>[], isWell: boolean): Server<C> | undefined {
+    return this.all.find((server) => !without.includes(server) && !(isWell && server.isAway));
+  }
+
+  /** @throws PretradeError - They are closed. */
+  checkOpen(): void {
     if (this.#isClosed) {
       throw new PretradeError("CANCELLED", "the client is closed");
     }
-    const chosen = this.#servers.find((server) => server.isUp) ?? this.#servers[attempt % this.#servers.length];
-    return chosen as Server<C>;
-  }
-
-  answered(server: Server<C>): void {
-    server.throttle.answered();
-  }
-
-  /**
-   * Takes note of a failure.
-   *
-   * @param attempt - How often the call has failed, this time included.
-   * @returns After how many milliseconds the call may be made again; undefined if that would not help.
-   */
-  failed(server: Server<C>, error: PretradeError, attempt: number): number | undefined {
-    if (error.status === "DEADLINE_EXCEEDED") {
-      this.late(server);
-    }
-    if (this.#isClosed || !mayPass(error)) {
-      return undefined;
-    }
-    if (isLost(error)) {
-      return this.#lost(server) ? 0 : delayMs(error, attempt);
-    }
-    server.throttle.refused();
-    return server.throttle.isOpen ? delayMs(error, attempt) : undefined;
-  }
-
-  /** Takes note of a deadline that passed without an answer. */
-  late(server: Server<C>): void {
-    if (this.#servers.length > 1) {
-      this.#lookAfter(server);
-    }
-  }
-
-  /** True where another one is to be preferred to this one. */
-  isPassed(server: Server<C>): boolean {
-    const chosen = this.choose(0);
-    return chosen.isUp && chosen !== server;
   }
 
   /**
@@ -89,10 +122,16 @@ export class Servers<C extends Connection = Connection> {
    */
   async ready(withinMs: number): Promise<void> {
     try {
-      await Promise.any(this.#servers.map(({ connection }) => connection.ready(withinMs)));
+      await Promise.any(this.all.map(({ connection }) => connection.ready(withinMs)));
     } catch (error) {
       throw error instanceof AggregateError ? error.errors[0] : error;
     }
+  }
+
+  /** What each says of itself, by its address. */
+  async health(withinMs: number): Promise<Record<string, Health>> {
+    const found = this.all.map(async ({ connection }) => [connection.server, await connection.health(withinMs)] as const);
+    return Object.fromEntries(await Promise.all(found));
   }
 
   close(): void {
@@ -100,29 +139,21 @@ export class Servers<C extends Connection = Connection> {
     for (const timer of this.#looking.values()) {
       clearTimeout(timer);
     }
-    for (const { connection } of this.#servers) {
+    for (const { connection } of this.all) {
       connection.close();
     }
   }
 
-  /** @returns True where another one is up. */
-  #lost(server: Server<C>): boolean {
-    if (this.#servers.length === 1) {
-      return false;
-    }
-    server.isUp = false;
-    this.#lookAfter(server);
-    return this.#servers.some((each) => each.isUp);
-  }
-
   #lookAfter(server: Server<C>): void {
-    if (this.#isClosed || this.#looking.has(server)) {
-      return;
+    if (this.#isClosed || this.all.length === 1 || this.#looking.has(server)) {
+      return; // the only one is asked anyway
     }
     const timer = setTimeout(async () => {
-      server.isUp = await server.connection.isServing(LOOK_WITHIN_MS);
+      const isServing = (await server.connection.health(LOOK_WITHIN_MS)) === "SERVING";
       this.#looking.delete(server);
-      if (!server.isUp) {
+      if (isServing) {
+        server.isWell();
+      } else if (server.isAway) {
         this.#lookAfter(server);
       }
     }, LOOK_MS);

@@ -6,6 +6,7 @@ import { PretradeError } from "./errors.js";
 import type { Order } from "./gen/pretrade/decision/v1/decision_pb.js";
 import { allow, type OrderFields, orderOf } from "./order.js";
 import { after } from "./pause.js";
+import { type Headers, isSameTrace, traceOf } from "./trace.js";
 
 /** Under way at once. With one, every order would wait for the call before its own; with many, few orders share one. */
 const CALLS = 4;
@@ -15,18 +16,19 @@ const ORDERS = 64;
 const GRACE_MS = 50;
 
 /** What one order may say. */
-export type SharedOptions = Pick<CallOptions, "timeoutMs">;
+export type SharedOptions = Pick<CallOptions, "timeoutMs" | "traceparent" | "tracestate">;
 
-/** How the calls are made: with orders of the contract, and the milliseconds that they may take. */
+/** How the calls are made: with orders of the contract, the milliseconds that they may take, and their trace. */
 export interface Asking {
-  decide(order: Order, timeoutMs: number): Promise<Decision>;
-  decideBatch(orders: readonly Order[], timeoutMs: number): Promise<Result[]>;
+  decide(order: Order, timeoutMs: number, trace: Headers): Promise<Decision>;
+  decideBatch(orders: readonly Order[], timeoutMs: number, trace: Headers): Promise<Result[]>;
   timeoutOf(options: CallOptions): number;
 }
 
 /** An order that has no result yet. */
 interface Waiting {
   readonly order: Order;
+  readonly trace: Headers;
   readonly until: number;
   /** True once its caller has been told that there was no result in time. */
   isLate: boolean;
@@ -41,7 +43,7 @@ interface Waiting {
  * An order that comes while four calls are under way waits until one of them has ended, and then goes with all that have
  * come meanwhile, up to 64 in a call. Orders that come at the same moment go together, and one that comes alone waits
  * for nobody. Orders that can only reduce an exposure go first, and in calls without others: an overloaded server then
- * still takes them.
+ * still takes them. A call carries the trace of its orders' callers, if all of them have the same one, and none otherwise.
  */
 export class SharedCalls {
   readonly #reducing: Waiting[] = [];
@@ -62,6 +64,7 @@ export class SharedCalls {
     return new Promise((resolve, reject) => {
       const waiting: Waiting = {
         order: asked,
+        trace: traceOf(options),
         until: performance.now() + timeoutMs,
         isLate: false,
         expiry: after(timeoutMs + GRACE_MS, () => expire(waiting)),
@@ -101,10 +104,11 @@ export class SharedCalls {
     }
     try {
       if (group.length === 1) {
-        settle(first, { decision: await this.asking.decide(first.order, leftMs) });
+        settle(first, { decision: await this.asking.decide(first.order, leftMs, first.trace) });
       } else {
         const orders = group.map(({ order }) => order);
-        const results = await this.asking.decideBatch(orders, leftMs);
+        const isOneTrace = group.every(({ trace }) => isSameTrace(trace, first.trace));
+        const results = await this.asking.decideBatch(orders, leftMs, isOneTrace ? first.trace : {});
         group.forEach((waiting, place) => settle(waiting, results[place] ?? { error: missing(waiting) }));
       }
     } catch (error) {

@@ -1,50 +1,123 @@
-/** One stream of decisions, which many callers share. */
+/** Streams of decisions, which many callers share: one to each server that is asked. */
 
 import { create } from "@bufbuild/protobuf";
 import type { ServiceError } from "@grpc/grpc-js";
 
+import type { Call } from "./call.js";
 import type { CallOptions } from "./caller.js";
-import { type Decision, resultOf } from "./decision.js";
+import { type Decision, type Result, resultOf } from "./decision.js";
 import { invalid, PretradeError } from "./errors.js";
 import { DecideStreamRequestSchema, type Order, type OrderResult } from "./gen/pretrade/decision/v1/decision_pb.js";
 import type { DecideStreamCall, GrpcConnection } from "./grpc.js";
 import { allow, type OrderFields, orderOf } from "./order.js";
-import { after } from "./pause.js";
+import { after, pause } from "./pause.js";
 import type { Server, Servers } from "./servers.js";
+import type { Headers } from "./trace.js";
 
 /** What an order of a stream may say. */
 export type StreamOptions = Pick<CallOptions, "timeoutMs">;
 
-/** An order that has no result yet. */
-interface Waiting {
-  readonly order: Order;
-  /** Where it was sent to last; undefined while it waits to be sent again. */
-  sentOn: Opened | undefined;
-  attempts: number;
-  /** Why it was not decided the last time. */
-  last: PretradeError | undefined;
-  readonly until: number;
-  readonly expiry: ReturnType<typeof setTimeout>;
-  readonly resolve: (decision: Decision) => void;
-  readonly reject: (error: PretradeError) => void;
-}
+/** Orders on a stream whose callers have left without an answer, until it takes no more. */
+const MOST_LEFT = 1_024;
 
-/** A call of `DecideStream` that is open. */
-interface Opened {
-  readonly call: DecideStreamCall;
-  readonly server: Server<GrpcConnection>;
+/** One call of `DecideStream` to one server, until it ends. */
+class OpenStream {
+  readonly #call: DecideStreamCall;
+  readonly #server: string;
+  readonly #waiting = new Map<string, (result: Result) => void>();
+  /** The references of orders whose callers have left without an answer: it may still come. */
+  readonly #left = new Set<string>();
+  #isLast = false;
+  #failure: PretradeError | undefined;
+
+  constructor(connection: GrpcConnection, call: DecideStreamCall) {
+    this.#call = call;
+    this.#server = connection.server;
+    call.on("data", ({ result }) => result && this.#heard(result));
+    call.on("error", (error: ServiceError) => this.#ended(connection.errorOf(error)));
+    // "end" comes before either, and does not say how it has ended.
+    call.on("status", () => {
+      const facts = { server: this.#server };
+      this.#ended(new PretradeError("UNAVAILABLE", "the server has ended the stream", facts));
+    });
+  }
+
+  /** True if an order with this reference may be sent on it. */
+  takes(orderRef: string): boolean {
+    return !this.#isLast && !this.#left.has(orderRef);
+  }
+
+  /** Asks for an order that it takes, for so long; never fails. */
+  ask(order: Order, leftMs: number): Promise<Result> {
+    const { orderRef } = order;
+    return new Promise((resolve) => {
+      const timer = after(leftMs, () => {
+        this.#left.add(orderRef);
+        this.#isLast ||= this.#left.size >= MOST_LEFT;
+        settle({ orderRef, error: this.#late(orderRef) });
+      });
+      const settle = (result: Result) => {
+        clearTimeout(timer);
+        this.#waiting.delete(orderRef);
+        this.#endIfOver();
+        resolve(result);
+      };
+      this.#waiting.set(orderRef, settle);
+      if (this.#failure) {
+        settle({ orderRef, error: this.#failure });
+      } else {
+        allow(order, leftMs);
+        this.#call.write(create(DecideStreamRequestSchema, { order }));
+      }
+    });
+  }
+
+  /** Takes no more orders; those that are under way are still answered. */
+  retire(): void {
+    this.#isLast = true;
+    this.#endIfOver();
+  }
+
+  #heard(message: OrderResult): void {
+    const settle = this.#waiting.get(message.orderRef);
+    if (settle) {
+      settle(resultOf(message, this.#server));
+    } else {
+      this.#left.delete(message.orderRef);
+    }
+  }
+
+  /** A stream that has ended takes the orders with it that it was to decide. */
+  #ended(error: PretradeError): void {
+    this.#isLast = true;
+    this.#failure ??= error;
+    for (const [orderRef, settle] of [...this.#waiting]) {
+      settle({ orderRef, error });
+    }
+  }
+
+  #late(orderRef: string): PretradeError {
+    const words = "there was no result before the order's deadline";
+    return new PretradeError("DEADLINE_EXCEEDED", words, { orderRef, server: this.#server });
+  }
+
+  #endIfOver(): void {
+    if (this.#isLast && this.#waiting.size === 0 && !this.#failure) {
+      this.#failure = new PretradeError("CANCELLED", "the stream is closed", { server: this.#server });
+      this.#left.size > 0 ? this.#call.cancel() : this.#call.end();
+    }
+  }
 }
 
 /**
- * Decides orders over one stream, on which they overtake one another: cheaper than a call for each.
+ * Decides orders over one stream to a server, on which they overtake one another: cheaper than a call for each.
  *
- * A stream that ends, because its server does or is gone, is opened again, where need be to another server, and the
- * orders that have no result are sent again with the idempotency keys that they had.
+ * Every order goes where a call for it would go, and is asked for again like one. A stream that ends, because its server
+ * does or is gone, is opened again for the next order.
  */
 export class DecisionStream {
-  readonly #waiting = new Map<string, Waiting>();
-  #opened: Opened | undefined;
-  #attempt = 0;
+  readonly #streams = new Map<Server<GrpcConnection>, OpenStream>();
+  readonly #underWay = new Set<string>();
   #count = 0;
   #ended: (() => void) | undefined;
   #isClosed = false;
@@ -52,7 +125,7 @@ export class DecisionStream {
   constructor(
     private readonly servers: Servers<GrpcConnection>,
     private readonly timeoutOf: (options: CallOptions) => number,
-    private readonly headers: Readonly<Record<string, string>>,
+    private readonly headers: Headers,
   ) {}
 
   /**
@@ -67,125 +140,61 @@ export class DecisionStream {
     }
     const asked = orderOf(order);
     asked.orderRef ||= `stream-${(this.#count += 1)}`;
-    if (this.#waiting.has(asked.orderRef)) {
-      const words = `an order ${asked.orderRef} is already under way in this stream`;
-      throw invalid("ORDER_REF_UNDER_WAY", "order_ref", words);
+    const { orderRef } = asked;
+    if (this.#underWay.has(orderRef)) {
+      throw invalid("ORDER_REF_UNDER_WAY", "order_ref", `an order ${orderRef} is already under way in this stream`);
     }
-    const timeoutMs = this.timeoutOf(options);
-    return new Promise((resolve, reject) => {
-      const waiting: Waiting = {
-        order: asked,
-        sentOn: undefined,
-        attempts: 0,
-        last: undefined,
-        until: performance.now() + timeoutMs,
-        expiry: after(timeoutMs, () => this.#expire(waiting)),
-        resolve,
-        reject,
-      };
-      this.#waiting.set(asked.orderRef, waiting);
-      this.#send(waiting);
-    });
+    const call = this.servers.begin(this.timeoutOf(options), asked.idempotencyKey !== "");
+    this.#underWay.add(orderRef);
+    try {
+      return await this.#decide(asked, call);
+    } finally {
+      this.#underWay.delete(orderRef);
+      if (this.#underWay.size === 0) {
+        this.#ended?.();
+      }
+    }
   }
 
   /** Waits for the orders that are under way, and ends the stream. */
   async close(): Promise<void> {
     this.#isClosed = true;
-    if (this.#waiting.size > 0) {
+    if (this.#underWay.size > 0) {
       await new Promise<void>((resolve) => (this.#ended = resolve));
     }
-    this.#opened?.call.end();
-    this.#opened = undefined;
+    for (const stream of this.#streams.values()) {
+      stream.retire();
+    }
   }
 
-  #send(waiting: Waiting): void {
-    try {
-      if (this.#opened && this.servers.isPassed(this.#opened.server)) {
-        this.#opened.call.end(); // what was sent on it is still answered
-        this.#opened = undefined;
+  /** Asks until there is an answer, as the rules of `Call` say. */
+  async #decide(order: Order, call: Call<GrpcConnection>): Promise<Decision> {
+    for (;;) {
+      if (call.pauseMs > 0) {
+        await pause(call.pauseMs);
       }
-      this.#opened ??= this.#open();
-      waiting.sentOn = this.#opened;
-      allow(waiting.order, waiting.until - performance.now());
-      this.#opened.call.write(create(DecideStreamRequestSchema, { order: waiting.order }));
-    } catch (error) {
-      this.#settle(waiting);
-      waiting.reject(error as PretradeError); // the client is closed, or its token's file is gone
+      const stream = this.#streamTo(call, order.orderRef);
+      const { decision, error } = await stream.ask(order, call.attempt());
+      if (decision) {
+        call.answered();
+        return decision;
+      }
+      if (error.status === "UNAVAILABLE") {
+        stream.retire(); // its server is about to stop
+      }
+      call.failed(error);
     }
   }
 
-  #open(): Opened {
-    const server = this.servers.choose(this.#attempt);
-    const opened: Opened = { server, call: server.connection.decideStream(this.headers) };
-    opened.call.on("data", ({ result }) => result && this.#heard(opened, result));
-    opened.call.on("error", (error: ServiceError) => this.#lost(opened, server.connection.errorOf(error)));
-    opened.call.on("end", () => {
-      const { server: address } = server.connection;
-      this.#lost(opened, new PretradeError("UNAVAILABLE", "the server has ended the stream", { server: address }));
-    });
-    return opened;
-  }
-
-  #heard(opened: Opened, message: OrderResult): void {
-    const waiting = this.#waiting.get(message.orderRef);
-    if (waiting === undefined) {
-      return; // its deadline has passed
+  #streamTo({ server, waitsForConnection }: Call<GrpcConnection>, orderRef: string): OpenStream {
+    this.servers.checkOpen();
+    let stream = this.#streams.get(server);
+    if (!stream?.takes(orderRef)) {
+      const call = server.connection.decideStream(this.headers, waitsForConnection);
+      stream?.retire();
+      stream = new OpenStream(server.connection, call);
+      this.#streams.set(server, stream);
     }
-    const result = resultOf(message, opened.server.connection.server);
-    if (result.decision) {
-      this.#attempt = 0;
-      this.servers.answered(opened.server);
-      this.#settle(waiting);
-      waiting.resolve(result.decision);
-    } else {
-      waiting.attempts += 1;
-      this.#failed(waiting, result.error, this.servers.failed(opened.server, result.error, waiting.attempts));
-    }
-  }
-
-  /** A stream that has ended takes the orders with it that it was to decide. */
-  #lost(opened: Opened, error: PretradeError): void {
-    if (this.#opened === opened) {
-      this.#opened = undefined;
-    }
-    const lost = [...this.#waiting.values()].filter((waiting) => waiting.sentOn === opened);
-    if (lost.length === 0) {
-      return;
-    }
-    this.#attempt += 1;
-    const waitMs = this.servers.failed(opened.server, error, this.#attempt);
-    for (const waiting of lost) {
-      waiting.attempts += 1;
-      this.#failed(waiting, error, waitMs);
-    }
-  }
-
-  /** Sends an order again after so long, or gives it up. */
-  #failed(waiting: Waiting, error: PretradeError, waitMs: number | undefined): void {
-    waiting.last = error;
-    waiting.sentOn = undefined;
-    if (waitMs === undefined || performance.now() + waitMs >= waiting.until) {
-      this.#settle(waiting);
-      waiting.reject(error);
-    } else {
-      setTimeout(() => this.#waiting.get(waiting.order.orderRef) === waiting && this.#send(waiting), waitMs);
-    }
-  }
-
-  #expire(waiting: Waiting): void {
-    this.#settle(waiting);
-    if (waiting.sentOn) {
-      this.servers.late(waiting.sentOn.server);
-    }
-    const words = "there was no result before the order's deadline";
-    waiting.reject(waiting.last ?? new PretradeError("DEADLINE_EXCEEDED", words, { orderRef: waiting.order.orderRef }));
-  }
-
-  #settle(waiting: Waiting): void {
-    clearTimeout(waiting.expiry);
-    this.#waiting.delete(waiting.order.orderRef);
-    if (this.#waiting.size === 0) {
-      this.#ended?.();
-    }
+    return stream;
   }
 }

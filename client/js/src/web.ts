@@ -5,6 +5,7 @@ import { HttpConnection, type Token } from "./http.js";
 import { Servers } from "./servers.js";
 
 export type { CallOptions, DecideOptions } from "./caller.js";
+export type { Health } from "./connection.js";
 export { Decision, type Result } from "./decision.js";
 export { type ErrorFacts, PretradeError } from "./errors.js";
 export type { Token } from "./http.js";

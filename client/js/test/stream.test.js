@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { Client } from "pretrade";
+import { FakeServer } from "pretrade/testing";
 
 import { decided, order, refusal, serve } from "./scripted.js";
 
@@ -46,7 +47,7 @@ for (const [how, ends] of [
     });
     const decisions = await Promise.all([order, order, order].map((each) => stream.decide(each)));
     assert.equal(decisions.length, 3);
-    assert.deepEqual(keys[1], keys[0].slice(1));
+    assert.deepEqual(keys[1].toSorted(), keys[0].slice(1).toSorted());
     await stream.close();
   });
 }
@@ -95,5 +96,36 @@ test("an order without a result fails at its deadline, which the server is told,
   await assert.rejects(slow, { status: "DEADLINE_EXCEEDED", orderRef: "slow" });
   assert.ok(told.nanos > 0 && told.nanos <= 200_000_000);
   await stream.decide(order);
+  await stream.close();
+});
+
+test("a late answer is not taken for that of a later order with the same reference", async (t) => {
+  const server = await FakeServer.start();
+  t.after(() => server.stop());
+  const client = await Client.connect(server.address, { timeoutMs: 20_000 });
+  t.after(() => client.close());
+  server.decideBy(({ quantity }) => ({ action: quantity === 1 ? "TRADE" : "NO_TRADE" }));
+  const stream = client.stream();
+  const same = { ...order, orderRef: "same" };
+  server.hang();
+  await assert.rejects(stream.decide(same, { timeoutMs: 200 }), { status: "DEADLINE_EXCEEDED", orderRef: "same" });
+  const later = stream.decide({ ...same, quantity: 2 });
+  server.resume();
+  assert.equal((await later).action, "NO_TRADE");
+  await stream.close();
+});
+
+test("a stream on which many orders had no answer is replaced", async (t) => {
+  const server = await FakeServer.start();
+  t.after(() => server.stop());
+  const client = await Client.connect(server.address, { timeoutMs: 20_000 });
+  t.after(() => client.close());
+  const stream = client.stream();
+  server.hang();
+  const late = Array.from({ length: 1_024 }, () => stream.decide(order, { timeoutMs: 50 }));
+  for (const { reason } of await Promise.allSettled(late)) assert.equal(reason.status, "DEADLINE_EXCEEDED");
+  server.resume();
+  assert.equal((await stream.decide(order)).trades, true);
+  assert.ok(server.orders.length < 100, "those that nobody waits for were left");
   await stream.close();
 });

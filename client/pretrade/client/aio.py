@@ -20,6 +20,7 @@ from pretrade.client.asking import (
     Result,
     credentials_of,
     trace_of,
+    within,
 )
 from pretrade.client.decisions import Decision
 from pretrade.client.errors import CallError
@@ -118,7 +119,7 @@ class AsyncClient:
         """Decides an order, whose message is ours."""
         asking = self._asking
         metadata = asking.metadata(trace, reduce_only=message.reduce_only)
-        call = asking.begin(message, deadline_seconds)
+        call = asking.begin(message, within(message, asking.seconds(deadline_seconds)))
         request = pb.DecideRequest(order=message, explain=explain)
         response = await self._ask("decide", request, call, metadata)
         return Decision(response.decision, call.server.address, response.explanation if explain else None)

@@ -102,11 +102,8 @@ class Asking:
             message_of(order, add, new_key)
         return request
 
-    def begin(self, message: pb.Order, deadline_seconds: float | None) -> Call:
+    def begin(self, message: pb.Order, seconds: float) -> Call:
         """A call for one order."""
-        seconds = self.seconds(deadline_seconds)
-        if message.HasField("timeout"):
-            seconds = min(seconds, message.timeout.ToNanoseconds() / 1e9)
         return self.policy.begin(seconds, repeatable=bool(message.idempotency_key))
 
     def seconds(self, deadline_seconds: float | None) -> float:
@@ -190,6 +187,20 @@ class Batch:
         for place in (*self._asked, *self._left):
             self._results[place] = self._results[place] or error
         self._left = ()
+
+
+def within(message: pb.Order, seconds: float) -> float:
+    """How long the order may take: so long, or for its own timeout if that is shorter."""
+    return min(seconds, message.timeout.ToNanoseconds() / 1e9) if message.HasField("timeout") else seconds
+
+
+def allow(message: pb.Order, seconds: float) -> float:
+    """As `within`, and tells the server: it hears of the deadline of a call, and not of those of its orders."""
+    seconds = within(message, seconds)
+    timeout = message.timeout
+    timeout.seconds = whole = int(seconds)  # its own `FromNanoseconds` takes five times as long
+    timeout.nanos = int((seconds - whole) * 1e9)
+    return seconds
 
 
 def credentials_of(**given: str | os.PathLike[str] | None) -> ClientCredentials:

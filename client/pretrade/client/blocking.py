@@ -24,6 +24,7 @@ from pretrade.client.asking import (
     health_name,
     health_without,
     trace_of,
+    within,
 )
 from pretrade.client.decisions import Decision
 from pretrade.client.errors import CallError
@@ -178,7 +179,7 @@ class Client:
         """Decides an order, whose message is ours."""
         asking = self._asking
         metadata = asking.metadata(trace, reduce_only=message.reduce_only)
-        call = asking.begin(message, deadline_seconds)
+        call = asking.begin(message, within(message, asking.seconds(deadline_seconds)))
         request = pb.DecideRequest(order=message, explain=explain)
         response = self._ask("decide", request, call, metadata)
         return Decision(response.decision, call.server.address, response.explanation if explain else None)

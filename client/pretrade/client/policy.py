@@ -122,11 +122,6 @@ class Server:
         with self._lock:
             self._spent += 1
 
-    def slow(self) -> None:
-        """An order on a stream has had no answer for its share of the deadline."""
-        with self._lock:
-            self._failures += 1
-
     def is_well(self) -> None:
         """Its health service says so."""
         with self._lock:

@@ -20,7 +20,7 @@ from typing import Final, Generic, TypeVar
 
 import grpc
 
-from pretrade.client.asking import Asked, Asking, Metadata, Result, trace_of
+from pretrade.client.asking import Asked, Asking, Metadata, Result, allow, trace_of
 from pretrade.client.decisions import Decision
 from pretrade.client.errors import DeadlineError, UnavailableError
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -43,11 +43,9 @@ class _Order:
 
     def __init__(self, asking: Asking, order: Asked, deadline_seconds: float | None, trace: Metadata) -> None:
         self.message: Final = asking.message(order)
-        self.seconds: Final = asking.seconds(deadline_seconds)
+        self.seconds: Final = allow(self.message, asking.seconds(deadline_seconds))
         self.deadline: Final = asking.policy.clock() + self.seconds
         self.trace: Final = trace
-        if not self.message.HasField("timeout") or self.message.timeout.ToNanoseconds() > self.seconds * 1e9:
-            self.message.timeout.FromNanoseconds(int(self.seconds * 1e9))
 
     def late(self) -> DeadlineError:
         """There was no answer in time."""

@@ -1,4 +1,7 @@
-"""`AsyncStream`: a stream that many tasks share.
+"""`AsyncStream`: streams that many tasks share, one to each server that is asked.
+
+Every order is a call of the policy, as it would be by itself: where it goes, when it is asked for again, and when it
+goes to another server. A stream carries the orders of its server for as long as it lasts.
 
 Threads have none: gRPC's asyncio does not work well in two event loops of one process, and its blocking streams cost a
 caller more than single calls do.
@@ -7,32 +10,26 @@ caller more than single calls do.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from contextvars import Context
+from enum import Enum, auto
 from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
 
-from pretrade.client.asking import HEALTH, HEALTH_SECONDS, Asked, Asking, health_name, health_without
+from pretrade.client.asking import HEALTH, HEALTH_SECONDS, Asked, Asking, allow, health_name, health_without
 from pretrade.client.decisions import Decision
-from pretrade.client.errors import (
-    CallError,
-    ClosedError,
-    DeadlineError,
-    PretradeError,
-    UnavailableError,
-    error_of_order,
-)
+from pretrade.client.errors import CallError, ClosedError, DeadlineError, UnavailableError, error_of_order
 from pretrade.client.policy import Call, Policy, Server
-from pretrade.client.retries import LONGEST_PAUSE_SECONDS
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
-_SHARE: Final = 0.5
-"""Of its deadline, after which an order without answer speaks against its server."""
+_MOST_LEFT: Final = 1_024
+"""Orders on a stream whose callers have left without an answer, until it takes no more."""
+_CLOSED: Final = "the stream was closed"
 
 
 class AioConnection:
@@ -86,223 +83,139 @@ class Probes:
             away.is_well()
 
 
+class _Without(Enum):
+    """Why there is no result of an order, where gRPC has no error for it."""
+
+    LATE = auto()
+    """Its time was over."""
+    ENDED = auto()
+    """The server ended the stream."""
+    CLOSED = auto()
+    """The caller closed the stream or its client."""
+
+
+_Outcome = pb.OrderResult | grpc.RpcError | _Without
+
+
 class _Waiting:
-    """An order without an answer."""
+    """An order that waits on a stream."""
 
-    __slots__ = ("answer", "deadline", "request", "seconds", "timers", "was_lost")
+    __slots__ = ("answer", "until")
 
-    def __init__(
-        self, request: pb.DecideStreamRequest, answer: asyncio.Future[Decision], deadline: float, seconds: float
-    ) -> None:
-        self.request = request
-        self.answer = answer
-        self.deadline = deadline
-        self.seconds = seconds
-        self.timers: tuple[asyncio.TimerHandle, ...] = ()
-        self.was_lost = False
-        """Whether it was under way when a stream was lost."""
+    def __init__(self, answer: asyncio.Future[_Outcome], until: float) -> None:
+        self.answer: Final = answer
+        self.until: Final = until
+        """Instant of the loop's clock."""
+
+    def end(self, outcome: _Outcome) -> None:
+        """It waits no more."""
+        if not self.answer.done():  # its caller has left
+            self.answer.set_result(outcome)
 
 
-class _Multiplexer:
-    """One `DecideStream` for many orders, opened again as the policy says; orders without answers are then asked again.
-
-    Everything but the constructor runs in one event loop.
+class _Stream:
+    """One `DecideStream` to one server, until it ends. Everything runs in one event loop.
 
     Args:
-        asking: What asks.
-        connections: To each server.
+        call: The stream of gRPC.
+        ended: Is told when it has ended.
     """
 
-    def __init__(self, asking: Asking, connections: Sequence[AioConnection]) -> None:
-        self._asking = asking
-        self._policy = asking.policy
-        self._connections = connections
-        self._probes = Probes(asking.policy, connections)
+    def __init__(self, call: Any, ended: Callable[[_Stream], object]) -> None:
+        self._call = call
+        self._ended = ended
         self._waiting: dict[str, _Waiting] = {}
-        self._unsent: deque[str] = deque()
-        self._wake = asyncio.Event()
-        self._pump: asyncio.Task[None] | None = None
-        self._call: Call | None = None
-        self._stream: Any = None
-        self._moves: CallError | None = None
-        """Why the stream is to be opened elsewhere."""
-        self._trouble: CallError | None = None
-        """Why the stream was lost, until there is an answer again."""
-        self._made = 0
+        self._left: set[str] = set()
+        """The references of orders whose callers have left without an answer: it may still come."""
+        self._unsent: deque[pb.DecideStreamRequest] = deque()
+        self._writing: asyncio.Task[None] | None = None
+        self._is_last = False
+        """Whether it takes no more orders."""
+        self._loop: Final = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        """For the order whose time is over first; one for each order would cost more than all else here."""
+        self._reading = asyncio.create_task(self._read(), context=Context())
 
-    def ask(self, message: pb.Order, deadline: float, seconds: float, answer: asyncio.Future[Decision]) -> None:
-        """Asks for an order, whose answer goes to `answer`.
+    def takes(self, ref: str) -> bool:
+        """Whether an order with this reference may be sent on it."""
+        return not self._is_last and ref not in self._left
 
-        Args:
-            message: It belongs to this call.
-            deadline: Instant of the policy's clock.
-            seconds: What the caller allowed, for people.
-            answer: Of the caller.
-        """
-        if not message.order_ref:
-            self._made += 1
-            message.order_ref = f"stream-{self._made}"
+    async def ask(self, message: pb.Order, seconds: float) -> _Outcome:
+        """Asks for an order that it `takes`, for so long."""
         ref = message.order_ref
-        if ref in self._waiting:
-            answer.set_exception(
-                ValueError(f"an order with order_ref {ref!r} is under way on this stream: references must be distinct")
-            )
-            return
-        if not message.HasField("timeout") or message.timeout.ToNanoseconds() > seconds * 1e9:
-            message.timeout.FromNanoseconds(int(seconds * 1e9))
-        waiting = _Waiting(pb.DecideStreamRequest(order=message), answer, deadline, seconds)
-        loop, left = asyncio.get_running_loop(), deadline - self._policy.clock()
-        waiting.timers = (loop.call_later(left, self._expired, ref),)
-        if self._asking.several:
-            waiting.timers += (loop.call_later(_SHARE * left, self._is_slow, ref),)
-        self._waiting[ref] = waiting
-        self._unsent.append(ref)
-        self._wake.set()
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._run())
+        asked = self._waiting[ref] = _Waiting(self._loop.create_future(), self._loop.time() + seconds)
+        self._unsent.append(pb.DecideStreamRequest(order=message))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write(), context=Context())
+        if self._timer is None or asked.until < self._timer.when():
+            self._wait_until(asked.until)
+        try:
+            return await asked.answer
+        finally:
+            if self._waiting.pop(ref, None) is not None:
+                self._left.add(ref)
+                self._is_last |= len(self._left) >= _MOST_LEFT
+            if self._is_last:
+                self._end_if_over()
+
+    def retire(self) -> None:
+        """Takes no more orders; those that are under way are still answered."""
+        self._is_last = True
+        self._end_if_over()
 
     async def close(self) -> None:
-        """Ends the stream; orders without answers get a `ClosedError`."""
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
-        await self._probes.close()
-        self._end_all(ClosedError("the stream was closed"))
+        """Ends it. Orders without an answer get a `ClosedError`."""
+        self._call.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
 
-    async def _run(self) -> None:
-        """Keeps a stream open while anybody waits."""
-        call = self._policy.begin(math.inf, repeatable=True)
+    async def _write(self) -> None:
+        """Sends what is to be sent. Why a stream takes no more is for its reader to say."""
+        with suppress(grpc.RpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+            while self._unsent:
+                await self._call.write(self._unsent.popleft())
+
+    async def _read(self) -> None:
+        """Hands out the answers, and in the end what became of the stream to all that have none."""
+        outcome: _Outcome = _Without.ENDED
         try:
-            while self._waiting:
-                if await self._exchange(call):
-                    call = self._policy.begin(math.inf, repeatable=True)
-                if call.pause:
-                    await asyncio.sleep(call.pause)
-        except PretradeError as error:
-            self._end_all(error)
-
-    async def _exchange(self, call: Call) -> bool:
-        """One stream, until it ends. Returns whether it had answers.
-
-        Raises:
-            PretradeError: There is not to be another one.
-        """
-        self._probes.look()
-        metadata = self._asking.credentials.metadata()
-        call.attempt()
-        self._call, self._moves, answered = call, None, False
-        stream = self._stream = self._connections[call.server.place].decide_stream(
-            metadata=metadata or None, wait_for_ready=call.wait_for_ready
-        )
-        self._unsent = deque(self._waiting)
-        writing = asyncio.create_task(self._write(stream))
-        lost: grpc.RpcError | CallError = UnavailableError(
-            f"{call.server.address} ended the stream. {UnavailableError.advice}", grpc.StatusCode.UNAVAILABLE
-        )
-        try:
-            async for response in stream:
-                answered = True
-                self._trouble = None
-                self._take(response.result, call)
-                if self._why_it_moves() is not None:
-                    break
+            async for response in self._call:
+                result = response.result
+                asked = self._waiting.pop(result.order_ref, None)
+                if asked is None:
+                    self._left.discard(result.order_ref)
+                else:
+                    asked.end(result)
         except grpc.RpcError as error:
             if not _was_cut_off_while_writing(error):
-                lost = error
+                outcome = error
         except asyncio.CancelledError:
-            if self._why_it_moves() is None:
-                call.abandoned()
-                raise
-        finally:
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
-            stream.cancel()
-        if not self._waiting:
-            call.abandoned()
-            return answered
-        call.failed(self._why_it_moves() or lost)
-        self._trouble = call.earlier
-        for waiting in self._waiting.values():
-            waiting.was_lost = True
-        return answered
+            outcome = _Without.CLOSED
+        self._is_last = True
+        for asked in self._waiting.values():
+            asked.end(outcome)
+        self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._ended(self)
 
-    def _why_it_moves(self) -> CallError | None:
-        return self._moves
+    def _wait_until(self, instant: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(instant, self._look_at_the_time)
 
-    async def _write(self, stream: Any) -> None:
-        """Sends what is to be sent, until it is cancelled. Why a stream takes no more is for its reader to say."""
-        with suppress(grpc.RpcError, asyncio.InvalidStateError):
-            while True:
-                while self._unsent:
-                    waiting = self._waiting.get(self._unsent.popleft())
-                    if waiting is not None:
-                        await stream.write(waiting.request)
-                self._wake.clear()
-                await self._wake.wait()
+    def _look_at_the_time(self) -> None:
+        """Ends the orders whose time is over."""
+        now, self._timer = self._loop.time(), None
+        for asked in self._waiting.values():
+            if asked.until <= now:
+                asked.end(_Without.LATE)
+        left = [asked.until for asked in self._waiting.values() if asked.until > now]
+        if left:
+            self._wait_until(min(left))
 
-    def _take(self, result: pb.OrderResult, call: Call) -> None:
-        """Gives an order its answer, or asks for it again."""
-        waiting = self._waiting.get(result.order_ref)
-        if waiting is None:
-            return  # nobody waits for it any more
-        if result.HasField("decision"):
-            self._end(result.order_ref, Decision(result.decision, call.server.address))
-            return
-        error = error_of_order(result.error)
-        if error.code is grpc.StatusCode.UNAVAILABLE:
-            self._moves = error  # the server is about to stop
-        elif error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and self._may_wait(waiting, error, call):
-            assert error.retry_delay_seconds is not None
-            asyncio.get_running_loop().call_later(error.retry_delay_seconds, self._again, result.order_ref)
-        elif error.code is grpc.StatusCode.DEADLINE_EXCEEDED and waiting.was_lost:  # its cap; see `policy`
-            asyncio.get_running_loop().call_later(LONGEST_PAUSE_SECONDS, self._again, result.order_ref)
-        else:
-            self._end(result.order_ref, error)
-
-    def _may_wait(self, waiting: _Waiting, error: CallError, call: Call) -> bool:
-        delay = error.retry_delay_seconds
-        return call.waits(delay) and delay is not None and self._policy.clock() + delay < waiting.deadline
-
-    def _again(self, ref: str) -> None:
-        self._unsent.append(ref)
-        self._wake.set()
-
-    def _is_slow(self, ref: str) -> None:
-        """An order has had no answer for half of its time: a server of which several say so is left."""
-        if ref not in self._waiting or self._call is None or self._moves is not None:
-            return
-        server = self._call.server
-        server.slow()
-        if server.is_away and self._policy.best((server,), well=True) is not None:
-            self._moves = DeadlineError(f"{server.address} does not answer.", grpc.StatusCode.DEADLINE_EXCEEDED)
-            self._stream.cancel()
-
-    def _expired(self, ref: str) -> None:
-        """The time of an order is over."""
-        waiting = self._waiting[ref]
-        words = f"no answer to order {ref!r} within {waiting.seconds:g} s"
-        error: CallError
-        if self._trouble is not None and self._trouble.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
-            error = UnavailableError(f"There was {words}: {self._trouble}", grpc.StatusCode.UNAVAILABLE)
-        else:
-            error = DeadlineError(f"There was {words}. {DeadlineError.advice}", grpc.StatusCode.DEADLINE_EXCEEDED)
-        error.__cause__ = self._trouble
-        self._end(ref, error)
-
-    def _end(self, ref: str, result: Decision | PretradeError) -> None:
-        waiting = self._waiting.pop(ref)
-        for timer in waiting.timers:
-            timer.cancel()
-        if waiting.answer.done():
-            return  # its caller has left
-        if isinstance(result, Decision):
-            waiting.answer.set_result(result)
-        else:
-            waiting.answer.set_exception(result)
-
-    def _end_all(self, error: PretradeError) -> None:
-        for ref in list(self._waiting):
-            self._end(ref, error)
+    def _end_if_over(self) -> None:
+        if self._is_last and not self._waiting:
+            self._call.cancel()
 
 
 def _was_cut_off_while_writing(error: Any) -> bool:
@@ -315,7 +228,15 @@ class AsyncStream:
 
     def __init__(self, asking: Asking, connections: Sequence[AioConnection]) -> None:
         self._asking = asking
-        self._multiplexer = _Multiplexer(asking, connections)
+        self._connections = connections
+        self._probes = Probes(asking.policy, connections)
+        self._streams: dict[Server, _Stream] = {}
+        """The last one to each server."""
+        self._open: set[_Stream] = set()
+        """All that have not ended."""
+        self._refs: set[str] = set()
+        """Of the orders that are under way."""
+        self._made = 0
         self._is_closed = False
 
     async def decide(self, order: Asked, *, deadline_seconds: float | None = None) -> Decision:
@@ -330,20 +251,82 @@ class AsyncStream:
             ClosedError: The stream or its client was closed.
             ValueError: An order with this reference is under way.
         """
-        if self._is_closed:
-            raise ClosedError("the stream was closed")
         message, seconds = self._asking.message(order), self._asking.seconds(deadline_seconds)
-        answer: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        self._multiplexer.ask(message, self._asking.policy.clock() + seconds, seconds, answer)
-        return await answer
+        if not message.order_ref:
+            self._made += 1
+            message.order_ref = f"stream-{self._made}"
+        ref = message.order_ref
+        if ref in self._refs:
+            raise ValueError(
+                f"an order with order_ref {ref!r} is under way on this stream: references must be distinct"
+            )
+        self._refs.add(ref)
+        try:
+            return await self._decide(message, self._asking.begin(message, allow(message, seconds)))
+        finally:
+            self._refs.discard(ref)
 
     async def close(self) -> None:
         """Ends the stream. Orders without an answer get a `ClosedError`."""
         self._is_closed = True
-        await self._multiplexer.close()
+        await self._probes.close()
+        await asyncio.gather(*(stream.close() for stream in self._open))
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def _decide(self, message: pb.Order, call: Call) -> Decision:
+        """Asks until there is an answer, as the policy says."""
+        while True:
+            if call.pause:
+                await asyncio.sleep(call.pause)
+            if self._is_closed:
+                raise ClosedError(_CLOSED)
+            self._probes.look()
+            server = call.server
+            stream = self._stream_to(server, message.order_ref, wait_for_ready=call.wait_for_ready)
+            seconds = call.attempt()
+            try:
+                outcome = await stream.ask(message, seconds)
+                if isinstance(outcome, pb.OrderResult) and outcome.HasField("decision"):
+                    call.answered()
+                    return Decision(outcome.decision, server.address)
+                failure = self._failure(outcome, message, server)
+            except BaseException:
+                call.abandoned()
+                raise
+            if isinstance(failure, UnavailableError):
+                stream.retire()  # its server is about to stop
+            call.failed(failure)
+
+    def _stream_to(self, server: Server, ref: str, *, wait_for_ready: bool) -> _Stream:
+        """The stream to a server that takes an order with this reference."""
+        stream = self._streams.get(server)
+        if stream is None or not stream.takes(ref):
+            metadata = self._asking.credentials.metadata()
+            if stream is not None:
+                stream.retire()
+            decide = self._connections[server.place].decide_stream
+            stream = _Stream(decide(metadata=metadata or None, wait_for_ready=wait_for_ready), self._open.discard)
+            self._streams[server] = stream
+            self._open.add(stream)
+        return stream
+
+    def _failure(self, outcome: _Outcome, message: pb.Order, server: Server) -> grpc.RpcError | CallError:
+        """What it means for an order that there is no decision of it.
+
+        Raises:
+            ClosedError: The stream or its client was closed.
+        """
+        if outcome is _Without.CLOSED:
+            raise ClosedError(self._asking.why_not or _CLOSED)
+        if outcome is _Without.LATE:
+            words = f"{server.address} gave no answer for order {message.order_ref!r} in time."
+            return DeadlineError(f"{words} {DeadlineError.advice}", grpc.StatusCode.DEADLINE_EXCEEDED)
+        if outcome is _Without.ENDED:
+            words = f"{server.address} ended the stream. {UnavailableError.advice}"
+            return UnavailableError(words, grpc.StatusCode.UNAVAILABLE)
+        return error_of_order(outcome.error) if isinstance(outcome, pb.OrderResult) else outcome

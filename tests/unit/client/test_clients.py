@@ -93,9 +93,10 @@ def test_the_callers_own_key_is_kept_and_one_of_another_order_is_refused(server:
     assert {one.idempotency_key for one in server.orders} == {"k"}
 
 
-def test_without_keys_a_call_that_was_cut_off_is_not_made_again(server: FakeServer) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_without_keys_a_call_that_was_cut_off_is_not_made_again(server: FakeServer, way: str) -> None:
     server.fail(CODES.UNAVAILABLE)
-    with asking(CALLS[0], server.address, idempotency_keys=False) as ask:
+    with asking(way, server.address, idempotency_keys=False) as ask:
         with pytest.raises(UnavailableError):
             ask(ORDER)
         server.fail(CODES.RESOURCE_EXHAUSTED, retry_delay_seconds=0.001)
@@ -172,12 +173,11 @@ def test_the_next_server_answers_while_the_first_is_away_and_until_it_is_well(
         server.stop()
         assert [ask(ORDER).trades for _ in range(5)] == [False] * 5
         server.start()
-        if way != STREAM:  # which stays where it is while that is well
-            answers = (ask(ORDER).trades for _ in range(100_000))
-            assert any(answers), "the first one has its orders again"
+        answers = (ask(ORDER).trades for _ in range(100_000))
+        assert any(answers), "the first one has its orders again"
 
 
-@pytest.mark.parametrize("way", CALLS)
+@pytest.mark.parametrize("way", WAYS)
 def test_a_first_server_that_hangs_costs_half_of_the_deadline_and_then_nothing(
     server: FakeServer, other: FakeServer, way: str
 ) -> None:
@@ -185,7 +185,7 @@ def test_a_first_server_that_hangs_costs_half_of_the_deadline_and_then_nothing(
     with asking(way, server.address, other.address) as ask:
         ask(ORDER, deadline_seconds=ROOMY_SECONDS)
         server.hang()
-        assert {ask(ORDER, deadline_seconds=1.0).trades for _ in range(3)} == {False}
+        assert {ask(ORDER, deadline_seconds=3.0).trades for _ in range(3)} == {False}
         began = time.monotonic()
         assert {ask(ORDER, deadline_seconds=ROOMY_SECONDS).trades for _ in range(5)} == {False}
         assert time.monotonic() - began < ROOMY_SECONDS / 2, "it is not asked any more"

@@ -8,7 +8,7 @@ from typing import Final
 
 import grpc
 import pytest
-from support.askers import ORDER, ROOMY_SECONDS, SHARED, STREAM, WAYS, asking
+from support.askers import ORDER, ROOMY_SECONDS, SHARED, WAYS, asking
 
 from pretrade.client import errors
 from pretrade.client.testing import FakeServer
@@ -58,9 +58,8 @@ def test_every_status_has_its_exception(server: FakeServer, code: grpc.StatusCod
     if way in SHARED and code in ASKED_AGAIN and type(error) is errors.DeadlineError:
         return  # on a busy machine the caller's deadline passed before the call that it shared had failed
     assert type(error) is EXPECTED[code]
-    if way != STREAM or code not in ASKED_AGAIN:  # an order of a stream ends by its own deadline, and says why
-        assert (error.code, error.reason, error.field) == (code, "SOME_REASON", "quantity")
-        assert isinstance(error.__cause__, grpc.RpcError)
+    assert (error.code, error.reason, error.field) == (code, "SOME_REASON", "quantity")
+    assert isinstance(error.__cause__, grpc.RpcError)
     assert f"{server.address} answered {code.name} (SOME_REASON): too bad." in str(error)
     asked = len(server.metadata)
     assert asked > 1 if code in ASKED_AGAIN else asked == 1

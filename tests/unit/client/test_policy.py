@@ -193,7 +193,8 @@ def test_a_server_that_fails_three_times_is_asked_last_until_its_health_is_well(
 def test_with_all_servers_away_the_first_is_asked_and_then_the_others(pair: Policy) -> None:
     for server in pair.servers:
         for _ in range(3):
-            server.slow()
+            server.began()
+            server.failed(is_lost=True)
     call = pair.begin(1.0, repeatable=True)
     asked = []
     for _ in range(5):

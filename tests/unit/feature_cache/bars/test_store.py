@@ -4,15 +4,21 @@ import datetime as dt
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
+import psycopg
 import pyarrow.parquet
 import pytest
+import sqlalchemy as sa
+from psycopg import sql
+from sqlalchemy.engine import make_url
 
 from feature_cache.bars.bar import SECOND_NS, Bar, Lacks
 from feature_cache.bars.parquet import write_day
-from feature_cache.bars.store import COLUMNS, BarStore, BarStoreError, as_row, bar_of, lacks_of
+from feature_cache.bars.store import BARS, COLUMNS, BarStore, BarStoreError, as_row, bar_of, lacks_of
 
+STUB: Final = Path(__file__).parents[3] / "support" / "timescaledb_stub.sql"
 DAY: Final = dt.date(2026, 11, 23)
 MIDNIGHT_NS: Final = int(dt.datetime(2026, 11, 23, tzinfo=dt.UTC).timestamp()) * SECOND_NS
 BAR: Final = Bar(
@@ -171,3 +177,58 @@ def test_a_database_that_is_away_is_an_error_that_says_why(tmp_path: Path) -> No
     with pytest.raises(BarStoreError, match="no such table"):
         (empty := BarStore(f"sqlite:///{tmp_path / 'empty.db'}")).instruments()
     empty.close()
+
+
+@pytest.fixture
+def with_timescaledb(database_url: str) -> Iterator[str]:
+    """URL of an empty PostgreSQL database that has an extension of this name, which stands in for the real one."""
+    with TemporaryDirectory() as directory:  # of which PostgreSQL, another user, must be able to read
+        extension = Path(directory) / "extension"
+        extension.mkdir()
+        (extension / "timescaledb.control").write_text("default_version = '2.23.0'\n")
+        (extension / "timescaledb--2.23.0.sql").write_text(STUB.read_text())
+        Path(directory).chmod(0o755)
+        with psycopg.connect(libpq(database_url)) as connection:
+            path = sql.Literal(f"{directory}:$system")
+            connection.execute(sql.SQL("SET extension_control_path = {}").format(path))
+            connection.execute("CREATE EXTENSION timescaledb")
+        yield database_url
+
+
+def libpq(url: str) -> str:
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def hypertables(url: str) -> list[tuple[str, str]]:
+    with psycopg.connect(libpq(url)) as connection:
+        return connection.execute("SELECT relation::text, time_column FROM stub_hypertables").fetchall()
+
+
+@pytest.mark.stack
+def test_where_the_extension_is_there_the_table_becomes_a_hypertable_once_and_is_written_as_ever(
+    with_timescaledb: str,
+) -> None:
+    store = BarStore(with_timescaledb)
+    assert store.prepare() is True
+    assert hypertables(with_timescaledb) == [("bars", "start")]
+    store.write([BAR])
+    assert store.prepare() is True, "another process begins"
+    assert hypertables(with_timescaledb) == [("bars", "start")]
+    store.write([replace(BAR, trades=5), QUIET])
+    store.write([replace(BAR, trades=4)])
+    assert [row["trades"] for row in store.last("BTCUSDT.TEST", "1s", 10)] == [5, 0], "the better bar stays"
+    store.close()
+
+
+@pytest.mark.stack
+def test_a_table_that_has_rows_when_the_extension_comes_becomes_a_hypertable_with_them(with_timescaledb: str) -> None:
+    engine = sa.create_engine(with_timescaledb)
+    with engine.begin() as connection:
+        BARS.create(connection)
+        connection.execute(sa.insert(BARS), [as_row(BAR)])
+    engine.dispose()
+    store = BarStore(with_timescaledb)
+    assert store.prepare() is True
+    assert hypertables(with_timescaledb) == [("bars", "start")]
+    assert len(store.last("BTCUSDT.TEST", "1s", 10)) == 1
+    store.close()

@@ -21,7 +21,9 @@ def without_talib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_talib")
-@pytest.mark.parametrize("make", [registration.make, registration.resume])
+@pytest.mark.parametrize(
+    "make", [registration.make, registration.resume, registration.make_long, registration.resume_long]
+)
 def test_without_talib_the_extra_that_has_it_is_named(make: object) -> None:
     assert callable(make)
     with pytest.raises(FeatureSetError, match=r"pip install 'pretrade-server\[ta\]'"):
