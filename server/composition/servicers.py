@@ -9,6 +9,7 @@ from feature_cache.store.report import ReportReader
 from pretrade.admin.v1 import admin_pb2_grpc
 from server.decision.convert import OrderReader
 from server.rpc.admin import AdminServicer, RecordParts, ServingParts
+from server.rpc.alerts import AlertSteering
 from server.rpc.call_context import CallContexts
 from server.rpc.canary import CanarySteering
 from server.rpc.decision import DecisionServicer
@@ -78,6 +79,7 @@ def open_servicers(
         configuration=path.configuration,
         steering=Steering(path.control, path.replicas),
         models=_steered(process, path),
+        alerts=AlertSteering(path.control, path.alerts),
         serving=ServingParts(
             process.instance_id, health_state, process.metrics, path.admission, process.slot, process.clock
         ),

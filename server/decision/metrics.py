@@ -17,6 +17,7 @@ from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision import tally
 from server.decision.reports import Cause
+from server.decision.strategies import StrategyCounts
 from server.journal.reply_status import CAUSES
 from server.timing.histogram import ROW_EDGES
 from server.timing.histogram import Histogram as Observations
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
     from server.journal.journal import Journal
 
 DECISIONS: Final = Counter("pretrade_decisions", "Decisions sent.", ("source", "action"))
+STRATEGY_DECISIONS: Final = Counter(
+    "pretrade_strategy_decisions",
+    "Decisions sent, by strategy; those of further strategies are counted together.",
+    ("strategy", "action"),
+)
 DECISION_REASONS: Final = Counter("pretrade_decision_reasons", "Reasons of decisions.", ("reason",))
 DEGRADATIONS: Final = Counter("pretrade_degradations", "Degradations of decisions.", ("degradation",))
 DECISION_SECONDS: Final = Histogram("pretrade_decision_seconds", "Arrival to hand-over of the reply.")
@@ -131,6 +137,7 @@ class DecisionMetrics:
     def __init__(self) -> None:
         self.decisions: collections.Counter[tuple[int, int]] = collections.Counter()
         """By (source, action)."""
+        self.strategies = StrategyCounts()
         self.reasons: collections.Counter[int] = collections.Counter()
         self.degradations: collections.Counter[int] = collections.Counter()
         self.latency = Observations()
@@ -161,10 +168,12 @@ class DecisionMetrics:
         # Whoever meets a bug in one of the cases asks again for each: nothing is counted before all were looked at.
         decided = [case.decided for case in cases if case.decided is not None]
         answers = [(one.source, one.action) for one in decided]
+        strategies = [(case.order.strategy, case.decided.action) for case in cases if case.decided is not None]
         reasons = [reason for one in decided for reason in one.reasons]
         degradations = [degradation for case in cases for degradation in case.degradations]
         seconds = [now - case.budget.arrived for case in cases]
         self.decisions.update(answers)
+        self.strategies.count(strategies)
         self.reasons.update(reasons)
         self.degradations.update(degradations)
         self.latency.observe_all(seconds)
@@ -176,6 +185,7 @@ class DecisionMetrics:
         self.blocks.observe(count)
         for action, times in collections.Counter(block.actions).items():
             self.decisions[block.source, action] += times
+        self.strategies.count(zip([order.strategy for order in block.orders], block.actions, strict=True))
         self.reasons.update(block.reasons)
         for objections in block.objections:
             self.reasons.update(objections)
@@ -203,6 +213,11 @@ def of_decisions(metrics: DecisionMetrics) -> Iterator[Metric]:
             labels = (enum_name(pb.Source, source), enum_name(pb.Action, action))
             decisions.add_metric(labels, metrics.decisions[source, action])
     yield decisions
+    strategies, counted = STRATEGY_DECISIONS.family(), dict(metrics.strategies.counts)
+    for strategy, action in itertools.product(sorted({strategy for strategy, _ in counted}), pb.Action.values()):
+        if action:
+            strategies.add_metric((strategy, enum_name(pb.Action, action)), counted.get((strategy, action), 0))
+    yield strategies
     yield _by_name(DECISION_REASONS.family(), pb.ReasonCode, metrics.reasons)
     yield _by_name(DEGRADATIONS.family(), pb.Degradation, metrics.degradations)
     latency = DECISION_SECONDS.family()

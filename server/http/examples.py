@@ -31,6 +31,14 @@ _ORDER: Final[Mapping[str, Any]] = {
     "quantity": 0.05,
     "strategy": "twap",
 }
+ALERT_RULE: Final[Mapping[str, Any]] = {
+    "name": "twap-trades-much",
+    "share": {"action": "TRADE", "strategy": "twap"},
+    "above": 0.9,
+    "lasting": "300s",
+    "cooldown": "1800s",
+}
+"""An alert rule of a user: the share of trades of a strategy."""
 _REHEARSED: Final[Mapping[str, Any]] = {"author": "ann", "reason": "a rehearsal", "dry_run": True}
 """What tries a change, and makes none."""
 REQUESTS: Final[Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]]] = {
@@ -100,6 +108,13 @@ REQUESTS: Final[Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]]] = {
     f"{_ADMIN}AbortCanary": {"rehearsed": ("What the canary's end would change", _REHEARSED)},
     f"{_ADMIN}GetCanary": {"newest": ("The one under way, or the last one", {})},
     f"{_ADMIN}RollBack": {"rehearsed": ("What going back would change", _REHEARSED)},
+    f"{_ADMIN}ListAlertRules": {"all": ("All of them, and as a rules file of Prometheus", {})},
+    f"{_ADMIN}SetAlertRule": {
+        "rehearsed": ("What a rule would change", {"rule": ALERT_RULE, **_REHEARSED}),
+    },
+    f"{_ADMIN}DeleteAlertRule": {
+        "rehearsed": ("What the end of a rule would change", {"name": ALERT_RULE["name"], **_REHEARSED}),
+    },
     f"{_ADMIN}ListModels": {"all": ("All of them", {})},
     f"{_ADMIN}GetModelCard": {"one": ("What was measured of a version", {"model_version": MODEL})},
     f"{_ADMIN}LoadModel": {

@@ -22,6 +22,7 @@ from server.inference.model_names import DEFAULT
 from server.journal.journal import Journal
 from server.process.health import Health
 from server.process.slot import Slot
+from server.rpc.alerts import AlertSteering
 from server.rpc.call import Call
 from server.rpc.feature_status import FeatureStatuses, MarketParts
 from server.rpc.models import ModelSteering
@@ -69,6 +70,7 @@ class AdminServicer:
         configuration: Configuration[Any],
         steering: Steering,
         models: ModelSteering,
+        alerts: AlertSteering,
         serving: ServingParts,
         market: MarketParts,
         records: RecordParts,
@@ -79,6 +81,7 @@ class AdminServicer:
         self._configuration = configuration
         self._steering = steering
         self._models = models
+        self._alerts = alerts
         self._signals = signals
         self._features = FeatureStatuses(market, serving.clock)
         self._changes = records.changes
@@ -212,6 +215,18 @@ class AdminServicer:
     async def SetModelMap(self, request: pb.SetModelMapRequest, call: Call) -> pb.SetModelMapResponse:
         """Sets which model decides which orders."""
         return await self._models.set(request, _author(request, call))
+
+    async def ListAlertRules(self, request: pb.ListAlertRulesRequest, call: Call) -> pb.ListAlertRulesResponse:
+        """The alert rules that users set."""
+        return self._alerts.list()
+
+    async def SetAlertRule(self, request: pb.SetAlertRuleRequest, call: Call) -> pb.SetAlertRuleResponse:
+        """Sets one alert rule."""
+        return await self._alerts.set(request, _author(request, call))
+
+    async def DeleteAlertRule(self, request: pb.DeleteAlertRuleRequest, call: Call) -> pb.DeleteAlertRuleResponse:
+        """Deletes one alert rule."""
+        return await self._alerts.delete(request, _author(request, call))
 
     async def StartCanary(self, request: pb.StartCanaryRequest, call: Call) -> pb.StartCanaryResponse:
         """Begins to give a model version orders."""

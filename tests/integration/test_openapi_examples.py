@@ -28,6 +28,7 @@ _MOST_NAMES: Final = 8
 _OF_A_CANARY: Final = [f"{_ADMIN}{name}Canary" for name in ("Promote", "Abort", "Get")] + [f"{_ADMIN}SetCanaryWeight"]
 """Methods that need one under way."""
 _AFTER_A_PROMOTION: Final = f"{_ADMIN}RollBack"
+_OF_AN_ALERT_RULE: Final = f"{_ADMIN}DeleteAlertRule"
 
 
 @pytest.fixture
@@ -69,9 +70,13 @@ def test_every_example_is_answered_and_what_is_shown_is_an_answer(
             answered.setdefault(path, shortened(json.loads(renamed(answer.text, theirs))))
 
     for path in examples.REQUESTS:
-        if path not in (*_OF_A_CANARY, _AFTER_A_PROMOTION):
+        if path not in (*_OF_A_CANARY, _AFTER_A_PROMOTION, _OF_AN_ALERT_RULE):
             ask(path)
     why = {"author": "ann", "reason": "an example"}
+    rule = examples.ALERT_RULE
+    assert asked(web, "admin.v1.AdminService/SetAlertRule", {"rule": rule, **why})
+    ask(_OF_AN_ALERT_RULE)
+    assert asked(web, "admin.v1.AdminService/DeleteAlertRule", {"name": rule["name"], **why})
     assert asked(web, "admin.v1.AdminService/StartCanary", {"model_version": challenger, "steps": [0.05, 1.0], **why})
     for path in _OF_A_CANARY:
         ask(path)

@@ -2263,6 +2263,322 @@ class SetModelMapResponse(_message.Message):
 Global___SetModelMapResponse: _TypeAlias = SetModelMapResponse  # noqa: Y015
 
 @_typing.final
+class AlertRule(_message.Message):
+    """An alert that a user defined: a condition on decisions or on a feature, and how people are told of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    FEATURE_FIELD_NUMBER: _builtins.int
+    ABOVE_FIELD_NUMBER: _builtins.int
+    BELOW_FIELD_NUMBER: _builtins.int
+    LASTING_FIELD_NUMBER: _builtins.int
+    COOLDOWN_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """1 to 48 lower-case letters, digits and hyphens, the first a letter; the name of the alert."""
+    above: _builtins.float
+    """While it is greater than this."""
+    below: _builtins.float
+    """While it is less than this."""
+    severity: _builtins.str
+    """`page` or `ticket`; empty for `ticket`."""
+    @_builtins.property
+    def share(self) -> Global___DecisionShare:
+        """Share of decisions."""
+
+    @_builtins.property
+    def feature(self) -> Global___FeatureValue:
+        """Value of a feature."""
+
+    @_builtins.property
+    def lasting(self) -> _duration_pb2.Duration:
+        """How long the condition has to hold, in whole seconds, at most 24 h; absent: it fires at once."""
+
+    @_builtins.property
+    def cooldown(self) -> _duration_pb2.Duration:
+        """How long the alert goes on after the condition has ended, in whole seconds, at most 7 days, so that a condition that comes
+        and goes is told once; absent: not at all.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        share: Global___DecisionShare | None = ...,
+        feature: Global___FeatureValue | None = ...,
+        above: _builtins.float = ...,
+        below: _builtins.float = ...,
+        lasting: _duration_pb2.Duration | None = ...,
+        cooldown: _duration_pb2.Duration | None = ...,
+        severity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["above", b"above", "below", b"below", "condition", b"condition", "cooldown", b"cooldown", "feature", b"feature", "lasting", b"lasting", "share", b"share", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["above", b"above", "below", b"below", "condition", b"condition", "cooldown", b"cooldown", "feature", b"feature", "lasting", b"lasting", "name", b"name", "severity", b"severity", "share", b"share", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_condition: _TypeAlias = _typing.Literal["share", "feature"]  # noqa: Y015
+    _WhichOneofArgType_condition: _TypeAlias = _typing.Literal["condition", b"condition"]  # noqa: Y015
+    _WhichOneofReturnType_threshold: _TypeAlias = _typing.Literal["above", "below"]  # noqa: Y015
+    _WhichOneofArgType_threshold: _TypeAlias = _typing.Literal["threshold", b"threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_condition) -> _WhichOneofReturnType_condition | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_threshold) -> _WhichOneofReturnType_threshold | None: ...
+
+Global___AlertRule: _TypeAlias = AlertRule  # noqa: Y015
+
+@_typing.final
+class DecisionShare(_message.Message):
+    """The share of decisions that had an action."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    action: _builtins.str
+    """The action: `TRADE`, `NO_TRADE` or `ABSTAIN`."""
+    strategy: _builtins.str
+    """Decisions of orders of this strategy, at most 64 characters of ASCII; empty for all."""
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """Over which time, in whole seconds, 60 s to 24 h; absent: 5 minutes."""
+
+    def __init__(
+        self,
+        *,
+        action: _builtins.str = ...,
+        strategy: _builtins.str = ...,
+        window: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "strategy", b"strategy", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecisionShare: _TypeAlias = DecisionShare  # noqa: Y015
+
+@_typing.final
+class FeatureValue(_message.Message):
+    """The value of a feature."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    INSTRUMENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The feature, of the set `mf1`."""
+    instrument: _builtins.str
+    """Of this instrument, at most 64 characters of ASCII; empty for each by itself."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        instrument: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instrument", b"instrument", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureValue: _TypeAlias = FeatureValue  # noqa: Y015
+
+@_typing.final
+class ListAlertRulesRequest(_message.Message):
+    """Request of `ListAlertRules`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlertRulesRequest: _TypeAlias = ListAlertRulesRequest  # noqa: Y015
+
+@_typing.final
+class ListAlertRulesResponse(_message.Message):
+    """Response of `ListAlertRules`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULES_FIELD_NUMBER: _builtins.int
+    RULES_FILE_FIELD_NUMBER: _builtins.int
+    CONTROL_VERSION_FIELD_NUMBER: _builtins.int
+    rules_file: _builtins.str
+    """The same as a rules file of Prometheus."""
+    control_version: _builtins.int
+    """Version of the control state in force."""
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlertRule]:
+        """The rules in force, by name."""
+
+    def __init__(
+        self,
+        *,
+        rules: _abc.Iterable[Global___AlertRule] | None = ...,
+        rules_file: _builtins.str = ...,
+        control_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_version", b"control_version", "rules", b"rules", "rules_file", b"rules_file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlertRulesResponse: _TypeAlias = ListAlertRulesResponse  # noqa: Y015
+
+@_typing.final
+class SetAlertRuleRequest(_message.Message):
+    """Request of `SetAlertRule`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    author: _builtins.str
+    """Who asks."""
+    reason: _builtins.str
+    """Why."""
+    expected_control_version: _builtins.int
+    """See the service; absent: the version that this server has, so that no change is overwritten unseen."""
+    dry_run: _builtins.bool
+    """See the service."""
+    @_builtins.property
+    def rule(self) -> Global___AlertRule:
+        """The rule. There may be 100."""
+
+    def __init__(
+        self,
+        *,
+        rule: Global___AlertRule | None = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        expected_control_version: _builtins.int | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version", "rule", b"rule"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "reason", b"reason", "rule", b"rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_control_version) -> _WhichOneofReturnType__expected_control_version | None: ...
+
+Global___SetAlertRuleRequest: _TypeAlias = SetAlertRuleRequest  # noqa: Y015
+
+@_typing.final
+class SetAlertRuleResponse(_message.Message):
+    """Response of `SetAlertRule`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULES_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlertRule]:
+        """The rules in force, by name."""
+
+    @_builtins.property
+    def change(self) -> Global___Change:
+        """The change; `diff` has a line for each rule that came or went."""
+
+    def __init__(
+        self,
+        *,
+        rules: _abc.Iterable[Global___AlertRule] | None = ...,
+        change: Global___Change | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAlertRuleResponse: _TypeAlias = SetAlertRuleResponse  # noqa: Y015
+
+@_typing.final
+class DeleteAlertRuleRequest(_message.Message):
+    """Request of `DeleteAlertRule`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the rule."""
+    author: _builtins.str
+    """Who asks."""
+    reason: _builtins.str
+    """Why."""
+    expected_control_version: _builtins.int
+    """As in `SetAlertRuleRequest`."""
+    dry_run: _builtins.bool
+    """See the service."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        expected_control_version: _builtins.int | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_control_version) -> _WhichOneofReturnType__expected_control_version | None: ...
+
+Global___DeleteAlertRuleRequest: _TypeAlias = DeleteAlertRuleRequest  # noqa: Y015
+
+@_typing.final
+class DeleteAlertRuleResponse(_message.Message):
+    """Response of `DeleteAlertRule`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULES_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlertRule]:
+        """The rules in force, by name."""
+
+    @_builtins.property
+    def change(self) -> Global___Change:
+        """The change, as in `SetAlertRuleResponse`."""
+
+    def __init__(
+        self,
+        *,
+        rules: _abc.Iterable[Global___AlertRule] | None = ...,
+        change: Global___Change | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAlertRuleResponse: _TypeAlias = DeleteAlertRuleResponse  # noqa: Y015
+
+@_typing.final
 class ReloadConfigurationRequest(_message.Message):
     """Request of `ReloadConfiguration`."""
 

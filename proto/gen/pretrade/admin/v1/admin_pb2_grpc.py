@@ -141,6 +141,21 @@ class AdminServiceStub:
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapRequest.SerializeToString,
                 response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapResponse.FromString,
                 _registered_method=True)
+        self.ListAlertRules = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/ListAlertRules',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListAlertRulesRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListAlertRulesResponse.FromString,
+                _registered_method=True)
+        self.SetAlertRule = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/SetAlertRule',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetAlertRuleRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetAlertRuleResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlertRule = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/DeleteAlertRule',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DeleteAlertRuleRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DeleteAlertRuleResponse.FromString,
+                _registered_method=True)
         self.ReloadConfiguration = channel.unary_unary(
                 '/pretrade.admin.v1.AdminService/ReloadConfiguration',
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ReloadConfigurationRequest.SerializeToString,
@@ -347,6 +362,27 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAlertRules(self, request, context):
+        """The alert rules that users set, which Prometheus evaluates.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlertRule(self, request, context):
+        """Sets one alert rule: adds it, or replaces the one of its name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlertRule(self, request, context):
+        """Deletes one alert rule. NOT_FOUND: there is none of that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReloadConfiguration(self, request, context):
         """Reads this server's configuration again, in all of its processes, and applies it as a whole or not at all. Settings
         that need a restart are refused by name.
@@ -515,6 +551,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.SetModelMap,
                     request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapRequest.FromString,
                     response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapResponse.SerializeToString,
+            ),
+            'ListAlertRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlertRules,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListAlertRulesRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListAlertRulesResponse.SerializeToString,
+            ),
+            'SetAlertRule': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlertRule,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetAlertRuleRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetAlertRuleResponse.SerializeToString,
+            ),
+            'DeleteAlertRule': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlertRule,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DeleteAlertRuleRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DeleteAlertRuleResponse.SerializeToString,
             ),
             'ReloadConfiguration': grpc.unary_unary_rpc_method_handler(
                     servicer.ReloadConfiguration,
@@ -997,6 +1048,87 @@ class AdminService:
             '/pretrade.admin.v1.AdminService/SetModelMap',
             pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapRequest.SerializeToString,
             pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAlertRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/ListAlertRules',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ListAlertRulesRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ListAlertRulesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlertRule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/SetAlertRule',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.SetAlertRuleRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.SetAlertRuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlertRule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/DeleteAlertRule',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.DeleteAlertRuleRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.DeleteAlertRuleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -100,6 +100,12 @@ class AdminServiceStub:
     """Which named model decides which orders, and the models that this server has."""
     SetModelMap: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetModelMapRequest, _admin_pb2.SetModelMapResponse]
     """Sets which named model decides which orders. Orders under way keep their model."""
+    ListAlertRules: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAlertRulesRequest, _admin_pb2.ListAlertRulesResponse]
+    """The alert rules that users set, which Prometheus evaluates."""
+    SetAlertRule: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetAlertRuleRequest, _admin_pb2.SetAlertRuleResponse]
+    """Sets one alert rule: adds it, or replaces the one of its name."""
+    DeleteAlertRule: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DeleteAlertRuleRequest, _admin_pb2.DeleteAlertRuleResponse]
+    """Deletes one alert rule. NOT_FOUND: there is none of that name."""
     ReloadConfiguration: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReloadConfigurationRequest, _admin_pb2.ReloadConfigurationResponse]
     """Reads this server's configuration again, in all of its processes, and applies it as a whole or not at all. Settings
     that need a restart are refused by name.
@@ -208,6 +214,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Which named model decides which orders, and the models that this server has."""
     SetModelMap: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetModelMapRequest, _admin_pb2.SetModelMapResponse]  # type: ignore[assignment]
     """Sets which named model decides which orders. Orders under way keep their model."""
+    ListAlertRules: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAlertRulesRequest, _admin_pb2.ListAlertRulesResponse]  # type: ignore[assignment]
+    """The alert rules that users set, which Prometheus evaluates."""
+    SetAlertRule: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetAlertRuleRequest, _admin_pb2.SetAlertRuleResponse]  # type: ignore[assignment]
+    """Sets one alert rule: adds it, or replaces the one of its name."""
+    DeleteAlertRule: _aio.UnaryUnaryMultiCallable[_admin_pb2.DeleteAlertRuleRequest, _admin_pb2.DeleteAlertRuleResponse]  # type: ignore[assignment]
+    """Deletes one alert rule. NOT_FOUND: there is none of that name."""
     ReloadConfiguration: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReloadConfigurationRequest, _admin_pb2.ReloadConfigurationResponse]  # type: ignore[assignment]
     """Reads this server's configuration again, in all of its processes, and applies it as a whole or not at all. Settings
     that need a restart are refused by name.
@@ -397,6 +409,30 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.SetModelMapResponse, _abc.Awaitable[_admin_pb2.SetModelMapResponse]]:
         """Sets which named model decides which orders. Orders under way keep their model."""
+
+    @_abc_1.abstractmethod
+    def ListAlertRules(
+        self,
+        request: _admin_pb2.ListAlertRulesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListAlertRulesResponse, _abc.Awaitable[_admin_pb2.ListAlertRulesResponse]]:
+        """The alert rules that users set, which Prometheus evaluates."""
+
+    @_abc_1.abstractmethod
+    def SetAlertRule(
+        self,
+        request: _admin_pb2.SetAlertRuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.SetAlertRuleResponse, _abc.Awaitable[_admin_pb2.SetAlertRuleResponse]]:
+        """Sets one alert rule: adds it, or replaces the one of its name."""
+
+    @_abc_1.abstractmethod
+    def DeleteAlertRule(
+        self,
+        request: _admin_pb2.DeleteAlertRuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.DeleteAlertRuleResponse, _abc.Awaitable[_admin_pb2.DeleteAlertRuleResponse]]:
+        """Deletes one alert rule. NOT_FOUND: there is none of that name."""
 
     @_abc_1.abstractmethod
     def ReloadConfiguration(
