@@ -29,22 +29,21 @@ PARTS = ("valkey", "server", "alertmanager", "prometheus", "rules")
 
 
 @pytest.fixture
-def pages() -> Iterator[Webhook]:
-    pages = Webhook()
-    with serving(pages):
-        yield pages
+def pages() -> Webhook:
+    return Webhook()
 
 
 @pytest.fixture
 def stack(tmp_path: Path, pages: Webhook) -> Iterator[Stack]:
     if prometheus.program() is None or alertmanager.program() is None:
         pytest.skip("needs prometheus and prometheus-alertmanager (Debian's packages)")
-    configuration = written_configuration(tmp_path, pages, Mailbox())
+    mails = Mailbox()
+    configuration = written_configuration(tmp_path, pages, mails)
     nothing = {"primary": "127.0.0.1:1", "secondary": "127.0.0.1:1", "challenger": "127.0.0.1:1"}
     settings = LocalSettings(
         dir=tmp_path / "stack", alerts=True, alertmanager_config=configuration, instruments=("BTCUSDT.SIM",), **nothing
     )
-    with Stack(settings, parts=PARTS) as stack:
+    with serving(pages, mails), Stack(settings, parts=PARTS) as stack:
         yield stack
 
 
