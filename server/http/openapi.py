@@ -382,11 +382,18 @@ def _problem_references(*statuses: int) -> dict[str, Any]:
 
 
 def _events(path: str, method: MethodDescriptorProto) -> dict[str, Any]:
-    """What is watched. OpenAPI 3.1 has no words for what is in an event: `x-event-data` names its message."""
-    about = "Server-sent events. `data` is the message that `x-event-data` names, `id` its `cursor`."
-    schema = {"type": "string", "description": about, "x-event-data": _reference(method.output_type)}
+    """What is watched: the schema is that of one event, as OpenAPI 3.1 has no word for a stream of them."""
+    told = _event("id", {"type": "string", "description": "The message's `cursor`."}, _reference(method.output_type))
+    ended = _event("event", {"const": "error"}, {"$ref": f"{_SCHEMA}Problem"})
+    schema = {"description": "One of the server-sent events.", "oneOf": [told, ended]}
     data = json.dumps(examples.event(path), separators=(",", ":"))
     return {"schema": schema, "example": f"retry: 1000\n\nid: {examples.CURSORS[path]}\ndata: {data}\n\n"}
+
+
+def _event(field: str, schema: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """An event with a field besides its data, which is JSON."""
+    content = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    return {"type": "object", "properties": {field: schema, "data": content}, "required": [field, "data"]}
 
 
 def _problem_answer(status: int) -> dict[str, Any]:
