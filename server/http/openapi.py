@@ -383,17 +383,26 @@ def _problem_references(*statuses: int) -> dict[str, Any]:
 
 def _events(path: str, method: MethodDescriptorProto) -> dict[str, Any]:
     """What is watched: the schema is that of one event, as OpenAPI 3.1 has no word for a stream of them."""
-    told = _event("id", {"type": "string", "description": "The message's `cursor`."}, _reference(method.output_type))
-    ended = _event("event", {"const": "error"}, {"$ref": f"{_SCHEMA}Problem"})
-    schema = {"description": "One of the server-sent events.", "oneOf": [told, ended]}
+    schema = {
+        "type": "object",
+        "description": "One of the server-sent events.",
+        "properties": {
+            "id": {"type": "string", "description": "The message's `cursor`."},
+            "event": {"const": "error", "description": "Of the last event alone: its data is why the watch ended."},
+            "data": {"type": "string"},
+        },
+        "required": ["data"],
+        "if": {"required": ["event"]},
+        "then": _event_data({"$ref": f"{_SCHEMA}Problem"}),
+        "else": {"required": ["id"], **_event_data(_reference(method.output_type))},
+    }
     data = json.dumps(examples.event(path), separators=(",", ":"))
     return {"schema": schema, "example": f"retry: 1000\n\nid: {examples.CURSORS[path]}\ndata: {data}\n\n"}
 
 
-def _event(field: str, schema: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """An event with a field besides its data, which is JSON."""
-    content = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
-    return {"type": "object", "properties": {field: schema, "data": content}, "required": [field, "data"]}
+def _event_data(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in the data of an event, which is JSON."""
+    return {"properties": {"data": {"contentMediaType": "application/json", "contentSchema": schema}}}
 
 
 def _problem_answer(status: int) -> dict[str, Any]:
