@@ -382,11 +382,27 @@ def _problem_references(*statuses: int) -> dict[str, Any]:
 
 
 def _events(path: str, method: MethodDescriptorProto) -> dict[str, Any]:
-    """What is watched. OpenAPI 3.1 has no words for what is in an event: `x-event-data` names its message."""
-    about = "Server-sent events. `data` is the message that `x-event-data` names, `id` its `cursor`."
-    schema = {"type": "string", "description": about, "x-event-data": _reference(method.output_type)}
+    """What is watched: the schema is that of one event, as OpenAPI 3.1 has no word for a stream of them."""
+    schema = {
+        "type": "object",
+        "description": "One of the server-sent events.",
+        "properties": {
+            "id": {"type": "string", "description": "The message's `cursor`."},
+            "event": {"const": "error", "description": "Of the last event alone: its data is why the watch ended."},
+            "data": {"type": "string"},
+        },
+        "required": ["data"],
+        "if": {"required": ["event"]},
+        "then": _event_data({"$ref": f"{_SCHEMA}Problem"}),
+        "else": {"required": ["id"], **_event_data(_reference(method.output_type))},
+    }
     data = json.dumps(examples.event(path), separators=(",", ":"))
     return {"schema": schema, "example": f"retry: 1000\n\nid: {examples.CURSORS[path]}\ndata: {data}\n\n"}
+
+
+def _event_data(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in the data of an event, which is JSON."""
+    return {"properties": {"data": {"contentMediaType": "application/json", "contentSchema": schema}}}
 
 
 def _problem_answer(status: int) -> dict[str, Any]:

@@ -127,7 +127,8 @@ def test_what_is_watched_has_an_event_as_example(document: dict[str, Any], path:
     operation = document["paths"][shorter.path]["get"]
     answer = operation["responses"]["200"]["content"]["text/event-stream"]
     kind = METHODS[path].output_type
-    assert answer["schema"]["x-event-data"]["$ref"].endswith(kind.full_name)
+    ended, told = (answer["schema"][part]["properties"]["data"]["contentSchema"]["$ref"] for part in ("then", "else"))
+    assert (ended, told) == ("#/components/schemas/Problem", f"#/components/schemas/{kind.full_name}")
     retry, at, data = answer["example"].split()[1::2]
     assert retry == "1000"
     assert json.loads(data)["cursor"] == at
