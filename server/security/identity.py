@@ -89,7 +89,7 @@ class Caller:
     """Who makes one call, and what it may do. A stream may outlive a policy: then its caller gets other grants."""
 
     name: str
-    """For the audit: a token's `sub`, or a certificate's first name."""
+    """For the audit: what a token's `name_claim` says, or a certificate's first name."""
     grants: Grants
     """What the policy allows."""
     attempt: Attempt

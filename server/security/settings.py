@@ -95,6 +95,10 @@ class TokenSettings(BaseModel):
     """The issuer's public keys: a file, or an `https://` URL (`http://` on loopback)."""
     algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256")
     """Signature algorithms that are accepted; a JSON list. Set it to what your issuer uses."""
+    name_claim: str = Field(default="sub", min_length=1)
+    """The claim that names the caller in the audit, such as `preferred_username` or `email` where `sub` is a number
+    that nobody knows. Choose one that callers cannot change themselves: who could take another's name would act in
+    it."""
     roles_claim: str = Field(default="roles", min_length=1)
     """The claim whose value, or list of values, is looked up in `access.roles` as `claim:<value>`."""
     leeway_seconds: Constant[float] = 5.0

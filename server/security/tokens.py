@@ -26,6 +26,7 @@ class Token:
     """A token that was found good."""
 
     name: str
+    """What `name_claim` says."""
     principals: tuple[str, ...]
     """`sub:…`, then `claim:…`."""
     jti: str
@@ -155,15 +156,16 @@ class TokenVerifier:
             raise UnauthenticatedError("TOKEN_NOT_YET_VALID", "the token is not valid yet")
         if expires - issued > settings.max_lifetime_seconds:
             raise UnauthenticatedError("TOKEN_LIVES_TOO_LONG", "the token is valid for longer than allowed")
-        subject, identifier = claims["sub"], claims.get("jti", "")
-        if not isinstance(subject, str) or not 0 < len(subject) <= MAX_NAME or not subject.isprintable():
-            raise UnauthenticatedError("MALFORMED_TOKEN", f"sub: must be 1 to {MAX_NAME} printable characters")
+        subject, name, identifier = claims["sub"], claims.get(settings.name_claim), claims.get("jti", "")
+        for claim, value in (("sub", subject), (settings.name_claim, name)):
+            if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME or not value.isprintable():
+                raise UnauthenticatedError("MALFORMED_TOKEN", f"{claim}: must be 1 to {MAX_NAME} printable characters")
         if identifier and identifier in self._revoked():
             raise UnauthenticatedError("TOKEN_REVOKED", "the token was revoked")
         roles = claims.get(settings.roles_claim, ())
         values = (roles,) if isinstance(roles, str) else roles if isinstance(roles, list) else ()
         principals = (f"claim:{value}" for value in values[:_MAX_PRINCIPALS] if isinstance(value, str))
-        return Token(subject, (f"sub:{subject}", *principals), str(identifier), expires + settings.leeway_seconds)
+        return Token(str(name), (f"sub:{subject}", *principals), str(identifier), expires + settings.leeway_seconds)
 
 
 def _instant(claims: dict[str, Any], name: str) -> float:

@@ -33,6 +33,8 @@ class ClientCredentials:
     """Its token; read for every call, so that it may be replaced."""
     token: str | None = None
     """The token itself, where it is in no file."""
+    current_token: Callable[[], str] | None = None
+    """What tells the token, where it changes and is in no file; asked for every call."""
 
     def __repr__(self) -> str:
         return f"ClientCredentials(ca={self.ca}, certificate={self.certificate}, token_file={self.token_file})"
@@ -64,7 +66,7 @@ class ClientCredentials:
             address: `host:port`.
             token_file: The token's file; None for that of a server in this directory or with this environment.
         """
-        if self.ca or self.token or self.token_file or not is_local(address):
+        if self.ca or self.has_token or not is_local(address):
             return self
         path = token_file or operator_token.path_from()
         return replace(self, token_file=path) if path.is_file() else self
@@ -76,7 +78,7 @@ class ClientCredentials:
             CredentialsError: A file cannot be read, or a token would travel in the open.
         """
         channel = self.plain_channel(address, [*retries.OPTIONS, *options])
-        if self.token or self.token_file:
+        if self.has_token:
             return grpc.intercept_channel(channel, _Bearer(self._bearer))
         return channel
 
@@ -108,7 +110,7 @@ class ClientCredentials:
         Raises:
             CredentialsError: The file cannot be read.
         """
-        return (("authorization", f"Bearer {self._bearer()}"),) if self.token or self.token_file else ()
+        return (("authorization", f"Bearer {self._bearer()}"),) if self.has_token else ()
 
     def aio_channel(self, address: str) -> grpc.aio.Channel:
         """The same for asyncio; its calls have one request each.
@@ -118,11 +120,16 @@ class ClientCredentials:
         """
         shown: list[grpc.aio.ClientInterceptor] = []
         self._check_open(address)
-        if self.token or self.token_file:
+        if self.has_token:
             shown = [_AioBearer(self._bearer), _AioStreamBearer(self._bearer)]
         if self.ca is None:
             return grpc.aio.insecure_channel(address, interceptors=shown)
         return grpc.aio.secure_channel(address, self._tls(self.ca), self._name_option, interceptors=shown)
+
+    @property
+    def has_token(self) -> bool:
+        """Whether a token is shown."""
+        return bool(self.token or self.token_file or self.current_token)
 
     @property
     def _name_option(self) -> list[tuple[str, Any]]:
@@ -130,7 +137,7 @@ class ClientCredentials:
 
     def _check_open(self, address: str) -> None:
         """Refuses to send a token over a network in the open."""
-        if (self.token or self.token_file) and self.ca is None and not is_local(address):
+        if self.has_token and self.ca is None and not is_local(address):
             raise CredentialsError(f"a token is not sent to {address} without TLS: name the authority (--tls-ca)")
 
     def _tls(self, ca: Path) -> grpc.ChannelCredentials:
@@ -142,6 +149,8 @@ class ClientCredentials:
             raise CredentialsError(str(error)) from error
 
     def _bearer(self) -> str:
+        if self.current_token is not None:
+            return self.current_token()
         if self.token is not None:
             return self.token
         assert self.token_file is not None

@@ -18,6 +18,7 @@ from pretrade.client.cli.alertmanager import Alertmanager
 from pretrade.client.credentials import ClientCredentials
 from pretrade.console.alerts import AlertWatch
 from pretrade.console.guard import HEALTH, Guard
+from pretrade.console.oidc import Provider
 from pretrade.console.pages.alerts import Alerts
 from pretrade.console.pages.decisions import Decisions
 from pretrade.console.pages.login import Login
@@ -27,9 +28,10 @@ from pretrade.console.pages.runbook import Runbook
 from pretrade.console.pages.steering import Steering
 from pretrade.console.reach import Reach
 from pretrade.console.rendering import Pages
+from pretrade.console.sealing import KEY_BYTES
 from pretrade.console.sessions import Sessions
 from pretrade.console.site import Site
-from pretrade.console.tickets import KEY_BYTES, Tickets
+from pretrade.console.tickets import Tickets
 
 _STATIC: Final = Path(__file__).parent / "static"
 
@@ -57,6 +59,7 @@ class Console:
         reach: How browsers reach it.
         link_key: What links are sealed with that log in; None for a key of its own.
         alertmanager: Who knows the alerts; None without one.
+        provider: Where people may log in by OpenID Connect; None without.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Console:
         *,
         link_key: bytes | None = None,
         alertmanager: Alertmanager | None = None,
+        provider: Provider | None = None,
     ) -> None:
         has_own = credentials.token or credentials.token_file or credentials.certificate
         key = link_key or secrets.token_bytes(KEY_BYTES)
@@ -79,7 +83,7 @@ class Console:
         routes: list[Route | Mount] = [
             Route(HEALTH, _health, methods=["GET"]),
             Mount("/static", _Static(directory=_STATIC)),
-            *Login(site).routes(),
+            *Login(site, provider).routes(),
             *Overview(site).routes(),
             *Steering(site).routes(),
             *self._decisions.routes(),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pretrade.client.cli.alertmanager import Alertmanager
 
 PORT: Final = 7020
+_OIDC: Final = "Login by OpenID Connect"
 _ONCE: Final = "The link logs you in once."
 _LIBRARIES: Final = ("authlib", "httpx2", "jinja2", "markdown_it", "starlette", "uvicorn")
 """What the extra `console` brings."""
@@ -75,6 +76,40 @@ def console(
         ),
     ] = False,
     alertmanager: Address = None,
+    oidc_issuer: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="PRETRADE_CONSOLE_OIDC_ISSUER",
+            help="Let people log in at this OpenID provider, whose tokens the server takes.",
+            rich_help_panel=_OIDC,
+        ),
+    ] = "",
+    oidc_client_id: Annotated[
+        str,
+        typer.Option(
+            envvar="PRETRADE_CONSOLE_OIDC_CLIENT_ID",
+            help="As which client the provider knows the console.",
+            rich_help_panel=_OIDC,
+        ),
+    ] = "pretrade-console",
+    oidc_client_secret_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="PRETRADE_CONSOLE_OIDC_CLIENT_SECRET_FILE",
+            help="That client's secret, in a file; none for a public client.",
+            rich_help_panel=_OIDC,
+        ),
+    ] = None,
+    oidc_scope: Annotated[
+        str,
+        typer.Option(
+            envvar="PRETRADE_CONSOLE_OIDC_SCOPE",
+            help="What is asked for, with spaces between: what makes the provider give out tokens for the server, and "
+            "offline_access where it gives refresh tokens only then.",
+            rich_help_panel=_OIDC,
+        ),
+    ] = "openid",
     link_key: Annotated[
         Path | None, typer.Option(hidden=True, help="A file with what others seal links with that log in.")
     ] = None,
@@ -101,6 +136,7 @@ def console(
     from pretrade.client.errors import CredentialsError
 
     try:
+        from pretrade.console.oidc import OidcSettings
         from pretrade.console.reach import Reach
         from pretrade.console.serving import serve
     except ModuleNotFoundError as error:
@@ -113,6 +149,11 @@ def console(
         )
     except ValueError as error:
         raise typer.BadParameter(f"--public-url: {error}") from None
+    try:
+        secret = "" if oidc_client_secret_file is None else oidc_client_secret_file.read_text().strip()
+        oidc = OidcSettings.checked(oidc_issuer, oidc_client_id, secret, oidc_scope) if oidc_issuer else None
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"OpenID Connect: {error}") from None
     try:
         address = target or stack_endpoint(directory, "admin", f"--target HOST:PORT, or {ADMIN_TARGET}")
         shown = credentials(address, directory, admin=True)
@@ -130,6 +171,7 @@ def console(
                 reach=reach,
                 tls=tls,
                 link_key=key,
+                oidc=oidc,
                 alertmanager=_alertmanager(alertmanager, address, directory),
                 announce=_announce,
             )

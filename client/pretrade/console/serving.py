@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,8 @@ import uvicorn
 from pretrade.client.cli.alertmanager import Alertmanager
 from pretrade.client.credentials import ClientCredentials
 from pretrade.console.application import Console
+from pretrade.console.oidc import OidcSettings, Provider
+from pretrade.console.pages.login import CALLBACK
 from pretrade.console.reach import Reach
 
 _GRACE_SECONDS: Final = 3
@@ -34,6 +37,7 @@ async def serve(
     tls: tuple[Path, Path] | None,
     link_key: bytes | None,
     alertmanager: Alertmanager | None,
+    oidc: OidcSettings | None,
     announce: Callable[[str], None],
 ) -> None:
     """Serves until SIGINT or SIGTERM; a second one ends it at once.
@@ -47,6 +51,7 @@ async def serve(
         tls: Certificate and private key; None without TLS.
         link_key: What links are sealed with that log in, and that others make; None for a key of its own.
         alertmanager: Who knows the alerts; None without one.
+        oidc: Where people may log in by OpenID Connect; None without.
         announce: Told of the URL once the console can be reached, with a ticket of its own if nobody else makes one.
 
     Raises:
@@ -54,7 +59,17 @@ async def serve(
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as opened:
-        console = Console(address, credentials, reach, link_key=link_key, alertmanager=alertmanager)
+        scheme = "http" if tls is None else "https"
+        shown = f"[{host}]" if ":" in host else host
+        url = f"{reach.origin or f'{scheme}://{shown}:{opened.getsockname()[1]}'}/"
+        console = Console(
+            address,
+            credentials,
+            reach,
+            link_key=link_key,
+            alertmanager=alertmanager,
+            provider=None if oidc is None else Provider(oidc, f"{url.rstrip('/')}{CALLBACK}", time.time),
+        )
         server = _Server(
             console.begin_end,
             uvicorn.Config(
@@ -72,9 +87,6 @@ async def serve(
                 ssl_keyfile=None if tls is None else tls[1],
             ),
         )
-        scheme = "http" if tls is None else "https"
-        shown = f"[{host}]" if ":" in host else host
-        url = f"{reach.origin or f'{scheme}://{shown}:{opened.getsockname()[1]}'}/"
         ticket = "" if console.tickets is None or link_key is not None else console.tickets.new()
         announce(f"{url}login?ticket={ticket}" if ticket else url)
         loop = asyncio.get_running_loop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -41,6 +41,8 @@ class Session:
     """Who the person says to be, where the server cannot know."""
     clock: Callable[[], float]
     """Monotonic seconds."""
+    renew: Callable[[], Awaitable[None]] | None = None
+    """Renews the person's token if that is due; None where it does not change."""
     id: str = field(default_factory=lambda: secrets.token_urlsafe(_SECRET_BYTES), repr=False)
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(_SECRET_BYTES), repr=False)
     """What every form of this session carries, and no other site knows."""
@@ -78,6 +80,8 @@ class Session:
         Raises:
             CallFailedError: The server does not say.
         """
+        if self.renew is not None:
+            await self.renew()
         if not at_once and self.clock() - self._asked < _ROLES_SECONDS:
             return
         self.caller = await self.calls.answer(self.calls.admin.GetCaller(pb.GetCallerRequest(), timeout=SECONDS))

@@ -6,15 +6,15 @@ file with the key. A link holds nothing but a ticket, so one that was used or is
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import secrets
 from collections.abc import Callable
 from typing import Final
 
+from pretrade.console.sealing import sealed, unsealed
+
 SECONDS: Final = 600.0
 """How long a link can be used."""
-KEY_BYTES: Final = 32
+_PURPOSE: Final = "console link"
 _NONCE_BYTES: Final = 16
 
 
@@ -31,8 +31,7 @@ def link(url: str, key: bytes, now: float) -> str:
 
 def ticket(key: bytes, now: float) -> str:
     """A ticket that is good from now on."""
-    content = f"{int(now + SECONDS)}.{secrets.token_urlsafe(_NONCE_BYTES)}"
-    return f"{content}.{_seal(key, content)}"
+    return sealed(key, _PURPOSE, f"{int(now + SECONDS)}.{secrets.token_urlsafe(_NONCE_BYTES)}")
 
 
 class Tickets:
@@ -55,10 +54,8 @@ class Tickets:
 
     def fits(self, shown: str) -> bool:
         """Whether it is one of ours, and can still be used."""
-        content, _, seal = shown.rpartition(".")
-        if not hmac.compare_digest(seal.encode(), _seal(self._key, content).encode()):
-            return False
-        return shown not in self._used and self._wall_clock() < _expires(content)
+        content = unsealed(self._key, _PURPOSE, shown)
+        return content is not None and shown not in self._used and self._wall_clock() < _expires(content)
 
     def use(self, shown: str) -> bool:
         """Whether it still fits; it does not again."""
@@ -66,13 +63,9 @@ class Tickets:
             return False
         now = self._wall_clock()
         self._used = {one: until for one, until in self._used.items() if until > now}
-        self._used[shown] = _expires(shown.rpartition(".")[0])
+        self._used[shown] = _expires(shown)
         return True
 
 
 def _expires(content: str) -> float:
     return float(content.partition(".")[0])
-
-
-def _seal(key: bytes, content: str) -> str:
-    return hmac.new(key, f"pretrade console\n{content}".encode(), hashlib.sha256).hexdigest()

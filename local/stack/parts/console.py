@@ -16,7 +16,7 @@ from local.stack.ports import LOOPBACK
 from pretrade.client import credential_variables
 from pretrade.client.cli.alerts import ADDRESS as ALERTMANAGER
 from pretrade.client.stack_file import Endpoints
-from pretrade.console.tickets import KEY_BYTES
+from pretrade.console.sealing import KEY_BYTES
 from server.security.private import write_private
 
 _OWN: Final = "PRETRADE_CONSOLE_"

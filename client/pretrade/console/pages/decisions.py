@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
+import grpc
 import grpc.aio
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -27,6 +29,8 @@ _PAGE: Final = 50
 """Decisions of a page of the search."""
 _EVERY_SECONDS: Final = 0.5
 """How often the live tail sends what has come."""
+_SHORTEST_SECONDS: Final = 2.0
+"""Between two beginnings of a stream whose token expires: one that ends sooner than that is not begun again."""
 _MOST_AT_ONCE: Final = 25
 """Decisions that it sends then, the newest; how many it left out it says. Nobody reads more than 50 a second."""
 
@@ -140,19 +144,28 @@ class Decisions:
 
         async def watch() -> None:
             nonlocal counted, problem
-            stream: Any = session.calls.audit.WatchDecisions(pb.WatchDecisionsRequest(filter=used))
-            try:
-                async for event in stream:
-                    kind = event.WhichOneof("event")
-                    if kind == "decision":
-                        came.append(event.decision)
-                        counted += 1
-                    elif kind == "missed":
-                        counted += event.missed.last_position - event.missed.first_position + 1
-            except grpc.aio.AioRpcError as error:
-                problem = str(failed(error, session.calls.address))
-            finally:
-                stream.cancel()
+            wanted = pb.WatchDecisionsRequest(filter=used)
+            began = -math.inf
+            while not problem:
+                # A server ends a stream whose token has expired. One that was renewed meanwhile goes on where it ended.
+                began, before = time.monotonic(), began
+                stream: Any = session.calls.audit.WatchDecisions(wanted)
+                try:
+                    async for event in stream:
+                        wanted.cursor = event.cursor
+                        kind = event.WhichOneof("event")
+                        if kind == "decision":
+                            came.append(event.decision)
+                            counted += 1
+                        elif kind == "missed":
+                            counted += event.missed.last_position - event.missed.first_position + 1
+                    problem = "The server has ended it."
+                except grpc.aio.AioRpcError as error:
+                    has_expired = error.code() is grpc.StatusCode.UNAUTHENTICATED and session.renew is not None
+                    if not has_expired or began - before < _SHORTEST_SECONDS:
+                        problem = str(failed(error, session.calls.address))
+                finally:
+                    stream.cancel()
 
         watching = asyncio.create_task(watch(), name="console-tail")
         self._watches.add(watching)
@@ -161,6 +174,8 @@ class Decisions:
             while not watching.done():
                 await asyncio.wait((watching,), timeout=_EVERY_SECONDS)
                 session.used = time.monotonic()  # whoever watches is there
+                if session.renew is not None:
+                    await session.renew()
                 if counted:
                     rows = self._site.pages.page("_rows", decisions=list(reversed(came)))
                     yield _event("rows", {"rows": rows, "left_out": counted - len(came)})

@@ -41,12 +41,12 @@ class Keys:
 
 
 class Rig:
-    def __init__(self, issuer: TrialIssuer) -> None:
+    def __init__(self, issuer: TrialIssuer, **changes: Any) -> None:
         self.now = NOW
         self.issuer = issuer
         self.keys = Keys([issuer])
         self.revoked: frozenset[str] = frozenset()
-        settings = TokenSettings(issuer=ISSUER, jwks="/unused", leeway_seconds=5.0)
+        settings = TokenSettings(issuer=ISSUER, jwks="/unused", leeway_seconds=5.0, **changes)
         self.verifier = TokenVerifier(settings, self.keys, lambda: self.revoked, lambda: self.now)
 
     def token(self, **changes: Any) -> str:
@@ -73,6 +73,14 @@ def rig(issuer: TrialIssuer) -> Rig:
 def test_a_good_token_names_its_caller(rig: Rig) -> None:
     token = rig.verifier.verify(rig.token(roles=["viewer", "x", 7]))
     assert (token.name, token.principals) == ("alice", ("sub:alice", "claim:viewer", "claim:x"))
+
+
+def test_another_claim_may_name_the_caller_whose_principal_stays_its_subject(issuer: TrialIssuer) -> None:
+    rig = Rig(issuer, name_claim="preferred_username")
+    token = rig.verifier.verify(rig.token(sub="0b6ab6c0", preferred_username="alice"))
+    assert (token.name, token.principals[0]) == ("alice", "sub:0b6ab6c0")
+    for wrong in ({}, {"preferred_username": ""}, {"preferred_username": 7}, {"preferred_username": "x" * 201}):
+        assert rig.reason(rig.token(**wrong)) == "MALFORMED_TOKEN"
 
 
 def test_the_issuers_clock_may_differ_by_the_leeway_and_no_more(rig: Rig) -> None:
