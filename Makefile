@@ -85,7 +85,7 @@ sanitize: setup  ## the compiled modules under AddressSanitizer: their tests, an
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k cluster' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
 
-mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does, loads versions, and bears a canary
+mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does, loads versions, and has a canary
 	test -x $(MLSERVER_VENV)/bin/mlserver || { $(PYTHON) -m venv $(MLSERVER_VENV) && $(MLSERVER_VENV)/bin/python $(PIP_INSTALL) --requirement tests/mlserver.txt; }
 	MLSERVER_VENV="$(abspath $(MLSERVER_VENV))" $(BIN)/python -m pytest -m 'long or not long' tests/integration/test_open_inference.py tests/integration/test_canary_on_oip_servers.py tests/contract/test_model_repository.py
 
