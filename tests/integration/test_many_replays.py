@@ -42,8 +42,11 @@ IN_BLOCKS = 2_048
 """Decisions of each first stage that are made in columns, most of them."""
 TOGETHER = 64
 CALLERS = 32
+ALLOWED_SECONDS = 900.0
+"""Of each of them: what is made of a score is tested here, not how soon it comes."""
 TURN = 500
 """Decisions between two changes of the flags, and of what is known of the model."""
+PATIENT = planes.PATIENT.model_copy(update={"cap_seconds": 1_000.0})
 SOURCES = {pb.SOURCE_PRIMARY, pb.SOURCE_EMBEDDED, pb.SOURCE_CACHED_SCORE, pb.SOURCE_RULES, pb.SOURCE_NONE}
 REASONS = {
     pb.REASON_CODE_UNCERTAIN,
@@ -169,10 +172,10 @@ async def decide_in_columns(p: Plane, random: Random) -> None:
             vector = values(3 * number + place, **changes)
             p.feature_cache.accept(encode(replace(market(0.1), instrument=name, values=vector)))
         now = p.clock()
-        together = p.dataplane.begin_together(orders_of(random, TOGETHER, INSTRUMENTS), now, now + 9.0)
+        together = p.dataplane.begin_together(orders_of(random, TOGETHER, INSTRUMENTS), now, now + ALLOWED_SECONDS)
         assert together is not None
         orders = orders_of(random, CALLERS, INSTRUMENTS)
-        alone = [p.dataplane.begin(order, now, now + 9.0, in_company=True) for order in orders]
+        alone = [p.dataplane.begin(order, now, now + ALLOWED_SECONDS, in_company=True) for order in orders]
         await together.ended()
         p.dataplane.heard([*together.take_decided(), *await asyncio.gather(*alone)])
     await p.journal.flush()
@@ -193,7 +196,7 @@ async def test_decisions_that_were_made_in_columns_replay_bit_equal(
     with RunningModel(archive) as running:
         script = served_by(running)
         async with planes.plane(
-            tmp_path, script, script, max_in_flight=1_000, max_age_seconds=60.0, first_stage=first
+            tmp_path, script, script, PATIENT, max_in_flight=1_000, max_age_seconds=60.0, first_stage=first
         ) as p:
             p.packets.config_hash = settings.config_hash()
             p.guards.configure(settings.guards)
