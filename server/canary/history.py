@@ -60,10 +60,10 @@ class EvidenceHistory:
         self.at_ns.append(now_ns)
         self.weight.append(weight)
         for name, check in evidence.checks.items():
-            column = self.checks.setdefault(name, CheckHistory())
-            column.samples.append(check.samples)
-            column.canary.append(check.canary)
-            column.champion.append(check.champion)
+            of_check = self.checks.setdefault(name, CheckHistory())
+            of_check.samples.append(check.samples)
+            of_check.canary.append(check.canary)
+            of_check.champion.append(check.champion)
 
     def _columns(self) -> Iterator[list[Any]]:
         yield from (self.at_ns, self.weight)

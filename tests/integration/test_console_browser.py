@@ -441,7 +441,12 @@ def test_pages_are_there_within_a_second(stack: Stack, orders: None, chromium: B
 def test_a_server_that_is_started_anew_is_followed_without_a_touch(stack: Stack, chromium: Browser) -> None:
     with on_call(chromium, stack) as page:
         expect(page.locator("#status")).to_contain_text("All is well")
-        again = threading.Thread(target=lambda: (stack["server"].kill(), stack.restart("server")))
+
+        def start_anew() -> None:
+            stack["server"].kill()
+            stack.restart("server")
+
+        again = threading.Thread(target=start_anew)
         again.start()
         try:
             expect(page.locator("#status .problem")).to_contain_text(re.compile("cannot be reached|did not answer"))

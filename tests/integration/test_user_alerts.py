@@ -39,9 +39,15 @@ def stack(tmp_path: Path, pages: Webhook) -> Iterator[Stack]:
         pytest.skip("needs prometheus and prometheus-alertmanager (Debian's packages)")
     mails = Mailbox()
     configuration = written_configuration(tmp_path, pages, mails)
-    nothing = {"primary": "127.0.0.1:1", "secondary": "127.0.0.1:1", "challenger": "127.0.0.1:1"}
+    nothing = "127.0.0.1:1"
     settings = LocalSettings(
-        dir=tmp_path / "stack", alerts=True, alertmanager_config=configuration, instruments=("BTCUSDT.SIM",), **nothing
+        dir=tmp_path / "stack",
+        alerts=True,
+        alertmanager_config=configuration,
+        instruments=("BTCUSDT.SIM",),
+        primary=nothing,
+        secondary=nothing,
+        challenger=nothing,
     )
     with serving(pages, mails), Stack(settings, parts=PARTS) as stack:
         yield stack

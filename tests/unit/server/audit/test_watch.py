@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -51,7 +52,7 @@ def samples(watch: AuditWatch) -> Iterator[tuple[str, dict[str, str], float]]:
             yield sample.name, sample.labels, sample.value
 
 
-def answer(**fields: float) -> reading_pb2.CheckAuditResponse:
+def answer(**fields: Any) -> reading_pb2.CheckAuditResponse:
     found = reading_pb2.CheckAuditResponse(label_lag_seconds=90, stranded={"journal.db.1": 3, "journal.db.2": 4})
     found.calibrations["default"].CopyFrom(
         reading_pb2.Calibration(independent=50, predicted=0.75, observed=0.5, error=0.25, **fields)

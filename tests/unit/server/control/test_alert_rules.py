@@ -76,7 +76,7 @@ def test_the_rules_in_force_say_what_must_be_exported() -> None:
     assert (alerts.strategies, alerts.features) == (frozenset(), ())
     alerts.set((read_rule(SPREAD), read_rule(SHARE), read_rule(SPREAD | {"name": "again"})))
     assert [one.name for one in alerts.rules] == ["again", "twap-trades", "wide"]
-    assert (alerts.strategies, alerts.features) == ({"twap"}, ("spread_bps",))
+    assert (alerts.strategies, alerts.features) == (frozenset({"twap"}), ("spread_bps",))
 
 
 def promtool(folder: Path, rules: tuple[AlertRule, ...], case: dict[str, Any]) -> None:
