@@ -12,7 +12,7 @@ WITH_DATA = $(if $(DATA),--data "$(DATA)")
 WITH_JSON = $(if $(JSON),--json "$(JSON)")
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all clean check check-deploy js protos lock pages test-long simulate simulate-mutations fuzz faults mlserver models canaries bench bench-compare bench-costs bench-path bench-client bench-client-js bench-faults bench-flips bench-features bench-guests bench-indicators bench-lookups bench-serving sizing soak
+.PHONY: help setup demo test test-all clean check check-deploy js protos lock pages test-long simulate simulate-mutations fuzz sanitize faults mlserver models canaries bench bench-compare bench-costs bench-path bench-client bench-client-js bench-faults bench-flips bench-features bench-guests bench-indicators bench-lookups bench-serving sizing soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,8 +35,8 @@ demo: setup  ## the whole stack on this machine, orders, a replica failure, a su
 test: setup  ## all tests but those that take minutes, against real servers, two files at a time: half an hour; it says what it left out
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
-test-all: setup  ## everything, for a night: test, test-long, faults on both edges, an hour of simulation, fuzzing
-	@failed=; for part in test test-long 'faults EDGE=grpcio' 'faults EDGE=envoy' 'simulate SECONDS=3600' 'fuzz SECONDS=600'; do \
+test-all: setup  ## everything, for a night: test, test-long, MLServer, faults on both edges, an hour of simulation, fuzzing
+	@failed=; for part in test test-long mlserver 'faults EDGE=grpcio' 'faults EDGE=envoy' 'simulate SECONDS=3600' 'fuzz SECONDS=600'; do \
 	  $(MAKE) $$part || failed="$$failed [$$part]"; done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 clean:  ## remove all that make has made here: environments, caches, the stack's data
@@ -76,15 +76,18 @@ simulate: setup  ## seeds of a simulated server, until its time is up or a seed 
 simulate-mutations: setup  ## takes one protection after another out of a copy of the source; the simulation must find each (ARGS='key')
 	PYTHONPATH=tests $(BIN)/python -m simulation.mutations $(ARGS)
 
-fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge, the lane and the reader of orders, so long each (SECONDS=60)
-	for target in framing asgi lane orders; do PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
+fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge, the lane, JSON, queries and the reader of orders, so long each (SECONDS=60)
+	for target in framing asgi lane json query orders; do PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
+
+sanitize: setup  ## the compiled modules under AddressSanitizer: their tests, and fuzzing of what reads callers' bytes (needs gcc and libasan)
+	VENV=$(VENV) .ci/sanitize
 
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k cluster' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
 
-mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does and loads versions
+mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does, loads versions, and has a canary
 	test -x $(MLSERVER_VENV)/bin/mlserver || { $(PYTHON) -m venv $(MLSERVER_VENV) && $(MLSERVER_VENV)/bin/python $(PIP_INSTALL) --requirement tests/mlserver.txt; }
-	MLSERVER_VENV="$(abspath $(MLSERVER_VENV))" $(BIN)/python -m pytest -m 'long or not long' tests/integration/test_open_inference.py tests/contract/test_model_repository.py
+	MLSERVER_VENV="$(abspath $(MLSERVER_VENV))" $(BIN)/python -m pytest -m 'long or not long' tests/integration/test_open_inference.py tests/integration/test_canary_on_oip_servers.py tests/contract/test_model_repository.py
 
 ##@ Models
 models: setup  ## train, evaluate and export champion and challenger, with their cards (DATA=dir)
@@ -94,10 +97,10 @@ canaries: setup  ## three canaries on the whole stack, each to its end: good, la
 	$(BIN)/pretrade canary-demo $(WITH_DATA) $(WITH_JSON)
 
 ##@ Measure it
-bench: setup  ## decisions a second, latency, CPU, next to echoes, TorchServe, FastAPI; what is met of the targets (QUICK=1 KEEP=1 DATA=dir PROFILE=file JSON=file)
-	$(BIN)/pretrade bench $(if $(QUICK),--quick) $(if $(KEEP),--keep) $(WITH_DATA) $(if $(PROFILE),--profile "$(PROFILE)") $(WITH_JSON)
+bench: setup  ## decisions a second, latency, CPU, next to echoes, TorchServe, FastAPI; what is met of the targets (QUICK=1 KEEP=1 DATA=dir PROFILE=file JSON=file AGAINST=commit)
+	$(BIN)/pretrade bench $(if $(QUICK),--quick) $(if $(AGAINST),--against "$(AGAINST)") $(if $(KEEP),--keep) $(WITH_DATA) $(if $(PROFILE),--profile "$(PROFILE)") $(WITH_JSON)
 
-sizing: setup  ## the tables of docs/sizing.md and docs/figures.md, from the run of `make bench` that was kept last
+sizing: setup  ## the tables of docs/figures.md, measurements.md and sizing.md, from the run of `make bench` that was kept last
 	$(BIN)/python -m loadtest.benchmark.sizing
 
 bench-compare: setup  ## the last `make bench` against the one that was kept last

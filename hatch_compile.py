@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -87,11 +88,17 @@ def _compile(module: str, command: list[str], folder: Path) -> Path:
         "-ffp-contract=off",  # to multiply and add in one rounds otherwise than Python does
         headers,
         *(("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()),
+        *more_flags(),
     ]
     fresh = folder / made.name
     _run([*command, *flags, str(c_file), "-o", str(fresh)])
     _put(fresh, made)
     return made
+
+
+def more_flags() -> list[str]:
+    """What `CFLAGS` says, which comes last: `make sanitize` sets it."""
+    return shlex.split(os.environ.get("CFLAGS", ""))
 
 
 def _put(fresh: Path, made: Path) -> None:

@@ -13,9 +13,10 @@ be imported is logged and left out, because nobody may need its sets. A file tha
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -325,3 +326,32 @@ def _part(feature_set: FeatureSet, source: str) -> Part:
 def names() -> str:
     """What this process knows, for messages: `mf1/d953e411, numbers/6044231b`."""
     return ", ".join(one.feature_set.version for one in known())
+
+
+def vector_of(given: Mapping[str, float], set_id: str = "") -> tuple[str, list[float]]:
+    """What an order brings, as the contract has it: the id of a set, and a value for each of its features.
+
+    Args:
+        given: Values by the names of features. What is not there is NaN, which leaves it to the server.
+        set_id: The set; empty for the one whose callers bring features of these names.
+
+    Raises:
+        FeatureSetError: No set has them, or more than one; or as `known`.
+    """
+    sets = [one.feature_set for one in known()]
+    asked = ", ".join(given)
+    if set_id:
+        found = [one for one in sets if one.id == set_id]
+        if not found:
+            raise FeatureSetError(f"{set_id!r} is no set known here: {names()}")
+        if lacking := [name for name in given if name not in found[0].index]:
+            raise FeatureSetError(f"{set_id} has no feature {', '.join(lacking)}: it has {', '.join(found[0].names)}")
+    else:
+        brought = [{one.features[place].name for place in one.from_source(CALLER)} for one in sets]
+        found = [one for one, bring in zip(sets, brought, strict=True) if bring.issuperset(given)]
+    if not found:
+        raise FeatureSetError(f"no set known here has callers bring {asked}: {names()}")
+    if len(found) > 1:
+        raise FeatureSetError(f"callers bring {asked} for {', '.join(one.id for one in found)}: name the set")
+    (feature_set,) = found
+    return feature_set.id, [given.get(name, math.nan) for name in feature_set.names]

@@ -22,6 +22,7 @@ No error knows a transport: the table in `rpc/status.py` maps each to its gRPC s
     ├── UnknownInstrumentError     the server does not follow this instrument
     ├── TooManyWatchersError       as many watch already as may; the caller may try again
     ├── UnexpectedMessageError     the caller of a WebSocket sends messages, where it may only listen
+    ├── SlowReaderError            the caller watches and does not read
     ├── ProtocolError              the caller does not speak gRPC as its specification says
     ├── UnsupportedEncodingError   the caller must compress its messages in another way, or not at all
     ├── InternalError              a fault of this server, logged with its traceback
@@ -192,6 +193,13 @@ class UnexpectedMessageError(PretradeError):
 
     def __init__(self) -> None:
         super().__init__("UNEXPECTED_MESSAGE", "nothing is expected on this WebSocket: what is wanted is in its URL")
+
+
+class SlowReaderError(PretradeError):
+    """The caller of a watch does not read it, and loses it."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("SLOW_READER", f"nothing of the watch was read for {seconds:g} s")
 
 
 class ProtocolError(PretradeError):

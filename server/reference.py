@@ -58,9 +58,10 @@ LABELS: Final = {
     "set": "ids of the computed feature sets",
     "sink": "`log`, `traces`",
     "outcome": "outcomes of a batch, from `success` to `ignored`",
+    "part": "`caller`, or the id of a feature set",
     "partition": "partitions of the topic `market.events`",
     "plane": "`decision`, `admin`",
-    "question": "`lookups`, `watching`, `replays`, `explanations`, `drift`",
+    "question": "`lookups`, `watching`, `replays`, `explanations`, `drift`, `checks`",
     "reader": "`reads`, `models`",
     "reason": "the contract's `ReasonCode` or `Degradation`; for errors, poison records and suspensions, codes of ours",
     "model": "`default`, and the names in `PRETRADE_MODELS`",
@@ -68,6 +69,7 @@ LABELS: Final = {
     "model than the default one `NAME/primary`",
     "source": "the contract's `Source`",
     "stage": "the contract's `Stage`",
+    "strategy": "the 50 strategies that came first, those that an alert rule of a user names, and `(others)`",
     "step": "`read`, `written`",
     "state": "of a breaker: `closed`, `half_open`, `open`; of trading: `ACTIVE`, `REDUCING`, `HALTED`",
     "status": "the contract's `ExplanationStatus`",
@@ -76,7 +78,7 @@ LABELS: Final = {
     "why": "from `lone` to `bug`; [sizing](sizing.md#orders-that-are-decided-one-by-one) explains each",
     "window": "over which it was measured, like `300s`",
 }
-"""Every label there is, and what bounds its values: never an order, a strategy or a caller."""
+"""Every label there is, and what bounds its values: never an order or a caller."""
 
 
 def metrics_page() -> str:

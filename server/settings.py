@@ -40,6 +40,7 @@ from feature_cache.store.l1 import FeatureCacheSettings
 from server.audit.reading.explaining import ExplainSettings
 from server.audit.reading.reading import ReplaySettings
 from server.audit.shipping.shipping import ShippingSettings, TopicSettings
+from server.audit.watch import AuditWatchSettings
 from server.canary.burn import SloSettings
 from server.canary.settings import CanarySettings, ShadowSettings
 from server.control.state import ControlSettings
@@ -158,6 +159,7 @@ class Settings(BaseSettings):
     replay: ReplaySettings = ReplaySettings()
     explain: ExplainSettings = ExplainSettings()
     drift: DriftSettings = DriftSettings()
+    audit_watch: AuditWatchSettings = AuditWatchSettings()
     tracing: TracingSettings = TracingSettings()
     tls: TlsSettings = TlsSettings()
     tokens: TokenSettings = TokenSettings()

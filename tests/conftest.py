@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psycopg
 import pytest
 import redis
-from psycopg import sql
-from sqlalchemy import make_url
 from support.browser import browser  # noqa: F401 - a fixture
+from support.databases import empty_database
 from support.harness import product, product_stack  # noqa: F401 - fixtures
 from support.js_client import js_client  # noqa: F401 - a fixture
 from support.rig import open_rig, replica_stack  # noqa: F401 - fixtures
@@ -60,15 +57,8 @@ def redis_url(servers: Stack) -> str:
 @pytest.fixture
 def database_url(servers: Stack) -> Iterator[str]:
     """SQLAlchemy URL of an empty PostgreSQL database."""
-    url = servers.endpoints.database_url
-    assert url is not None
-    admin = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield make_url(url).set(database=name).render_as_string(hide_password=False)
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with empty_database(servers) as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.stack)])

@@ -99,7 +99,7 @@ class TorchServeSettings(BaseModel):
     """Port of the Prometheus metrics on 127.0.0.1; None for no metrics."""
     gpus: int = Field(default=0, ge=0)
     """GPUs that TorchServe deals out to its workers, for models that Torch scores; 0 for none. This never ran on one:
-    there was none to test it on."""
+    there was none to test it on. On a machine without one its workers score on the CPU."""
     token_minutes: int | None = Field(default=None, ge=1, le=5_256_000)
     """Calls need a token, which is in `key_file.json` of the directory, for its owner alone, and good for so many
     minutes; a new one is written when the process starts. None: anybody who reaches the ports may call."""
@@ -116,8 +116,8 @@ class TorchServeSettings(BaseModel):
     """A worker that is silent for longer while it has a request is replaced."""
     startup_timeout_seconds: int = Field(default=60, ge=1, le=600)
     """A worker that has not loaded its model after this time is replaced."""
-    max_message_bytes: int = Field(default=1_048_576, ge=65_536, le=67_108_864)
-    """Largest request and answer; 1,024 rows are about 100 KB."""
+    max_message_bytes: int = Field(default=4_194_304, ge=65_536, le=67_108_864)
+    """Largest request and answer; 1,024 rows of `mf1` are about 100 KB, of a set of 512 features 2 MB."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,8 +54,8 @@ _RAW_MARGIN: Final = (
 )
 """How XGBoost is to predict: margins, by all trees, with NaN for what is missing."""
 
-_LEAST_SHARE: Final = 1e-30
-_MOST_SHARE: Final = 1 - 2.0**-25
+LEAST_SHARE: Final = 1e-30
+MOST_SHARE: Final = 1 - 2.0**-25
 """Nearest to 0 and 1 that a probability counts: the last one that a float32 tells from 1."""
 _ORDERS: Final = 8
 """Of the features, for each background row of an explanation by sampling."""
@@ -197,7 +197,7 @@ def margins_in(output: NDArray[Any], scored: Mapping[str, Any]) -> NDArray[np.fl
 
 def log_odds(shares: NDArray[np.float64]) -> NDArray[np.float32]:
     """float64[n] probabilities → float32[n], finite also for 0 and 1."""
-    held = np.clip(shares, _LEAST_SHARE, _MOST_SHARE)
+    held = np.clip(shares, LEAST_SHARE, MOST_SHARE)
     odds: NDArray[np.float32] = (np.log(held) - np.log1p(-held)).astype(np.float32)
     return odds
 
@@ -274,6 +274,13 @@ def margin_of(metadata: Mapping[str, Any], weights: bytes, device: str = "cpu") 
     raise RuntimeError(f"this handler knows no runtime {runtime!r}")
 
 
+def uses_torch(metadata: Mapping[str, Any]) -> bool:
+    """Whether Torch computes the margins of a model, or of a part of it."""
+    if runtime_of(metadata) == "ensemble":
+        return any(map(uses_torch, metadata["ensemble"]["parts"]))
+    return runtime_of(metadata) in ("torch", "torchscript")
+
+
 def device_of(properties: Mapping[str, Any]) -> str:
     """Where Torch is to compute: on the GPU that TorchServe gave this worker (`number_of_gpu`), else on the CPU."""
     number = properties.get("gpu_id")
@@ -281,7 +288,10 @@ def device_of(properties: Mapping[str, Any]) -> str:
         return "cpu"
     import torch  # noqa: PLC0415  as above
 
-    return f"cuda:{number}" if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return f"cuda:{number}"
+    logging.getLogger(__name__).warning("TorchServe gave this worker GPU %s, Torch sees none: on the CPU", number)
+    return "cpu"
 
 
 def tree_shap(weights: bytes) -> ExplainFunction:
@@ -463,7 +473,7 @@ class ModelHandler:
         self._explain: ExplainFunction | None = None
         self._feature_set = f"{metadata['feature_set_fingerprint']:08x}"
         self._n_features: int = len(metadata["feature_names"])
-        device = device_of(context.system_properties)
+        device = device_of(context.system_properties) if uses_torch(metadata) else "cpu"
         ensemble = metadata.get("ensemble")
         self._parts: list[dict[str, Any]] = [] if ensemble is None else ensemble["parts"]
         self._of_parts = None if ensemble is None else ensemble_scores(weights, ensemble, device)

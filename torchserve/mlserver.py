@@ -18,8 +18,9 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 import typer
 import xgboost
@@ -28,6 +29,30 @@ from torchserve import handler
 
 _LEAF: Final = -1
 """Child of a node that has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """What an archive holds of a model."""
+
+    name: str
+    version: str
+    metadata: dict[str, Any]
+    weights: bytes
+
+    @classmethod
+    def read(cls, archive: Path) -> Self:
+        """Reads one. Raises OSError and zipfile.BadZipFile."""
+        with zipfile.ZipFile(archive) as archived:
+            manifest = json.loads(archived.read("MAR-INF/MANIFEST.json"))["model"]
+            metadata = json.loads(archived.read(handler.METADATA_FILE))
+            weights = archived.read(handler.WEIGHTS_FILE)
+        return cls(str(manifest["modelName"]), str(manifest["modelVersion"]), metadata, weights)
+
+    @property
+    def described(self) -> str:
+        """The description that the decision server needs, see `PRETRADE_OIP__CHAMPION`."""
+        return json.dumps({"version": self.version, **self.metadata}, indent=2) + "\n"
 
 
 def write_folder(archive: Path, directory: Path, name: str = "") -> str:
@@ -45,38 +70,38 @@ def write_folder(archive: Path, directory: Path, name: str = "") -> str:
         OSError, zipfile.BadZipFile: The archive cannot be read.
         ValueError: Its model is not made of trees, or its calibration cannot be folded into them.
     """
-    archived, version, trees, metadata = plain_trees(archive)
-    name = name or archived
+    archived = Archived.read(archive)
+    if handler.runtime_of(archived.metadata) != "xgboost":
+        raise ValueError(
+            f"{archived.name} is a model of the kind {archived.metadata['kind']}: MLServer gets only boosted trees of"
+            " XGBoost, for it has no runtime for ONNX. Serve it by TorchServe, or by Triton (torchserve.triton)"
+        )
+    name = name or archived.name
+    trees = plain_trees(archived)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "model.json").write_text(json.dumps(trees))
     settings = {
         "name": name,
         "implementation": "mlserver_xgboost.XGBoostModel",
-        "parameters": {"uri": "./model.json", "version": version},
+        "parameters": {"uri": "./model.json", "version": archived.version},
     }
     (directory / "model-settings.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (directory / f"{name}.json").write_text(json.dumps({"version": version, **metadata}, indent=2) + "\n")
+    (directory / f"{name}.json").write_text(archived.described)
     return name
 
 
-def plain_trees(archive: Path) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
-    """Name and version of an archive's model, the model in XGBoost's JSON, calibrated, and what the archive says of it.
+def plain_trees(archived: Archived) -> dict[str, Any]:
+    """Boosted trees in XGBoost's JSON, calibrated.
 
     Raises:
-        OSError, zipfile.BadZipFile: The archive cannot be read.
-        ValueError: Its model is not made of trees, or its calibration cannot be folded into them.
+        ValueError: Their calibration cannot be folded into them.
     """
-    with zipfile.ZipFile(archive) as archived:
-        manifest = json.loads(archived.read("MAR-INF/MANIFEST.json"))["model"]
-        metadata = json.loads(archived.read(handler.METADATA_FILE))
-        weights = archived.read(handler.WEIGHTS_FILE)
-    name = str(manifest["modelName"])
-    if handler.runtime_of(metadata) != "xgboost":
-        raise ValueError(f"{name} is a {metadata['kind']} model: only boosted trees can be served by XGBoost")
-    calibration = metadata["calibration"]
+    calibration = archived.metadata["calibration"]
     if set(calibration) != {"slope", "intercept"}:
-        raise ValueError(f"{name} is not calibrated by a slope and an intercept: trees cannot hold its calibration")
-    return name, str(manifest["modelVersion"]), calibrated_trees(weights, **calibration), metadata
+        raise ValueError(
+            f"{archived.name} is not calibrated by a slope and an intercept: trees cannot hold its calibration"
+        )
+    return calibrated_trees(archived.weights, **calibration)
 
 
 def calibrated_trees(weights: bytes, slope: float, intercept: float) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from torchserve.dataset import STEP_NS, Samples, SamplesError
-from torchserve.evaluation import Blocks, BootstrapSettings, Decided, Estimate, Figures, top_share
+from torchserve.evaluation import Blocks, BootstrapSettings, Decided, Estimate, Figures, reliability, top_share
 from torchserve.fitting import Labelled, fit_logistic
 from torchserve.handler import calibrated
 from torchserve.limits import LimitsReport, limits_report
@@ -171,6 +171,11 @@ class WalkForward:
             "base_rate": self.base_rate,
             "settings": self.settings.model_dump(mode="json"),
             "figures": {name: asdict(figures) for name, figures in self.figures.items()},
+            "reliability": {
+                name: [asdict(one) for one in reliability(decided.score, self.samples.eligible)]
+                for name, decided in self.decided.items()
+                if decided.score is not None
+            },
             "by_block": {name: [_summary(block) for block in blocks] for name, blocks in self.by_block.items()},
             "comparisons": {
                 kind: {one.baseline: one.precision_difference for one in comparisons}

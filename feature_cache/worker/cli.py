@@ -113,16 +113,32 @@ def show(
 
 @app.command()
 def check(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="Python file with a list FEATURE_SETS.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|SET",
+            help="Python file with a list FEATURE_SETS, or the id of a set that is known here, for example ta1.",
+        ),
+    ],
     seconds: Annotated[
         float, typer.Option(min=0, max=3600, help="Of simulated market that computed sets are tried on; 0 for none.")
     ] = 90.0,
+    file: File = None,
 ) -> None:
-    """Check a file with feature sets, show their tables, and try those that compute on a simulated market.
+    """Check feature sets: show their tables, and try those that compute on a simulated market.
 
     A set must stay within its ranges, give the same values for the same events again, and leave events as they are.
     What it costs is shown. Exit code 1: something is wrong.
     """
+    found = _of_file(Path(what)) if Path(what).name != what or "." in what else [_named(what, file, "SET")]
+    for one in found:
+        _print(one)
+    tried = [_is_sound(one, seconds) for one in found if one.make is not None and seconds]
+    raise typer.Exit(0 if all(tried) else 1)
+
+
+def _of_file(path: Path) -> list[Registered]:
+    """The sets of a file, if they go together with those of packages; ends the command if not."""
     from feature_cache import feature_sets  # noqa: PLC0415
     from feature_cache.feature_set import FeatureSetError  # noqa: PLC0415
 
@@ -132,10 +148,7 @@ def check(
     except FeatureSetError as error:
         typer.echo(error, err=True)
         raise typer.Exit(1) from None
-    for one in found:
-        _print(one)
-    tried = [_is_sound(one, seconds) for one in found if one.make is not None and seconds]
-    raise typer.Exit(0 if all(tried) else 1)
+    return found
 
 
 def _is_sound(one: Registered, seconds: float) -> bool:

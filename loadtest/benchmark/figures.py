@@ -83,6 +83,8 @@ class Figures:
     """The same over TorchServe's own answers to callers that call it directly."""
     to_fastapi: float | None = None
     """The same over those of FastAPI with the model in its process."""
+    to_before: float | None = None
+    """The same over those of an older commit, which was called in turn."""
     to_kept: float | None = None
     """The same over those of the run that was kept last, divided by what became of the echo meanwhile."""
 
@@ -124,7 +126,7 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 def table(results: Sequence[Figures], title: str) -> Table:
     """A table for people, within 80 columns; unknown figures are left out."""
-    bases = {"/echo": "to_echo", "/TS": "to_torchserve", "/FA": "to_fastapi", "/kept": "to_kept"}
+    bases = {"/echo": "to_echo", "/TS": "to_torchserve", "/FA": "to_fastapi", "/old": "to_before", "/kept": "to_kept"}
     shown_bases = {
         heading: attrgetter(name)
         for heading, name in bases.items()
@@ -132,7 +134,11 @@ def table(results: Sequence[Figures], title: str) -> Table:
     }
     seen = any(each.cpu_us is not None for each in results)
     notes = ["ms", *(["CPU in µs a decision"] if seen else [])]
-    notes += ["decisions/s over those of the echo, TorchServe, FastAPI, the kept run"] if shown_bases else []
+    notes += (
+        ["decisions/s over those of the echo, TorchServe, FastAPI, the older commit, the kept run"]
+        if shown_bases
+        else []
+    )
     notes += ["n × 64: calls of 64 orders each", "at 50%: of the closed loop's rate, open"]
     shown = Table(title=title, caption="; ".join(notes), box=SIMPLE, padding=0)
     headings = ["", "dec./s", "p50", "p99", "errors", *(["CPU"] if seen else []), *shown_bases]
@@ -168,11 +174,18 @@ def remarks(results: Sequence[Figures]) -> list[str]:
     return found
 
 
-def with_ratios(results: Sequence[Figures], servers: Sequence[Server], torchserve: str, fastapi: str) -> list[Figures]:
-    """The same with the ratios to the echo behind each server's transport and to the alternatives, where there are any.
+def with_ratios(
+    results: Sequence[Figures],
+    servers: Sequence[Server],
+    torchserve: str,
+    fastapi: str,
+    before: Mapping[str, str],
+) -> list[Figures]:
+    """The same with the ratios to the echo behind each server's transport, to the alternatives, and to older servers.
 
     Each is the median of the ratios of the rounds, in which all were called in turn. FastAPI has no streams: those are
-    held against its single calls. Open loops have no ratios: there the rate is given.
+    held against its single calls. Open loops have no ratios: there the rate is given. `before` names each older server
+    by that of today.
     """
     rates = {(each.load, each.server): each.rates for each in results if each.offered_per_second is None}
     echoes = {server.transport: server.name for server in servers if server.kind == ECHO}
@@ -192,6 +205,7 @@ def with_ratios(results: Sequence[Figures], servers: Sequence[Server], torchserv
             to_echo=ratio(each, echoes.get(each.transport)) if each.kind != ALTERNATIVE else None,
             to_torchserve=ratio(each, torchserve),
             to_fastapi=ratio(each, fastapi),
+            to_before=ratio(each, before.get(each.server)),
         )
         for each in results
     ]

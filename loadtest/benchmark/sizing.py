@@ -1,4 +1,4 @@
-"""Writes the tables of `docs/sizing.md` and `docs/figures.md` from the run of the benchmark that was saved last.
+"""Writes the tables of `sizing.md`, `figures.md` and `measurements.md` in `docs/` from the run that was saved last.
 
 `python -m loadtest.benchmark.sizing` (`make sizing`) writes them into the pages, between their markers.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from itertools import product
+from itertools import chain, groupby, product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,18 @@ _HEADINGS: Final = (
     "CPU of a decision, µs",
     "cores of the server",
     "its memory, MiB",
+)
+_DETAILS: Final = (
+    "load",
+    "server",
+    "decisions/s",
+    "p50 ms",
+    "p99 ms",
+    "without a decision",
+    "CPU µs",
+    "of the echo",
+    "of TorchServe",
+    "times FastAPI",
 )
 
 
@@ -56,11 +69,36 @@ def table(run: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |\n"
 
 
+def details(run: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of the tables of all loads on all servers, and of where the CPU of a decision goes."""
+    yield f"| {' | '.join(_DETAILS)} |\n"
+    yield f"|{'---|' * len(_DETAILS)}\n"
+    for load, group in groupby(run["results"], key=itemgetter("load")):
+        shown = load
+        for one in group:
+            share = one["errors"] / max(1, one["errors"] + one["decisions"])
+            cells = [shown, one["server"], f"{one['decisions_per_second']:,.0f}"]
+            cells += [_number(one[name], 1) for name in ("p50_ms", "p99_ms")]
+            cells += [f"{share:.1%}" if share else "", _number(one["cpu_us"], 0)]
+            cells += [_number(one[name], 2) for name in ("to_echo", "to_torchserve", "to_fastapi")]
+            yield f"| {' | '.join(cells)} |\n"
+            shown = ""
+    servers = list(run["cpu"])
+    yield f"\n| where the CPU of a decision goes, µs | {' | '.join(servers)} |\n|{'---|' * (len(servers) + 1)}\n"
+    for part in dict.fromkeys(chain.from_iterable(run["cpu"].values())):
+        yield f"| {part} | {' | '.join(_number(run['cpu'][server].get(part), 1) for server in servers)} |\n"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
 PAGES: Final[Mapping[Path, Callable[[Mapping[str, Any]], Iterator[str]]]] = {
     _DOCS / "sizing.md": table,
     _DOCS / "figures.md": verdict_lines,
+    _DOCS / "measurements.md": details,
 }
-"""Each page with what makes the lines of its table."""
+"""Each page with what makes the lines of its tables."""
 
 
 def written(page: Path, path: Path) -> str:

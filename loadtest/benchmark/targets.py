@@ -151,15 +151,21 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
 
 
 def verdict_lines(run: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of the table in `docs/figures.md`."""
-    yield "| server | target | wanted | measured | |\n"
-    yield "|---|---|---|---|---|\n"
-    for each in verdicts(run):
-        shown = f"**{each.shown}**" if each.met is False else each.shown
-        yield f"| {each.target.server} | {each.target.name} | {each.target.wanted} | {shown} | {_WORDS[each.met]} |\n"
+    """The lines of the tables in `docs/figures.md`: what is met, what is missed, and what the run does not have."""
+    found = verdicts(run)
+    for is_met, word in _WORDS.items():
+        group = [each for each in found if each.met is is_met]
+        if not group:
+            continue
+        yield f"**{word}: {len(group)} of {len(found)}**\n\n"
+        yield "| server | target | wanted | measured |\n"
+        yield "|---|---|---|---|\n"
+        for each in group:
+            yield f"| {each.target.server} | {each.target.name} | {each.target.wanted} | {each.shown} |\n"
+        yield "\n"
 
 
-_WORDS: Final = {True: "met", False: "**missed**", None: "not measured"}
+_WORDS: Final = {True: "Met", False: "Missed", None: "Not measured"}
 _MARKS: Final = {True: "[green]met[/]", False: "[red]missed[/]", None: "not measured"}
 
 

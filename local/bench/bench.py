@@ -19,8 +19,10 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import sqlalchemy as sa
 import uvloop
 from rich.console import Console
 from rich.markup import escape
@@ -35,8 +37,9 @@ from loadtest.benchmark.sizing import last_kept
 from loadtest.benchmark.targets import EMBEDDED, EMBEDDED_OS, ENVOY, GRPC_AIO, verdict_table, verdicts
 from loadtest.generators import h2load
 from loadtest.generators.load import ECHO, PRETRADE, Load, Server, decision_calls
+from local.bench.against import interpreter_of
 from local.bench.cpu import CpuWatch, Share, by_part, py_spy, share_table
-from local.bench.phases import ECHO_ENVOY, ECHO_GRPC_AIO, FASTAPI, TORCHSERVE, Phase
+from local.bench.phases import BEFORE, ECHO_ENVOY, ECHO_GRPC_AIO, FASTAPI, TORCHSERVE, Phase
 from local.bench.servers import (
     Target,
     decision_server,
@@ -61,7 +64,9 @@ _VARIANTS: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
     EMBEDDED_OS: ("envoy", {**_EMBEDDED_FIRST, "PRETRADE_JOURNAL__DURABILITY": "os"}),
 }
 """The edge and the settings of each decision server."""
+_TODAY: Final = {before: name for name, before in BEFORE.items()}
 _ECHOES: Final = {ECHO_GRPC_AIO: ("grpcio", echo_server), ECHO_ENVOY: ("envoy", envoy_echo)}
+_OLDER_DATABASE: Final = "older"
 _BUSY: Final = Load("unary", callers=64)
 _BEFORE_SECONDS: Final = 3.0
 """Load before CPU is watched: what follows a decision, such as shipping, is under way then."""
@@ -91,26 +96,41 @@ class _Run:
     failures: list[str] = field(default_factory=list)
     cpu: dict[str, list[Share]] = field(default_factory=dict)
     """By server."""
+    older: Path | None = None
+    """The interpreter of the older commit that is held against."""
 
     @property
     def found(self) -> bench.Found:
         """With ratios, also to the run that was kept last."""
-        results = with_ratios(self.results, self.servers, TORCHSERVE, FASTAPI)
+        results = with_ratios(self.results, self.servers, TORCHSERVE, FASTAPI, BEFORE)
         return bench.Found(with_kept(results), self.warm_ups, self.failures)
 
 
-def run_bench(given: Mapping[str, Any], phases: Sequence[Phase], outputs: Outputs) -> int:
+def run_bench(given: Mapping[str, Any], phases: Sequence[Phase], outputs: Outputs, against: str | None = None) -> int:
     """Measures, prints and returns the exit code.
 
     Args:
         given: Settings of the stack given on the command line.
         phases: What to measure; each has a stack of its own.
         outputs: What else to write.
+        against: The older commit whose servers are among those of the phases.
     """
     if outputs.profile is not None and py_spy() is None:
         Console().print("a profile needs py-spy: pip install py-spy", highlight=False)
         return FAILED
     run = _Run()
+    if against is None:
+        return _run(given, phases, outputs, run)
+    with TemporaryDirectory() as folder:
+        try:
+            with interpreter_of(against, Path(folder, "older")) as run.older:
+                return _run(given, phases, outputs, run)
+        except RuntimeError as error:
+            Console().print(f"[red]{escape(str(error))}[/]", highlight=False)
+            return FAILED
+
+
+def _run(given: Mapping[str, Any], phases: Sequence[Phase], outputs: Outputs, run: _Run) -> int:
     began = time.monotonic()
     for phase in phases:
 
@@ -125,6 +145,7 @@ def run_bench(given: Mapping[str, Any], phases: Sequence[Phase], outputs: Output
                 return FAILED
             if phase is phases[-1]:
                 _print_and_write(run, phase, settings, outputs, console)
+                report(f"{len(phases)} phases")
             return OK
 
         code = run_with_stack(given, use, parts=set(PARTS) - {"server"})
@@ -177,7 +198,7 @@ async def _measure(
     orders = bench.order_flow(stack.endpoints.instruments)
     async with AsyncExitStack() as opened:
         with console.status("starting servers"):
-            servers, targets = await _servers(phase, stack, directory / "bench", orders, opened)
+            servers, targets = await _servers(phase, stack, directory / "bench", orders, opened, run.older)
         report(f"{phase.name}: started {', '.join(server.name for server in servers)}")
         with console.status("measuring"):
             for server in servers:
@@ -201,24 +222,37 @@ async def _measure(
 
 
 async def _servers(
-    phase: Phase, stack: Stack, directory: Path, orders: Sequence[pb.Order], opened: AsyncExitStack
+    phase: Phase,
+    stack: Stack,
+    directory: Path,
+    orders: Sequence[pb.Order],
+    opened: AsyncExitStack,
+    older: Path | None,
 ) -> tuple[list[Server], dict[str, Target]]:
     """Starts all of a phase that is installed; `opened` stops it. The decision servers once more by name."""
     calls = decision_calls(orders)
     shared = {"PRETRADE_DATABASE_URL": stack.endpoints.database_url or ""}
+    if older is not None:
+        _make_database(shared["PRETRADE_DATABASE_URL"], _OLDER_DATABASE)
     wanted = [name for name in phase.servers if find_spec("pyvoy") or "Envoy" not in name]
 
     def decide(name: str) -> tuple[Server, Target, pb.DecideResponse]:
-        edge, settings = _VARIANTS[name]
+        edge, settings = _VARIANTS[_TODAY.get(name, name)]
+        python = older if name in _TODAY else None
         folder = directory / name.replace(" ", "-")
         shutil.rmtree(folder, ignore_errors=True)  # what an earlier phase has not shipped would be shipped in this one
-        target = opened.enter_context(decision_server(stack, folder, edge, {**shared, **settings}))
+        its = (
+            {"PRETRADE_DATABASE_URL": _named(shared["PRETRADE_DATABASE_URL"], _OLDER_DATABASE)}
+            if python is not None
+            else {}
+        )
+        target = opened.enter_context(decision_server(stack, folder, edge, {**shared, **settings, **its}, python))
         response = warm_up(target.address, orders[0])
         pid = target.deciding().pid
         return Server(name, PRETRADE, target.address, calls, edge, target.usage, pid), target, response
 
     # Most of a start is waiting: for the disk, and for replicas to be warm.
-    deciding = [asyncio.to_thread(decide, name) for name in wanted if name in _VARIANTS]
+    deciding = [asyncio.to_thread(decide, name) for name in wanted if name in _VARIANTS or name in _TODAY]
     started = await asyncio.gather(*deciding)
     servers = [server for server, _, _ in started]
     for name in (each for each in wanted if each in _ECHOES):
@@ -236,6 +270,19 @@ async def _servers(
         starting = [asyncio.to_thread(opened.enter_context, alternative) for alternative in alternatives]
         servers += await asyncio.gather(*starting)
     return servers, {server.name: target for server, target, _ in started}
+
+
+def _named(url: str, name: str) -> str:
+    return sa.make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+def _make_database(url: str, name: str) -> None:
+    """An empty one beside the stack's, whose tables another version makes as it knows them."""
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
 
 
 def _watch(stack: Stack, target: Target, server: Server, orders: Sequence[pb.Order], phase: Phase) -> list[Share]:

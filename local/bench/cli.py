@@ -45,24 +45,31 @@ def bench(
     rounds: Annotated[int | None, typer.Option(min=1, help="Of each loop; medians are shown. [5]")] = None,
     deadline_ms: Annotated[float, typer.Option(min=1, help="Of every order, where the generator sets one.")] = 200.0,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="An older commit: its servers are called in the same rounds, behind Envoy only.")
+    ] = None,
 ) -> None:
     """Measure decisions a second and latency on both edges, next to bare echoes, TorchServe and FastAPI.
 
     Closed loops with 1 to 256 callers, streams and batches, open loops at fixed rates and at half of what the closed
     ones reached, and where the CPU of a decision goes. It says of every figure that is wanted whether it is reached.
-    `pretrade bench-compare` shows the change against the run that was kept last.
+    `pretrade bench-compare` shows the change against the run that was kept last. With --against, the servers of an
+    older commit stand in for TorchServe, FastAPI and the portable edge, and ratios to them are shown.
     """
     from loadtest.benchmark.bench import INSTRUMENTS, run_target  # noqa: PLC0415
     from loadtest.generators.load import plan  # noqa: PLC0415
     from local.bench.bench import Outputs, run_bench  # noqa: PLC0415
-    from local.bench.phases import phases  # noqa: PLC0415
+    from local.bench.phases import phases, phases_against  # noqa: PLC0415
 
     deadline_seconds = deadline_ms / 1e3
     if target is not None:
         wanted = plan(quick=quick, rounds=rounds, seconds=seconds, deadline_seconds=deadline_seconds)
         raise typer.Exit(run_target(target, instrument or INSTRUMENTS, wanted, json, Console()))
-    measured = phases(quick=quick, rounds=rounds, seconds=seconds, deadline_seconds=deadline_seconds)
-    raise typer.Exit(run_bench(given(dir=directory, data=data), measured, Outputs(json, keep, profile)))
+    if against is not None and keep:
+        raise typer.BadParameter("a run against an older commit lacks what kept runs are for", param_hint="--keep")
+    of_all = phases if against is None else phases_against
+    measured = of_all(quick=quick, rounds=rounds, seconds=seconds, deadline_seconds=deadline_seconds)
+    raise typer.Exit(run_bench(given(dir=directory, data=data), measured, Outputs(json, keep, profile), against))
 
 
 @app.command("bench-compare")
@@ -96,7 +103,7 @@ def bench_costs(
     """Measure what each optional part of a decision costs, and where its CPU goes, by process and thread.
 
     Servers that differ in one thing are loaded in turn: no-shadow-rows, tenth-of-shadow-rows, no-score-pairs, audit-os,
-    audit-off, and unobserved (no metrics, traces or logs).
+    audit-off, no-http (no HTTP port), watched (by HTTP, all that may), and unobserved (no metrics, traces or logs).
     """
     from local.bench.costs import VARIANTS, run_cost_bench  # noqa: PLC0415
 

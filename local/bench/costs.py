@@ -27,7 +27,7 @@ from loadtest.benchmark.figures import Round
 from loadtest.benchmark.rounds import closed_loop
 from loadtest.generators.load import PRETRADE, Load, Server, decision_calls
 from local.bench.cpu import CpuWatch, Share, share_table
-from local.bench.observing import scraping, trace_collector, uncounted
+from local.bench.observing import scraping, trace_collector, uncounted, watching
 from local.bench.servers import Target, decision_server, warm_up
 from local.stack.command import OK, run_with_stack
 from local.stack.settings import LocalSettings
@@ -42,6 +42,8 @@ class Variant:
     settings: Mapping[str, str] = field(default_factory=dict)
     observed: bool = True
     """Whether it counts, is scraped, traces one in a hundred decisions, and logs as in production."""
+    watched: bool = False
+    """Whether as many as may watch features over HTTP, and decisions of which there are none."""
 
 
 EVERYTHING: Final = "everything"
@@ -52,6 +54,8 @@ VARIANTS: Final[Mapping[str, Variant]] = {
     "no-score-pairs": Variant({"PRETRADE_SHADOW__KEEP_PAIRS": "false"}),
     "audit-os": Variant({"PRETRADE_JOURNAL__DURABILITY": "os"}),
     "audit-off": Variant({"PRETRADE_JOURNAL__DURABILITY": "off"}),
+    "no-http": Variant({"PRETRADE_HTTP__PORT": ""}),
+    "watched": Variant(watched=True),
     "unobserved": Variant({"PRETRADE_LOG_LEVEL": "error"}, observed=False),
 }
 _WARM_UP_SECONDS: Final = 1.0
@@ -153,6 +157,8 @@ def _measure(
         spent = CpuWatch(stack, targets[EVERYTHING])
 
         def watch(server: Server) -> AbstractContextManager[None]:
+            if wanted[server.name].watched:  # only while it is measured: the others share the machine
+                return watching(targets[server.name].http_address, targets[server.name].token_file)
             return spent() if server.name == EVERYTHING else nullcontext()
 
         costs = []

@@ -199,7 +199,7 @@ def fake_envoy() -> FakeEnvoy:
     folder = Path(tempfile.mkdtemp())
     library, copy = folder / "fake_envoy.so", folder / Path(module.__file__).name
     _, command = hatch_compile.compiler(portable=False)
-    flags = ("-O2", "-shared", "-fPIC", "-pthread")
+    flags = ("-O2", "-shared", "-fPIC", "-pthread", *hatch_compile.more_flags())
     subprocess.run([*command, *flags, str(_SOURCE), "-o", str(library)], check=True)  # noqa: S603 - a command of ours
     shutil.copy(os.environ.get("LANE_UNDER_TEST", module.__file__), copy)
     return FakeEnvoy(ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL), copy)

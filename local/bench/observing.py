@@ -1,12 +1,14 @@
-"""What observes a server in a benchmark: a trace collector and a client that scrapes metrics, or nothing at all."""
+"""What observes a server in a benchmark, or nothing: a trace collector, scrapes of metrics, callers who watch."""
 
 from __future__ import annotations
 
 import os
+import selectors
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 from urllib.request import urlopen
@@ -59,6 +61,42 @@ def scraping(urls: Sequence[str]) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+_WATCHED: Final = ("/v1/decisions/events?filter.strategies=nobody",) * 16 + ("/v1/signals/events",) * 64
+"""As many as one process takes. Those of decisions wait for some of a strategy that there is not."""
+
+
+@contextmanager
+def watching(address: str, token_file: Path) -> Iterator[None]:
+    """Watches a server over HTTP, as many at once as may.
+
+    Raises:
+        OSError: It does not let all of them watch.
+    """
+    token = token_file.read_text().strip()
+    with ExitStack() as stack, selectors.DefaultSelector() as selector:
+        for path in _WATCHED:
+            host, _, port = address.partition(":")
+            caller = stack.enter_context(socket.create_connection((host, int(port)), timeout=30.0))
+            caller.sendall(f"GET {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\n\r\n".encode())
+            if not caller.recv(65_536).startswith(b"HTTP/1.1 200 "):
+                raise OSError(f"{address}{path} is not watched")
+            selector.register(caller, selectors.EVENT_READ)
+        done = threading.Event()
+
+        def read() -> None:
+            while not done.is_set():
+                for key, _ in selector.select(1.0):
+                    key.fileobj.recv(65_536)  # type: ignore[union-attr]  # a socket
+
+        thread = threading.Thread(target=read, name="watch")
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
 
 def uncounted(directory: Path) -> dict[str, str]:

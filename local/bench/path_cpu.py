@@ -29,7 +29,7 @@ import uvloop
 from feature_cache.compiled import compiled
 from local.bench.fake_envoy import LANE, fake_envoy
 from local.bench.lane_callers import LaneCallers
-from local.bench.path_server import INSTRUMENTS, Server, open_server
+from local.bench.path_server import BROUGHT, INSTRUMENTS, SECOND_STRATEGY, Server, open_server
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.journal.journal import Durability
 from server.process.garbage import spare_the_hot_path
@@ -66,8 +66,9 @@ decisions that are its own, of those that were looked at, the share that was mad
 On a machine with other work some may be later stages'."""
 
 
-def _orders(count: int) -> list[pb.Order]:
-    return [
+def _orders(count: int, bringing: bool) -> list[pb.Order]:
+    """Orders of three strategies; those of the second model's bring its set's last feature, if they are to."""
+    orders = [
         pb.Order(
             order_ref=f"order-{number}",
             instrument=INSTRUMENTS[number % len(INSTRUMENTS)],
@@ -78,6 +79,10 @@ def _orders(count: int) -> list[pb.Order]:
         )
         for number in range(count)
     ]
+    for order in orders if bringing else ():
+        if order.strategy == SECOND_STRATEGY:
+            order.features.CopyFrom(BROUGHT)
+    return orders
 
 
 class _Methods:
@@ -99,8 +104,9 @@ class _Methods:
 class _Load:
     """Callers that ask again as soon as they are answered."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, bringing: bool) -> None:
         self._servicer = server.servicer
+        self._bringing = bringing
         self._metrics = server.metrics
         self._methods = _Methods(server.servicer).handlers
         self._edge: LaneCallers | None = None
@@ -111,7 +117,7 @@ class _Load:
 
     async def unary(self, number: int) -> None:
         """A caller of `Decide`."""
-        wires = [pb.DecideRequest(order=order).SerializeToString() for order in _orders(_KINDS)]
+        wires = [pb.DecideRequest(order=order).SerializeToString() for order in _orders(_KINDS, self._bringing)]
         for wire in itertools.cycle(wires[number:] + wires[:number]):
             answer = await self._ask("Decide", wire)
             self.answered += 1
@@ -122,7 +128,10 @@ class _Load:
         """So many callers of `Decide` in Envoy's lane, who ask together."""
         if self._edge is None:
             self._edge = LaneCallers(fake_envoy(), self._servicer, self._metrics, round(_ALLOWED_SECONDS))
-        wires = [framed(pb.DecideRequest(order=order).SerializeToString()) for order in _orders(_LANE_CALLERS)]
+        wires = [
+            framed(pb.DecideRequest(order=order).SerializeToString())
+            for order in _orders(_LANE_CALLERS, self._bringing)
+        ]
         burst = self._edge.burst(wires[number * size : (number + 1) * size])
         while True:
             await self._edge.ask(burst, size)
@@ -143,7 +152,7 @@ class _Load:
 
     async def batch(self, rows: int) -> None:
         """A caller of `DecideBatch` with so many orders."""
-        wire = pb.DecideBatchRequest(orders=_orders(rows)).SerializeToString()
+        wire = pb.DecideBatchRequest(orders=_orders(rows, self._bringing)).SerializeToString()
         while True:
             answer = await self._ask("DecideBatch", wire)
             self.answered += rows
@@ -152,7 +161,7 @@ class _Load:
     async def stream(self, rows: int) -> None:
         """A caller of `DecideStream` with so many orders under way."""
         handler, room = self._methods["DecideStream"], asyncio.Semaphore(rows)
-        wires = [pb.DecideStreamRequest(order=order).SerializeToString() for order in _orders(_KINDS)]
+        wires = [pb.DecideStreamRequest(order=order).SerializeToString() for order in _orders(_KINDS, self._bringing)]
 
         async def requests() -> AsyncIterator[Any]:
             for wire in itertools.cycle(wires):
@@ -216,6 +225,7 @@ async def measure(
     limited: int = 9,
     endpoints: int = 1,
     models: int = 1,
+    bringing: bool = False,
 ) -> Usage:
     """Measures one way in for so long.
 
@@ -227,12 +237,13 @@ async def measure(
         limited: Features that the guards of the model's limits look at.
         endpoints: Of the primary.
         models: That decide side by side: one, or two with different feature sets.
+        bringing: Whether the second model's orders bring a feature.
     """
     callers, ask = _way(way)
     async with AsyncExitStack() as stack:
         server = await open_server(stack, folder, durability, limited, endpoints, models)
         primaries, blocks = server.primaries, server.metrics.blocks
-        load = _Load(server)
+        load = _Load(server, bringing)
         stack.callback(load.close)
         asking = [asyncio.ensure_future(ask(load, number)) for number in range(callers)]
         await asyncio.sleep(_WARM_SHARE * seconds)
@@ -288,9 +299,16 @@ def main(
     models: Annotated[
         int, typer.Option(min=1, max=2, help="That decide side by side; the second takes a set of its own.")
     ] = 1,
+    bringing: Annotated[
+        bool, typer.Option("--bringing", help="The second model's orders bring a feature, of which it takes six.")
+    ] = False,
     folder: Annotated[Path | None, typer.Option(help="Where the journal is. [a temporary folder]")] = None,
 ) -> None:
     """Measure the CPU of a decision, in microseconds, decisions a second, rows a batch, and the primary's share."""
+    if bringing and models == 1:
+        raise typer.BadParameter(
+            "needs --models 2, whose second one takes a feature of the caller", param_hint="--bringing"
+        )
     for name in way or list(WAYS):
         found: list[Usage] = []
         if name.startswith(_LANE) and not way and compiled(LANE) is None:
@@ -298,7 +316,9 @@ def main(
         for _ in range(rounds):
             spare_the_hot_path()
             with tempfile.TemporaryDirectory(dir=folder) as fresh:
-                found.append(uvloop.run(measure(name, seconds, Path(fresh), durability, limited, endpoints, models)))
+                found.append(
+                    uvloop.run(measure(name, seconds, Path(fresh), durability, limited, endpoints, models, bringing))
+                )
         medians = {key: round(statistics.median(one[key] for one in found), 2) for key in found[0]}
         print(json.dumps({"way": name, **medians}), flush=True)
 

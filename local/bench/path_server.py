@@ -81,6 +81,10 @@ _CAP_SECONDS: Final = 10.0
 _VERSION: Final = "ab" * 8
 _SECOND_VERSION: Final = "cd" * 8
 _SECOND: Final = "second"
+SECOND_STRATEGY: Final = "vwap"
+"""Whose orders the second model decides."""
+BROUGHT: Final = pb.FeatureVector(feature_set_id="bench", values=[math.nan] * 5 + [0.5])
+"""What a caller may bring to the second model."""
 _ROLES: Final = ("primary", "secondary", "challenger")
 _SETS: Final = """
 from feature_cache.feature_set import CALLER, Feature, FeatureSet
@@ -103,7 +107,9 @@ class Model(Replica):
     def __init__(
         self, name: str, lag: LoopLag, under_way: Callable[[], int], version: str = _VERSION, of: FeatureSet = MF1
     ) -> None:
-        limits = ReplicaLimits(ReplicaSettings(warm_up_seconds=0.0), BatcherSettings(), BreakerSettings())
+        # A machine that is busy delays answers; they are waited for, or something else would be measured.
+        patient = BatcherSettings(min_patience_seconds=5.0, max_patience_seconds=5.0)
+        limits = ReplicaLimits(ReplicaSettings(warm_up_seconds=0.0), patient, BreakerSettings())
         clock = time.monotonic
         super().__init__(
             name,
@@ -192,7 +198,7 @@ async def open_server(
         budgets = RetryBudget(RetrySettings(), clock)
         its = Champion(own[0], own[1], budgets, False, budget, clock, lambda: 0.5)
         model_map = ModelMap()
-        model_map.set((MapRule(strategy="vwap", model=_SECOND),))
+        model_map.set((MapRule(strategy=SECOND_STRATEGY, model=_SECOND),))
         scores = RoutedScores({DEFAULT: cached_scores, _SECOND: CachedScores(CachedScoreSettings(), clock)}, model_map)
         stages = {
             "model": RoutedStage({DEFAULT: champion, _SECOND: its}, model_map, pb.STAGE_PRIMARY),

@@ -31,6 +31,7 @@ from local.stack.parts import server, torchserve
 from local.stack.ports import LOOPBACK, free_ports
 from local.stack.process import Process
 from local.stack.stack import Stack
+from pretrade.client import operator_token
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
@@ -54,6 +55,10 @@ class Target:
     address: str
     metrics_url: str
     process: psutil.Process
+    http_address: str
+    """Where its HTTP port is, unless it has none."""
+    token_file: Path
+    """Its operator token."""
 
     def count(self, name: str, **labels: str) -> float:
         """The sum of the series of a metric that carry these labels."""
@@ -112,9 +117,21 @@ def usage_of_port(port: int) -> Callable[[], Usage]:
 
 @contextmanager
 def decision_server(
-    stack: Stack, directory: Path, edge: str, settings: Mapping[str, str] = MappingProxyType({})
+    stack: Stack,
+    directory: Path,
+    edge: str,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    python: Path | None = None,
 ) -> Iterator[Target]:
-    """A decision server on an edge, with settings of its own, in front of the stack's replicas and features."""
+    """A decision server on an edge, with settings of its own, in front of the stack's replicas and features.
+
+    Args:
+        stack: What is behind it.
+        directory: For what it keeps.
+        edge: Who speaks HTTP/2 with its callers.
+        settings: Variables of its own; empty for one that is not to be set.
+        python: The interpreter of another version of the server; None for this one.
+    """
     directory = directory.resolve()
     names = ("decision", "admin", "metrics", "http")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
@@ -125,11 +142,18 @@ def decision_server(
         "PRETRADE_JOURNAL__PATH": str(directory / "journal.db"),
         **settings,
     }
-    with _running(
-        f"server on {edge}", server.argv(None), directory, partial(server.ready, ports["decision"]), env
-    ) as pid:
-        metrics = f"http://{LOOPBACK}:{ports['metrics']}/metrics"
-        yield Target(server.address(ports["decision"]), metrics, psutil.Process(pid))
+    env = {name: value for name, value in env.items() if value}
+    argv = server.argv(None)
+    if python is not None:
+        argv[0] = str(python)
+    with _running(f"server on {edge}", argv, directory, partial(server.ready, ports["decision"]), env) as pid:
+        yield Target(
+            address=server.address(ports["decision"]),
+            metrics_url=f"http://{LOOPBACK}:{ports['metrics']}/metrics",
+            process=psutil.Process(pid),
+            http_address=server.address(ports["http"]),
+            token_file=operator_token.path_from(env),
+        )
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def up(
 
     market = False if no_market else None
     keeping = True if bars or "bars" in (part or ()) else None
-    alerting = True if alerts or {"prometheus", "alertmanager"} & set(part or ()) else None
+    alerting = True if alerts or {"prometheus", "alertmanager", "rules"} & set(part or ()) else None
     chosen = given(
         dir=directory,
         data=data,

@@ -68,6 +68,9 @@ class LocalSettings(BaseSettings):
 
     replicas: Annotated[int, Field(ge=1, le=8)] = 1
     """TorchServes of our own that serve the primary: a pool, whose parts are called primary-1, primary-2 and so on."""
+    gpus: Annotated[int, Field(ge=0, le=64)] = 0
+    """GPUs of this machine that each of our replicas deals out to its workers, for models that Torch scores; 0: none. A
+    worker whose Torch sees no GPU scores on the CPU, and says so in its log."""
     replica_tokens: bool = False
     """Whether our replicas ask for tokens, which the decision server then shows them; `pretrade up` says yes."""
 

@@ -32,6 +32,7 @@ from local.stack.parts import (
     market,
     postgres,
     prometheus,
+    rules,
     server,
     torchserve,
     valkey,
@@ -61,6 +62,7 @@ _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
     "console": ("server",),
     "alertmanager": (),
     "prometheus": ("alertmanager", "server"),  # before it, every server would be down for a while
+    "rules": ("prometheus",),
 }
 """What is started, after what; the step `models` is done when the models are there."""
 
@@ -75,6 +77,8 @@ _REQUIRED: Final = (
     ("bars", "broker"),
     ("bars", "postgres"),
     ("prometheus", "alertmanager"),
+    ("rules", "prometheus"),
+    ("rules", "server"),
     ("console", "server"),
 )
 """A part and another, ours or external, without which it is of no use."""
@@ -82,7 +86,7 @@ _REQUIRED: Final = (
 _MODELS: Final[Mapping[str, str]] = {"primary": "champion", "secondary": "champion", "challenger": "challenger"}
 """The roles that TorchServe processes have, and the model that each serves."""
 
-_STOPPED_FIRST: Final = (("prometheus", "console"), ("market",), ("server", "worker", "bars"))
+_STOPPED_FIRST: Final = (("rules", "prometheus", "console"), ("market",), ("server", "worker", "bars"))
 """Parts that use others; all others are stopped after them."""
 
 _TOKEN_MINUTES: Final = 365 * 24 * 60
@@ -363,6 +367,7 @@ class Stack:
             "console": self._start_console,
             "alertmanager": self._start_alertmanager,
             "prometheus": self._start_prometheus,
+            "rules": self._start_rules,
         }
         return starts[step]()
 
@@ -413,6 +418,7 @@ class Stack:
                 directory=self._directory / name,
                 grpc_port=port,
                 management_port=self._ports[f"{name}_management"],
+                gpus=self._settings.gpus,
                 token_minutes=_TOKEN_MINUTES if self._settings.replica_tokens else None,
             )
         )
@@ -467,6 +473,13 @@ class Stack:
         argv = prometheus.argv(port, directory)
         self._run(self._process("prometheus", argv, ready=partial(prometheus.ready, prometheus.url(port))))
         return prometheus.url(port)
+
+    def _start_rules(self) -> str:
+        path = prometheus.user_rules(self._directory / "prometheus")
+        path.unlink(missing_ok=True)  # of an earlier stack
+        argv, env = rules.argv(self.endpoints, path), rules.env(self.endpoints)
+        self._run(self._process("rules", argv, env=env, ready=partial(rules.ready, path)))
+        return str(path)
 
     @property
     def _model_store(self) -> Path:
@@ -536,7 +549,7 @@ def _external_parts(settings: LocalSettings) -> set[str]:
 def _switched_off(settings: LocalSettings) -> set[str]:
     """The parts that the settings do not want."""
     wanted = {"market": settings.market, "bars": settings.bars, "console": settings.console}
-    wanted |= dict.fromkeys(("prometheus", "alertmanager"), settings.alerts)
+    wanted |= dict.fromkeys(("prometheus", "alertmanager", "rules"), settings.alerts)
     return {part for part, is_wanted in wanted.items() if not is_wanted}
 
 

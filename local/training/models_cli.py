@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shlex
 import shutil
@@ -25,6 +26,7 @@ from server.inference.model_map import RESERVED, ModelName
 from server.inference.model_names import DEFAULT
 from server.models.archive import read_archive
 from server.models.registry import ALIASES, CANDIDATE, CARDS, EVALUATION_FILE, VERSIONS, ModelUnusableError, Registry
+from torchserve import portable
 from torchserve.brought.errors import BroughtError
 from torchserve.validity import MOST_DAYS, VALID_DAYS, expiry_text
 
@@ -255,8 +257,9 @@ def export(
 ) -> None:
     """Copy a version out of the store: its archive, metadata and card, and the weights as they are served.
 
-    Models of LightGBM and scikit-learn are served as ONNX. The weights give margins or probabilities before
-    calibration; the metadata say how these become scores.
+    Models of LightGBM and scikit-learn are served as ONNX. A network that pretrade has trained is there as Torch's
+    weights and as ONNX, the parts of an ensemble as they are in its archive. The weights give margins or probabilities
+    before calibration; the metadata say how these become scores.
     """
     registry = Registry(store or store_of(directory, None))
     try:
@@ -270,6 +273,8 @@ def export(
     (out / f"{found}.json").write_text(json.dumps({"version": found, **about}, indent=2) + "\n")
     runtime = about.get("runtime") or ("xgboost" if about["network"] is None else "torch")
     (out / _FILES_OF.get(runtime, "parts.zip")).write_bytes(archive.files["weights.bin"])
+    if network := about.get(portable.METADATA):
+        (out / _FILES_OF["onnx"]).write_bytes(base64.b64decode(network["model"]))
     card = registry.root / CARDS / found
     if card.is_dir():
         shutil.copytree(card, out / "card", dirs_exist_ok=True)

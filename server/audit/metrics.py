@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from server.audit.reading.reading import Reading, ReadingProcess
     from server.audit.shipping.shipper import Shipper
+    from server.audit.watch import AuditWatch
 
 SHIPPER_UNSHIPPED: Final = Gauge(
     "pretrade_shipper_unshipped", "Durable journal entries not yet in SQL; each holds the decisions of a commit."
@@ -29,6 +30,34 @@ READER_QUESTIONS: Final = Counter(
 )
 READER_ENDED: Final = Counter("pretrade_reader_ended", "Times a process that reads the audit ended.", ("reader",))
 READER_WAITING: Final = Gauge("pretrade_reader_waiting", "Questions that have no answer yet, by kind.", ("question",))
+AUDIT_CHECKS_FAILED: Final = Counter(
+    "pretrade_audit_checks_failed", "Looks at labels and journals that failed: their metrics are missing then."
+)
+CALIBRATION_ERROR: Final = Gauge(
+    "pretrade_calibration_error",
+    "Mean distance of the champion's score and of the share that was eligible by its labels, by bin of the score.",
+    ("model",),
+)
+CALIBRATION_LIMIT: Final = Gauge(
+    "pretrade_calibration_error_limit",
+    "What the error of a calibrated model exceeds once in a thousand comparisons.",
+    ("model",),
+)
+CALIBRATION_PREDICTED: Final = Gauge(
+    "pretrade_calibration_predicted_ratio", "Mean score of the champion's labelled decisions.", ("model",)
+)
+CALIBRATION_OBSERVED: Final = Gauge(
+    "pretrade_calibration_observed_ratio", "Share of the champion's labelled decisions that was eligible.", ("model",)
+)
+CALIBRATION_INDEPENDENT: Final = Gauge(
+    "pretrade_calibration_independent", "Labelled decisions, those that share their outcome counted once.", ("model",)
+)
+LABEL_LAG: Final = Gauge(
+    "pretrade_label_lag_seconds", "From the newest decision with a label to the newest decision; none without a label."
+)
+STRANDED: Final = Gauge(
+    "pretrade_journal_stranded_entries", "Journal entries that are not in SQL and whose journal no process writes."
+)
 
 METRICS: Final = declared(globals())
 """Every metric of this folder, in the order of the page that explains them."""
@@ -55,3 +84,32 @@ def of_reading(processes: Sequence[ReadingProcess], questions: Sequence[Reading]
     for process in processes:
         ended.add_metric((process.name,), process.ended)
     yield from (asked, ended, waiting)
+
+
+def of_watch(watch: AuditWatch) -> Iterator[Metric]:
+    """One scrape of what the audit says of itself."""
+    yield AUDIT_CHECKS_FAILED.family(watch.failures)
+    newest = watch.newest
+    if newest is None:
+        return
+    figures = {
+        gauge: gauge.family()
+        for gauge in (
+            CALIBRATION_ERROR,
+            CALIBRATION_LIMIT,
+            CALIBRATION_PREDICTED,
+            CALIBRATION_OBSERVED,
+            CALIBRATION_INDEPENDENT,
+        )
+    }
+    for model, one in newest.calibrations.items():
+        figures[CALIBRATION_ERROR].add_metric((model,), one.error)
+        figures[CALIBRATION_PREDICTED].add_metric((model,), one.predicted)
+        figures[CALIBRATION_OBSERVED].add_metric((model,), one.observed)
+        figures[CALIBRATION_INDEPENDENT].add_metric((model,), one.independent)
+        if one.HasField("limit"):
+            figures[CALIBRATION_LIMIT].add_metric((model,), one.limit)
+    yield from figures.values()
+    if newest.HasField("label_lag_seconds"):
+        yield LABEL_LAG.family(newest.label_lag_seconds)
+    yield STRANDED.family(sum(newest.stranded.values()))

@@ -21,6 +21,7 @@ from pretrade.audit.v1 import packet_pb2
 from server.canary.burn import BurnRate, Objective, SloSettings
 from server.canary.events import EventLog
 from server.canary.evidence import Evidence, FirstAttempt, ScoredPair, Side, Verdict
+from server.canary.history import EvidenceHistory
 from server.canary.markouts import Markouts
 from server.canary.plan import Canary, StateName
 from server.canary.settings import CanarySettings
@@ -116,6 +117,8 @@ class Rollout:
         """The one that is under way or ended last; None when there never was one."""
         self.evidence = Evidence(settings, clock, self._judges)
         """What this process knows of it."""
+        self.history = EvidenceHistory()
+        """How that grew."""
         self.decisions = 0
         """Decisions of this process that it answered."""
         self.affected: deque[str] = deque(maxlen=_AFFECTED)
@@ -161,6 +164,7 @@ class Rollout:
             self._routing.canary = None
             self._routing.forget_flows()
             self.evidence = Evidence(self._settings, self._clock, self._judges)
+            self.history = EvidenceHistory()
             self.decisions = 0
             self.affected.clear()
             self._deployment.spawn(self._join(canary))
@@ -272,6 +276,8 @@ class Rollout:
         if self._recorder is not None:
             self._recorder.flush()
         self._deployment.repair()
+        if self._routing.canary is not None:
+            self.history.look(self.evidence, self._routing.canary.weight, self.events.wall_clock_ns())
 
     async def _judge(self, canary: Canary) -> None:
         if self._routing.canary is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from server.audit.reading.explaining import Explaining
 from server.audit.reading.reading import Reading, ReadingProcess, Task
+from server.audit.watch import AuditWatch
 from server.drift.watch import DriftWatch
 from server.journal.lock import FileLock
 from server.rpc.audit import AuditServicer
@@ -34,6 +35,7 @@ class AuditParts:
     questions: Sequence[Reading]
     """What they are asked, by kind."""
     drift: DriftWatch
+    watch: AuditWatch
 
 
 def _champions(models: Sequence[Model], model_map: ModelMap) -> tuple[str, ...]:
@@ -43,7 +45,7 @@ def _champions(models: Sequence[Model], model_map: ModelMap) -> tuple[str, ...]:
 
 
 async def open_audit(process: Process, journal: Journal, models: Sequence[Model], model_map: ModelMap) -> AuditParts:
-    """The audit service, explanations beside replies, the processes that read all journals, and who watches drift.
+    """The audit service, explanations beside replies, the processes that read all journals, and who watches them.
 
     Args:
         process: What they are built with.
@@ -59,13 +61,21 @@ async def open_audit(process: Process, journal: Journal, models: Sequence[Model]
         model_store=settings.replay.model_store,
         models=len(models),
     )
+
+    def champions() -> dict[str, str]:
+        return {one.name: one.champion_version() for one in models}
+
     # Those who read, and those who run models besides: a model that hangs holds up no look-up.
     reads = await stack.enter_async_context(ReadingProcess("reads", task))
     running = await stack.enter_async_context(ReadingProcess("models", task))
-    lookups, watching, comparing = (Reading(name, reads) for name in ("lookups", "watching", "drift"))
+    lookups, watching, comparing, checking = (
+        Reading(name, reads) for name in ("lookups", "watching", "drift", "checks")
+    )
     replays, explanations = (Reading(name, running) for name in ("replays", "explanations"))
-    drift = DriftWatch(comparing, settings.drift, lambda: {one.name: one.champion_version() for one in models})
+    drift = DriftWatch(comparing, settings.drift, champions)
     await process.background(drift.run(), "drift")
+    watch = AuditWatch(checking, settings.audit_watch, champions)
+    await process.background(watch.run(), "audit watch")
     recording = FileLock(path.with_name(f"{path.name}.outcomes.lock"), process.machine)
     wall_clock_ns = process.machine.wall_clock_ns
     servicer = AuditServicer(lookups, watching, replays, explanations, journal, recording, wall_clock_ns)
@@ -77,5 +87,5 @@ async def open_audit(process: Process, journal: Journal, models: Sequence[Model]
         tuple if task.model_store is None else partial(_champions, models, model_map),
     )
     await process.background(explaining.keep_warm(), "explanations")
-    questions = (lookups, watching, replays, explanations, comparing)
-    return AuditParts(servicer, lookups, explaining, (reads, running), questions, drift)
+    questions = (lookups, watching, replays, explanations, comparing, checking)
+    return AuditParts(servicer, lookups, explaining, (reads, running), questions, drift, watch)

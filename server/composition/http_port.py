@@ -48,6 +48,8 @@ async def open_http_port(
         return 0, _nobody
     methods = _decision_methods(servicers)
     servicers.add_admin_to(methods)
+    methods.add_watch(f"/{ADMIN}/WatchFeatures", servicers.signals.watch_json)
+    methods.add_watch(f"/{AUDIT}/WatchDecisions", servicers.audit.watch_json)
     application = _application(process, security, path, servicers, methods)
     port = HttpPort(application, process.clock, security.http_context())
     opened, number = port.bind(settings.http.host, settings.http.port, is_shared=settings.processes is not None)

@@ -22,8 +22,9 @@ from server.audit.shipping.shipper import Shipper
 from server.composition.control import apply_configuration, open_control, subjects_of
 from server.composition.models import Ground, Model, all_replicas, open_models, routing_of
 from server.configuration import Configuration
+from server.control.alert_rules import UserAlerts
 from server.control.state import ControlState
-from server.control.subjects import model_map_subjects
+from server.control.subjects import alert_rule_subjects, model_map_subjects
 from server.decision.admission import Admission
 from server.decision.following import Observers
 from server.decision.idempotency import IdempotencyWindow
@@ -78,6 +79,7 @@ class RequestPath:
     models: tuple[Model, ...]
     """The default one first."""
     model_map: ModelMap
+    alerts: UserAlerts
     chain: Chain
     configuration: Configuration[Settings]
     control: ControlState
@@ -86,6 +88,7 @@ class RequestPath:
     reports: DecisionReports
     tracing: Tracing | None
     expiry: ModelExpiry
+    other_sets: OtherSets
 
 
 async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundation:
@@ -176,7 +179,9 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     rules = RulesBaseline(settings.rules, clock)
     chain = Chain(routing.stages | {"rules": rules}, settings.chain.stages, clock)
     configuration = Configuration(process.shared, load, process.shared.journal.path)
-    others = model_map_subjects(model_map) | configuration.subjects()
+    alerts = UserAlerts()
+    process.metrics.strategies.named = lambda: alerts.strategies
+    others = model_map_subjects(model_map) | alert_rule_subjects(alerts) | configuration.subjects()
     for model in models:
         others |= model.subjects
     control.steer(subjects_of(replicas.roles, chain, process.shared.chain.stages, others))
@@ -223,6 +228,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         replicas=replicas,
         models=models,
         model_map=model_map,
+        alerts=alerts,
         chain=chain,
         configuration=configuration,
         control=control,
@@ -231,6 +237,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         reports=reports,
         tracing=tracing,
         expiry=ModelExpiry(base.feature_cache, lambda: guards.model_grace_seconds),
+        other_sets=other_sets,
     )
 
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from feature_cache.store.report import ReportReader
 from pretrade.admin.v1 import admin_pb2_grpc
 from server.decision.convert import OrderReader
-from server.rpc.admin import AdminServicer, MarketParts, RecordParts, ServingParts
+from server.rpc.admin import AdminServicer, RecordParts, ServingParts
+from server.rpc.alerts import AlertSteering
 from server.rpc.call_context import CallContexts
 from server.rpc.canary import CanarySteering
 from server.rpc.decision import DecisionServicer
+from server.rpc.feature_status import MarketParts
 from server.rpc.models import ModelSteering, SteeredModel
 from server.rpc.signals import Signals
 from server.rpc.steering import Steering
@@ -65,6 +67,7 @@ def open_servicers(
     )
     signals = Signals(
         base.feature_cache,
+        path.other_sets.caches,
         settings.instruments,
         settings.features.max_age_seconds,
         audit.lookups,
@@ -76,6 +79,7 @@ def open_servicers(
         configuration=path.configuration,
         steering=Steering(path.control, path.replicas),
         models=_steered(process, path),
+        alerts=AlertSteering(path.control, path.alerts),
         serving=ServingParts(
             process.instance_id, health_state, process.metrics, path.admission, process.slot, process.clock
         ),
@@ -84,6 +88,7 @@ def open_servicers(
             ReportReader(base.feature_store),
             settings.instruments,
             settings.features.max_age_seconds,
+            path.other_sets,
         ),
         records=RecordParts(audit.servicer.changes, base.journal, lambda: base.shipper.unshipped, audit.drift),
         signals=signals,

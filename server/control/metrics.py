@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+from feature_cache.features import MF1
 from feature_cache.metrics import Counter, Gauge, declared
+from feature_cache.store.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.client.enum_names import enum_name
 from server.control.flags import FLAGS
@@ -13,6 +16,8 @@ from server.control.flags import FLAGS
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
+    from feature_cache.store.l1 import FeatureCache
+    from server.control.alert_rules import UserAlerts
     from server.control.state import ControlState
 
 CONTROL_VERSION: Final = Gauge("pretrade_control_version", "Version of the control state in force.")
@@ -33,6 +38,12 @@ CONTROL_WRITE_FAILURES: Final = Counter(
 )
 TRADING_STATE: Final = Gauge("pretrade_trading_state", "1 for the state in force, 0 for the others.", ("state",))
 FLAG: Final = Gauge("pretrade_flag", "1 while the flag is on.", ("flag",))
+ALERT_RULES: Final = Gauge("pretrade_alert_rules", "Alert rules that users set.")
+FEATURE_VALUE: Final = Gauge(
+    "pretrade_feature_value",
+    "Values of those features that an alert rule of a user names; none while it is undefined.",
+    ("instrument", "feature"),
+)
 
 METRICS: Final = declared(globals())
 """Every metric of this folder, in the order of the page that explains them."""
@@ -58,3 +69,24 @@ def of_control(control: ControlState) -> Iterator[Metric]:
     yield CONTROL_UNRECORDED.family(len(store.unrecorded()))
     yield CONTROL_DOUBTS.family(store.doubts)
     yield CONTROL_OUTAGES.family(store.shared.outages if store.shared is not None else 0)
+
+
+def of_alerts(alerts: UserAlerts, cache: FeatureCache, instruments: Sequence[str]) -> Iterator[Metric]:
+    """One scrape of what the users' alert rules ask for.
+
+    Args:
+        alerts: The rules in force.
+        cache: Holds the features.
+        instruments: Those that may have features.
+    """
+    yield ALERT_RULES.family(len(alerts.rules))
+    values, features = FEATURE_VALUE.family(), alerts.features
+    for instrument in instruments if features else ():
+        entry = cache.get(instrument)
+        if entry is None or entry.snapshot.state is BookState.UNKNOWN:
+            continue
+        for name in features:
+            value = float(entry.snapshot.values[MF1.index[name]])
+            if not math.isnan(value):
+                values.add_metric((instrument, name), value)
+    yield values

@@ -8,16 +8,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, get_args
 
 from fallback.chain import StageName
+from server.control import alert_rules
 from server.inference.breaker import Mode
 from server.inference.model_map import read_rules
 
 if TYPE_CHECKING:
     from fallback.chain import Chain
+    from server.control.alert_rules import UserAlerts
     from server.inference.model_map import ModelMap
     from server.inference.pool import Role
     from server.inference.replica import Replica
 
 CHAIN: Final = "chain"
+ALERT_RULES: Final = "alert_rules"
+"""Its value is a JSON list of rules; empty for none."""
 MODEL_MAP: Final = "model_map"
 """Its value is a JSON list of rules; empty for none."""
 ON, OFF = "on", "off"
@@ -175,3 +179,21 @@ def model_map_subjects(model_map: ModelMap) -> dict[str, Subject]:
         return "; ".join(map(str, read_rules(value))) or "the default model for every order"
 
     return {MODEL_MAP: Subject("", check, lambda value, _seconds: model_map.set(read_rules(value)), in_words)}
+
+
+def alert_rule_subjects(alerts: UserAlerts) -> dict[str, Subject]:
+    """The alert rules that users set."""
+
+    def check(value: str) -> str:
+        try:
+            alert_rules.read_rules(value)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def in_words(value: str) -> str:
+        return "; ".join(map(str, alert_rules.read_rules(value))) or "none"
+
+    return {
+        ALERT_RULES: Subject("", check, lambda value, _seconds: alerts.set(alert_rules.read_rules(value)), in_words)
+    }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from fallback.chain import StageName
@@ -17,6 +17,7 @@ from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision import tally
 from server.decision.reports import Cause
+from server.decision.strategies import StrategyCounts
 from server.journal.reply_status import CAUSES
 from server.timing.histogram import ROW_EDGES
 from server.timing.histogram import Histogram as Observations
@@ -29,12 +30,18 @@ if TYPE_CHECKING:
     from server.decision.admission import Admission
     from server.decision.decided_block import DecidedBlock
     from server.decision.idempotency import IdempotencyWindow
+    from server.decision.other_sets import OtherSets
     from server.decision.pending import Pending
     from server.decision.replies import Replies
     from server.decision.reports import DecisionReports
     from server.journal.journal import Journal
 
 DECISIONS: Final = Counter("pretrade_decisions", "Decisions sent.", ("source", "action"))
+STRATEGY_DECISIONS: Final = Counter(
+    "pretrade_strategy_decisions",
+    "Decisions sent, by strategy; those of further strategies are counted together.",
+    ("strategy", "action"),
+)
 DECISION_REASONS: Final = Counter("pretrade_decision_reasons", "Reasons of decisions.", ("reason",))
 DEGRADATIONS: Final = Counter("pretrade_degradations", "Degradations of decisions.", ("degradation",))
 DECISION_SECONDS: Final = Histogram("pretrade_decision_seconds", "Arrival to hand-over of the reply.")
@@ -79,6 +86,22 @@ BLOCK_ORDERS: Final = Histogram(
 ORDERS_ALONE: Final = Counter(
     "pretrade_orders_alone", "Orders that were decided one by one, by why not in columns.", ("why",)
 )
+SET_FEATURE_AGE_SECONDS: Final = Gauge(
+    "pretrade_set_feature_age_seconds",
+    "Age from exchange event time of the features of a computed set that a model takes.",
+    ("set", "instrument"),
+)
+SET_FEATURES_PRESENT: Final = Gauge(
+    "pretrade_set_features_present",
+    "1 while there are features of a computed set that a model takes within their TTL.",
+    ("set", "instrument"),
+)
+SET_ROWS_MISSING: Final = Counter(
+    "pretrade_set_rows_missing",
+    "Orders without a row of the feature set that their model takes; the part is the caller, or the set whose features"
+    " were missing or stale.",
+    ("set", "part"),
+)
 REPORTS_CHOSEN: Final = Counter(
     "pretrade_reports_chosen", "Decisions chosen to be reported, lost ones included.", ("sink", "cause")
 )
@@ -114,6 +137,7 @@ class DecisionMetrics:
     def __init__(self) -> None:
         self.decisions: collections.Counter[tuple[int, int]] = collections.Counter()
         """By (source, action)."""
+        self.strategies = StrategyCounts()
         self.reasons: collections.Counter[int] = collections.Counter()
         self.degradations: collections.Counter[int] = collections.Counter()
         self.latency = Observations()
@@ -144,10 +168,12 @@ class DecisionMetrics:
         # Whoever meets a bug in one of the cases asks again for each: nothing is counted before all were looked at.
         decided = [case.decided for case in cases if case.decided is not None]
         answers = [(one.source, one.action) for one in decided]
+        strategies = [(case.order.strategy, case.decided.action) for case in cases if case.decided is not None]
         reasons = [reason for one in decided for reason in one.reasons]
         degradations = [degradation for case in cases for degradation in case.degradations]
         seconds = [now - case.budget.arrived for case in cases]
         self.decisions.update(answers)
+        self.strategies.count(strategies)
         self.reasons.update(reasons)
         self.degradations.update(degradations)
         self.latency.observe_all(seconds)
@@ -159,6 +185,7 @@ class DecisionMetrics:
         self.blocks.observe(count)
         for action, times in collections.Counter(block.actions).items():
             self.decisions[block.source, action] += times
+        self.strategies.count(zip([order.strategy for order in block.orders], block.actions, strict=True))
         self.reasons.update(block.reasons)
         for objections in block.objections:
             self.reasons.update(objections)
@@ -186,6 +213,11 @@ def of_decisions(metrics: DecisionMetrics) -> Iterator[Metric]:
             labels = (enum_name(pb.Source, source), enum_name(pb.Action, action))
             decisions.add_metric(labels, metrics.decisions[source, action])
     yield decisions
+    strategies, counted = STRATEGY_DECISIONS.family(), dict(metrics.strategies.counts)
+    for strategy, action in itertools.product(sorted({strategy for strategy, _ in counted}), pb.Action.values()):
+        if action:
+            strategies.add_metric((strategy, enum_name(pb.Action, action)), counted.get((strategy, action), 0))
+    yield strategies
     yield _by_name(DECISION_REASONS.family(), pb.ReasonCode, metrics.reasons)
     yield _by_name(DEGRADATIONS.family(), pb.Degradation, metrics.degradations)
     latency = DECISION_SECONDS.family()
@@ -256,6 +288,29 @@ def of_replies(replies: Replies, journal: Journal) -> Iterator[Metric]:
     yield REPLIES_OWED.family(replies.owed)
     yield REPLY_NOTES_WAITING.family(replies.waiting)
     yield REPLY_NOTES_LOST.family(replies.lost)
+
+
+def of_sets(others: OtherSets, instruments: Sequence[str], clock: Callable[[], float]) -> Iterator[Metric]:
+    """Of feature sets besides `mf1`.
+
+    Args:
+        others: Puts their rows together.
+        instruments: Those that may have vectors.
+        clock: Monotonic seconds, the cache's own.
+    """
+    age, present = SET_FEATURE_AGE_SECONDS.family(), SET_FEATURES_PRESENT.family()
+    now = clock()
+    for set_id, cache in dict(others.caches).items():
+        for instrument in instruments:
+            entry = cache.get(instrument)
+            if entry is not None:
+                age.add_metric((set_id, instrument), entry.age_seconds(now))
+            present.add_metric((set_id, instrument), entry is not None)
+    yield from (age, present)
+    missing = SET_ROWS_MISSING.family()
+    for labels, count in dict(others.missing).items():
+        missing.add_metric(labels, count)
+    yield missing
 
 
 def of_reports(reports: DecisionReports) -> Iterator[Metric]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -112,11 +113,28 @@ class OtherSets:
         self._plans: dict[str, tuple[_Plan, ...]] = {}
         """By model, of those that take other sets than `mf1`."""
         self._caches: dict[str, FeatureCache] = {}
+        self.missing: Counter[tuple[str, str]] = Counter()
+        """Orders without a row since start: by set, and by the part that was missing, `CALLER` or the set that it is
+        of."""
 
     @property
     def wanted(self) -> bool:
         """True while a model takes another set than `mf1`."""
         return bool(self._plans)
+
+    @property
+    def taken(self) -> Mapping[FeatureSet, list[str]]:
+        """The models that take each set now."""
+        found: dict[FeatureSet, list[str]] = {}
+        for model, plans in self._plans.items():
+            for plan in plans:
+                found.setdefault(plan.feature_set, []).append(model)
+        return found
+
+    def computed(self, feature_set: FeatureSet) -> list[FeatureCache]:
+        """The server's copies of the computed sets that the rows of a set are put together of."""
+        sources = {part.source for part in feature_sets.parts_of(feature_set)}
+        return [cache for set_id, cache in self._caches.items() if set_id in sources]
 
     @property
     def caches(self) -> Mapping[str, FeatureCache]:
@@ -156,10 +174,16 @@ class OtherSets:
         for case in cases:
             model = self._model_of(case)
             if case.features is not None:
-                case.others = self.rows(model, case.order, _mf1(case), now, computed)
+                case.others = self.rows(model, case.order, _mf1(case), now, computed, self.missing)
 
     def rows(
-        self, model: str, order: Order, mf1: _Source | None, now: float, computed: Computed
+        self,
+        model: str,
+        order: Order,
+        mf1: _Source | None,
+        now: float,
+        computed: Computed,
+        missing: Counter[tuple[str, str]] | None = None,
     ) -> dict[FeatureSet, SetRow | None] | None:
         """The row of each set that a model takes besides `mf1`, as in `Case.others`; None where it takes no other.
 
@@ -169,6 +193,7 @@ class OtherSets:
             mf1: These features.
             now: Monotonic seconds.
             computed: What was found at this instant for orders before.
+            missing: Counts what is missing, by set and part.
         """
         plans = self._plans.get(model)
         if plans is None:
@@ -177,9 +202,14 @@ class OtherSets:
         for plan in plans:
             brought = _brought(plan, order)
             if len(plan.must_bring) and (brought is None or np.isnan(brought[plan.must_bring]).any()):
-                rows[plan.feature_set] = None
-            elif (row := self._row(plan, order, brought, mf1, now, computed)) is not None:
+                rows[plan.feature_set], lacking = None, CALLER
+            elif isinstance(row := self._row(plan, order, brought, mf1, now, computed), SetRow):
                 rows[plan.feature_set] = row
+                continue
+            else:
+                lacking = row
+            if missing is not None:
+                missing[plan.feature_set.id, lacking] += 1
         return rows
 
     def _row(
@@ -190,8 +220,12 @@ class OtherSets:
         mf1: _Source | None,
         now: float,
         computed: Computed,
-    ) -> SetRow | None:
-        """The row of a set for an order that brings these values of it; None where a part is missing or stale."""
+    ) -> SetRow | str:
+        """The row of a set for an order that brings these values of it.
+
+        Returns:
+            The row; or the id of the set whose features are missing or stale.
+        """
         sources = []
         for source, part in zip(plan.sources, plan.parts, strict=True):
             if values is not None and not np.isnan(values[part.places]).any():
@@ -199,7 +233,7 @@ class OtherSets:
                 continue
             found = self._computed(source, order.instrument, now, computed) if source else mf1
             if found is None:
-                return None
+                return source or MF1.id
             sources.append(found)
         if values is not None or order.caller_features is not None:
             return _put_together(plan, order.side, values, sources)

@@ -1,21 +1,24 @@
 """The methods that are called over HTTP, and the paths that lead to them: the one table of both.
 
 Every method with one answer is `POST /package.Service/Method`, which is its path over gRPC as well. The few that people
-type have a second path, in `PATHS`.
+type have a second path, in `PATHS`; those that are watched have no other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
 
+from server.rpc.events import Watch
+
 _DECISION: Final = "/pretrade.decision.v1.DecisionService/"
 _ADMIN: Final = "/pretrade.admin.v1.AdminService/"
+_AUDIT: Final = "/pretrade.audit.v1.AuditService/"
 
 
 class Path(NamedTuple):
@@ -32,6 +35,8 @@ PATHS: Final[Mapping[str, tuple[Path, ...]]] = {
     f"{_DECISION}DecideBatch": (Path("POST", "/v1/decide:batch"),),
     f"{_ADMIN}ListModels": (Path("GET", "/models"),),
     f"{_ADMIN}ListSignals": (Path("GET", "/signals"), Path("GET", "/signals/{instrument}", "instruments")),
+    f"{_ADMIN}WatchFeatures": (Path("GET", "/v1/signals/events"),),
+    f"{_AUDIT}WatchDecisions": (Path("GET", "/v1/decisions/events"),),
 }
 """By full method."""
 
@@ -44,14 +49,13 @@ class Method:
     """`/package.Service/Method`."""
     request: type[Message]
     response: type[Message]
-    is_streamed: bool
     serialize: Callable[[Any], bytes] | None
     """What it answers as bytes; None where it answers bytes."""
     takes_bytes: bool
     answer: Any
     """The servicer's method; None where it takes or gives a stream."""
-    answers: Any
-    """The servicer's method where it has one request and a stream of answers; otherwise None."""
+    watch: Watch | None = None
+    """The servicer's method that gives the answers of a stream as events; None where there is none."""
 
 
 class Methods:
@@ -73,15 +77,14 @@ class Methods:
                 name=f"/{service}/{name}",
                 request=message_factory.GetMessageClass(found.input_type),
                 response=message_factory.GetMessageClass(found.output_type),
-                is_streamed=handler.unary_unary is None,
                 serialize=handler.response_serializer,
                 takes_bytes=handler.request_deserializer is None,
                 answer=handler.unary_unary,
-                answers=handler.unary_stream,
             )
 
-    def __getitem__(self, name: str) -> Method:
-        return self._methods[name]
+    def add_watch(self, name: str, watch: Watch) -> None:
+        """Has a method, which is registered already, watched over HTTP as well."""
+        self._methods[name] = replace(self._methods[name], watch=watch)
 
     def routes(self) -> Iterator[tuple[Path, Method]]:
         """Every path with the method that it leads to."""

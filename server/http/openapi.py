@@ -1,8 +1,8 @@
 """Writes the OpenAPI document from the contract: `.ci/protos` runs it, after every change of `proto/`.
 
 The comments of the contract are the descriptions; its messages are schemas in the JSON mapping of proto3. Written by
-hand is only what the contract does not say in a form that programs read: examples, which fields a request must
-have, and the HTTP statuses.
+hand is only what the contract does not say in a form that programs read: examples (`examples.py`), which fields a
+request must have, and the HTTP statuses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 
-from server.http import problems
+from server.http import examples, problems
 from server.http.document import FILE
 from server.http.methods import PATHS
 from server.http.methods import Path as ShortPath
@@ -36,46 +36,9 @@ from server.http.methods import Path as ShortPath
 _PROTO: Final = Path(__file__).parents[2] / "proto"
 _SERVICES: Final = ("decision/v1/decision.proto", "admin/v1/admin.proto", "audit/v1/audit.proto")
 _SCHEMA: Final = "#/components/schemas/"
-_DECISION: Final = "/pretrade.decision.v1.DecisionService/"
 _OPEN: Final = "pretrade.decision.v1"
 """The package whose callers need no credentials unless the server asks for them."""
 
-_ORDER: Final[Mapping[str, Any]] = {
-    "order_ref": "1",
-    "instrument": "BTCUSDT.BINANCE",
-    "side": "SIDE_BUY",
-    "quantity": 0.05,
-    "strategy": "twap",
-}
-EXAMPLES: Final[Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]]] = {
-    f"{_DECISION}Decide": {
-        "market": ("A market order", {"order": _ORDER}),
-        "limit": (
-            "A limit order with a deadline of its own",
-            {"order": {**_ORDER, "limit_price": 60_000.0, "timeout": "0.5s"}},
-        ),
-        "repeatable": (
-            "An order that is safe to send again",
-            {"order": {**_ORDER, "idempotency_key": "twap-2026-01-05-1"}},
-        ),
-        "explained": ("What each feature did to the score", {"order": _ORDER, "explain": True}),
-    },
-    f"{_DECISION}DecideBatch": {
-        "two": ("Two orders", {"orders": [_ORDER, {**_ORDER, "order_ref": "2", "side": "SIDE_SELL"}]}),
-    },
-    "/pretrade.admin.v1.AdminService/SetTradingState": {
-        "rehearsed": (
-            "What a halt would change; without dry_run it halts",
-            {"state": "TRADING_STATE_HALTED", "author": "ann", "reason": "a rehearsal", "dry_run": True},
-        ),
-    },
-    "/pretrade.audit.v1.AuditService/ListDecisions": {"newest": ("The newest decision", {"page_size": 1})},
-}
-"""Requests by method and name, each with its title."""
-QUERY_EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
-    "ListSignals": {"instruments": ["BTCUSDT.BINANCE"], "instrument": "BTCUSDT.BINANCE"}
-}
-"""Values of parameters by method and name."""
 REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "pretrade.decision.v1.Order": ("instrument", "side", "quantity", "strategy"),
     "pretrade.decision.v1.DecideRequest": ("order",),
@@ -92,10 +55,11 @@ _STATUSES: Final[Mapping[int, str]] = {
     415: "The request is compressed in a way that the server does not know.",
     429: "Too many calls. `Retry-After` says when to ask again.",
     500: "A fault of the server, which its log explains.",
-    501: "This server cannot do it.",
     503: "The server stops, or a part of it cannot be reached. Another server may answer.",
     504: "The deadline has passed. Of a change it means that nobody knows whether it was made.",
 }
+_REDUCE_ONLY: Final = "pretrade-reduce-only"
+_OF_EVERY_CALL: Final = ("grpc-timeout", "x-correlation-id", "traceparent")
 _HEADERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "grpc-timeout": (
         "The caller's deadline: a number and `H`, `M`, `S` (seconds), `m` (milliseconds), `u` or `n`.",
@@ -106,7 +70,11 @@ _HEADERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
         {"type": "string"},
     ),
     "traceparent": ("W3C trace context.", {"type": "string"}),
-    "pretrade-reduce-only": (
+    "last-event-id": (
+        "Go on after this event, whatever `cursor` says. Browsers send it when they come back.",
+        {"type": "string"},
+    ),
+    _REDUCE_ONLY: (
         "Any value: the call holds reduce-only orders alone. See `Order.reduce_only`.",
         {"type": "string"},
     ),
@@ -121,6 +89,10 @@ as numbers, and shorten enum values (`buy` for `SIDE_BUY`). A name that is not i
 may have more fields in later versions.
 
 An error is a problem of RFC 9457 with a stable `reason`."""
+_WATCHED: Final = """\
+Over HTTP they are server-sent events, or the messages of a WebSocket to the same URL. A watch that is silent has a
+comment every 15 s, or a ping. It ends with an event of the type `error`, which is a problem; a WebSocket ends with the
+message `{"error": …}` and a close code. Whoever does not read loses the watch."""
 _SCALARS: Final[Mapping[int, Mapping[str, Any]]] = {
     FieldDescriptorProto.TYPE_BOOL: {"type": "boolean"},
     FieldDescriptorProto.TYPE_STRING: {"type": "string"},
@@ -175,6 +147,7 @@ class _Writer:
         self._enums: dict[str, EnumDescriptorProto] = {}
         self._services: dict[str, ServiceDescriptorProto] = {}
         self._comments: dict[str, str] = {}
+        self._answers = examples.answers()
         for file in contract.file:
             if file.package.startswith("pretrade."):
                 self._read(file)
@@ -232,17 +205,16 @@ class _Writer:
 
     def _tags(self) -> Iterator[dict[str, Any]]:
         for name, service in self._services.items():
-            streams = [f"`{one.name}`" for one in service.method if _is_stream(one)]
+            streams = [f"`{one.name}`" for one in service.method if not self._is_here(name, one)]
             also = f"\n\nFor gRPC alone: {', '.join(streams)}." if streams else ""
             yield {"name": service.name, "description": self._comments[name] + also}
 
     def _paths(self) -> Iterator[tuple[str, Any]]:
         for name, service in self._services.items():
             for method in service.method:
-                if _is_stream(method):
-                    continue
                 path = f"/{name}/{method.name}"
-                yield path, {"post": self._operation(path, service, method, "POST")}
+                if not _is_stream(method):
+                    yield path, {"post": self._operation(path, service, method, "POST")}
                 for shorter in PATHS.get(path, ()):
                     operation = self._operation(path, service, method, shorter.verb)
                     operation["operationId"] += "_one" if shorter.field else "_short"
@@ -252,20 +224,28 @@ class _Writer:
 
     def _asked(self, method: MethodDescriptorProto, path: ShortPath) -> Iterator[dict[str, Any]]:
         """The parameters of a GET: the fields of its request."""
-        kind = method.input_type.removeprefix(".")
-        for field in self._messages[kind].field:
+        values = examples.PARAMETERS.get(method.name, {})
+        for dotted, field, about in self._fields(method.input_type.removeprefix(".")):
             is_list = field.label == FieldDescriptorProto.LABEL_REPEATED
-            about = self._comments[f"{kind}.{field.name}"]
-            found: dict[str, Any] = {"name": field.name, "in": "query", "required": False, "description": about}
+            found: dict[str, Any] = {"name": dotted, "in": "query", "required": False, "description": about}
             schema: Mapping[str, Any] = _value(field)
-            if field.name == path.field:
+            if dotted == path.field:
                 name = path.path.rpartition("{")[2].removesuffix("}")
                 found |= {"name": name, "in": "path", "required": True, "description": f"Its {name}."}
             elif is_list:
                 schema = {"type": "array", "items": schema}
-            if method.name in QUERY_EXAMPLES:
-                found["example"] = QUERY_EXAMPLES[method.name][found["name"]]
+            if found["name"] in values:
+                found["example"] = values[found["name"]]
             yield found | {"schema": schema}
+
+    def _fields(self, kind: str, before: str = "") -> Iterator[tuple[str, FieldDescriptorProto, str]]:
+        """The fields of a message, and of the messages in it, by the names that a query has for them."""
+        for field in self._messages[kind].field:
+            part = field.type_name.removeprefix(".")
+            if part in self._messages and part not in _WELL_KNOWN:
+                yield from self._fields(part, f"{before}{field.name}.")
+            else:
+                yield before + field.name, field, self._comments[f"{kind}.{field.name}"]
 
     def _operation(
         self, path: str, service: ServiceDescriptorProto, method: MethodDescriptorProto, verb: str
@@ -273,7 +253,7 @@ class _Writer:
         about = self._comments[path[1:].replace("/", ".")]
         is_open = path.startswith(f"/{_OPEN}.")
         credentials: list[dict[str, Any]] = [{"token": []}, {"certificate": []}]
-        headers = _HEADERS if is_open else ("grpc-timeout", "x-correlation-id", "traceparent")
+        headers = [*_OF_EVERY_CALL, *([_REDUCE_ONLY] if is_open else [])]
         operation: dict[str, Any] = {
             "operationId": f"{service.name}_{method.name}",
             "tags": [service.name],
@@ -284,25 +264,38 @@ class _Writer:
         }
         if verb == "POST":
             request: dict[str, Any] = {"schema": _reference(method.input_type)}
-            if path in EXAMPLES:
-                request["examples"] = {
-                    name: {"summary": title, "value": value} for name, (title, value) in EXAMPLES[path].items()
-                }
+            request["examples"] = {
+                name: {"summary": title, "value": value} for name, (title, value) in examples.REQUESTS[path].items()
+            }
             operation["requestBody"] = {"required": True, "content": {"application/json": request}}
-        answer = {"application/json": {"schema": _reference(method.output_type)}}
-        operation["responses"] = {"200": {"description": "The answer.", "content": answer}} | _problem_references()
+        if _is_stream(method):
+            operation["description"] += f"\n\n{_WATCHED}"
+            operation["parameters"].append({"$ref": "#/components/parameters/last-event-id"})
+            answer = {
+                "description": "The events, as they come.",
+                "content": {"text/event-stream": _events(path, method)},
+            }
+        else:
+            shown = {"schema": _reference(method.output_type), "example": self._answers[path]}
+            answer = {"description": "The answer.", "content": {"application/json": shown}}
+        operation["responses"] = {"200": answer} | _problem_references()
         return operation
 
+    def _is_here(self, service: str, method: MethodDescriptorProto) -> bool:
+        """Whether a method is called over HTTP."""
+        return not _is_stream(method) or f"/{service}/{method.name}" in PATHS
+
     def _schemas(self) -> dict[str, Any]:
-        """One for each message and enum that a method takes or gives, and those of what is no message."""
-        methods = [one for service in self._services.values() for one in service.method if not _is_stream(one)]
-        asked = self._reachable(one.input_type for one in methods)
-        found = {
-            name: self._schema(name, name in asked)
-            for name in sorted(
-                self._reachable(itertools.chain.from_iterable((one.input_type, one.output_type) for one in methods))
-            )
-        }
+        """One for each message and enum that a method takes or gives, and those of what is no message.
+
+        What is watched is asked for by parameters, which need no schema of a message.
+        """
+        methods = [
+            one for name, service in self._services.items() for one in service.method if self._is_here(name, one)
+        ]
+        asked = self._reachable(one.input_type for one in methods if not _is_stream(one))
+        told = self._reachable(one.output_type for one in methods)
+        found = {name: self._schema(name, name in asked) for name in sorted(asked | told)}
         return {
             **found,
             "Double": {"anyOf": [{"type": "number", "format": "double"}, _NOT_FINITE]},
@@ -383,15 +376,40 @@ def _parameter(name: str) -> dict[str, Any]:
     return {"name": name, "in": "header", "required": False, "description": about, "schema": schema}
 
 
-def _problem_references() -> dict[str, Any]:
-    return {str(status): {"$ref": f"#/components/responses/Problem{status}"} for status in _STATUSES}
+def _problem_references(*statuses: int) -> dict[str, Any]:
+    """The answers that are problems: of these statuses, or else of all."""
+    return {str(status): {"$ref": f"#/components/responses/Problem{status}"} for status in statuses or _STATUSES}
+
+
+def _events(path: str, method: MethodDescriptorProto) -> dict[str, Any]:
+    """What is watched: the schema is that of one event, as OpenAPI 3.1 has no word for a stream of them."""
+    schema = {
+        "type": "object",
+        "description": "One of the server-sent events.",
+        "properties": {
+            "id": {"type": "string", "description": "The message's `cursor`."},
+            "event": {"const": "error", "description": "Of the last event alone: its data is why the watch ended."},
+            "data": {"type": "string"},
+        },
+        "required": ["data"],
+        "if": {"required": ["event"]},
+        "then": _event_data({"$ref": f"{_SCHEMA}Problem"}),
+        "else": {"required": ["id"], **_event_data(_reference(method.output_type))},
+    }
+    data = json.dumps(examples.event(path), separators=(",", ":"))
+    return {"schema": schema, "example": f"retry: 1000\n\nid: {examples.CURSORS[path]}\ndata: {data}\n\n"}
+
+
+def _event_data(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in the data of an event, which is JSON."""
+    return {"properties": {"data": {"contentMediaType": "application/json", "contentSchema": schema}}}
 
 
 def _problem_answer(status: int) -> dict[str, Any]:
     kind = problems.CONTENT_TYPE.decode()
     answer: dict[str, Any] = {
         "description": _STATUSES[status],
-        "content": {kind: {"schema": {"$ref": f"{_SCHEMA}Problem"}}},
+        "content": {kind: {"schema": {"$ref": f"{_SCHEMA}Problem"}, "example": examples.problem(status)}},
     }
     if status == 429:
         answer["headers"] = {"Retry-After": {"description": "Whole seconds.", "schema": {"type": "integer"}}}
@@ -410,7 +428,7 @@ def _pages() -> Iterator[tuple[str, Any]]:
 def _page(path: str, about: str, properties: Mapping[str, Any], *otherwise: int) -> tuple[str, Any]:
     schema = {"type": "object", "properties": properties, "required": list(properties)}
     answer = {"description": about, "content": {"application/json": {"schema": schema}}}
-    statuses = {str(status): answer for status in (200, *otherwise)}
+    statuses: dict[str, Any] = {str(status): answer for status in (200, *otherwise)} | _problem_references(403)
     operation = {"operationId": path[1:], "tags": ["Server"], "summary": about, "security": [], "responses": statuses}
     return path, {"get": operation}
 

@@ -60,9 +60,14 @@ class Refusal(NamedTuple):
     """A problem as JSON."""
 
 
+def status_of(error: PretradeError) -> int:
+    """The HTTP status of an error."""
+    return _HTTP_OF.get(type(error)) or HTTP[status.code(error)]
+
+
 def refusal(error: PretradeError) -> Refusal:
     """The answer to a call that ends with this error."""
-    http_status = _HTTP_OF.get(type(error)) or HTTP[status.code(error)]
+    http_status = status_of(error)
     headers = [(b"content-type", CONTENT_TYPE), *status.http_headers(error)]
     if isinstance(error, errors.HttpMethodError):
         headers.append((b"allow", ", ".join(error.allowed).encode()))

@@ -37,21 +37,30 @@ def document_of(query: bytes, kind: Descriptor) -> dict[str, Any]:
 
 def _put(document: dict[str, Any], kind: Descriptor, name: str, value: str) -> None:
     *parts, last = name.split(".")
-    at: Descriptor | None = kind
     for part in parts:
-        field = None if at is None else at.fields_by_name.get(part)
-        at = None if field is None else field.message_type
+        field = kind.fields_by_name.get(part)
+        if field is None or field.message_type is None:  # `request_of` says so of what has no parts
+            _put_once(document, part, {last: value}, name)
+            return
         document = document.setdefault(part, {})
         if not isinstance(document, dict):
             raise _twice(name)
-    field = None if at is None else at.fields_by_name.get(last)
+        kind = field.message_type
+    field = kind.fields_by_name.get(last)
     if field is not None and field.is_repeated:
-        document.setdefault(last, []).append(value)
-    elif last in document:
-        raise _twice(name)
+        values = document.setdefault(last, [])
+        if not isinstance(values, list):
+            raise _twice(name)
+        values.append(value)
     else:
         is_boolean = field is not None and field.type == FieldDescriptor.TYPE_BOOL
-        document[last] = _BOOLEANS.get(value, value) if is_boolean else value
+        _put_once(document, last, _BOOLEANS.get(value, value) if is_boolean else value, name)
+
+
+def _put_once(document: dict[str, Any], part: str, value: Any, name: str) -> None:
+    if part in document:
+        raise _twice(name)
+    document[part] = value
 
 
 def _twice(name: str) -> InvalidOrderError:

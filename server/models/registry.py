@@ -59,6 +59,18 @@ class Standing:
     """The card; None where there is none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What was measured of a version before it decided."""
+
+    kind: str
+    """What it is; empty where its archive is damaged."""
+    measured: Mapping[str, Any]
+    """All that `WalkForward.summary` gives; empty where nothing was measured. Whoever wrote the file may have been of
+    another version of pretrade."""
+    standing: Standing
+
+
 class ModelUnusableError(Exception):
     """The version cannot score what this server would ask it."""
 
@@ -169,16 +181,30 @@ class Registry:
             return _unreadable(version, created_at, error)
         return record_of(archive, created_at)
 
-    def standing(self, version: str) -> Standing:
-        """How a version does against the baselines, as its card says."""
+    def evaluation(self, version: str) -> Evaluation:
+        """What was measured of a version before it decided.
+
+        Raises:
+            ModelUnknownError: There is no such version.
+        """
+        if not is_version(version):
+            raise ModelUnknownError(f"no model {version!r} in {self.root}: `pretrade models list` names them")
+        kind = self.describe(version).kind
         directory = self.root / CARDS / version
         card = directory / CARD_FILE
         try:
-            kind = json.loads(read_archive(self.path(version)).files["metadata.json"])["kind"]
-            text = str(json.loads((directory / EVALUATION_FILE).read_text())["standing"][kind])
-        except (OSError, ValueError, KeyError, TypeError, ModelUnknownError):
-            text = NOT_MEASURED
-        return Standing(text, card if card.is_file() else None)
+            measured = json.loads((directory / EVALUATION_FILE).read_text())
+            standing = str(measured["standing"][kind])
+        except (OSError, ValueError, KeyError, TypeError):
+            measured, standing = {}, NOT_MEASURED
+        return Evaluation(kind, measured, Standing(standing, card if card.is_file() else None))
+
+    def standing(self, version: str) -> Standing:
+        """How a version does against the baselines, as its card says."""
+        try:
+            return self.evaluation(version).standing
+        except ModelUnknownError:
+            return Standing(NOT_MEASURED, None)
 
     def usable(self, version: str) -> ModelRecord:
         """The record of a version that this server can use.

@@ -10,10 +10,6 @@ from typing import Any, Final, Protocol
 import grpc
 import grpc.aio
 
-from feature_cache.features import MF1
-from feature_cache.store.codec import BookState
-from feature_cache.store.l1 import FeatureCache
-from feature_cache.store.report import InstrumentReport, ReportReader
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.admin.v1 import admin_pb2_grpc
 from server.configuration import Configuration
@@ -26,7 +22,9 @@ from server.inference.model_names import DEFAULT
 from server.journal.journal import Journal
 from server.process.health import Health
 from server.process.slot import Slot
+from server.rpc.alerts import AlertSteering
 from server.rpc.call import Call
+from server.rpc.feature_status import FeatureStatuses, MarketParts
 from server.rpc.models import ModelSteering
 from server.rpc.signals import Signals
 from server.rpc.steering import Steering, duration
@@ -38,11 +36,6 @@ _OTHERS_SECONDS = 0.5
 """How long another process may take to say how it is."""
 _MAX_AUTHOR: Final = 64
 _MAX_REASON: Final = 256
-_BOOKS = {
-    BookState.UNKNOWN: pb.BOOK_STATE_UNKNOWN,
-    BookState.VALID: pb.BOOK_STATE_VALID,
-    BookState.LOCKED: pb.BOOK_STATE_LOCKED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +48,6 @@ class ServingParts:
     admission: Admission
     slot: Slot | None
     clock: Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class MarketParts:
-    """What is known of the market."""
-
-    feature_cache: FeatureCache
-    reports: ReportReader
-    instruments: tuple[str, ...]
-    max_feature_age_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +70,7 @@ class AdminServicer:
         configuration: Configuration[Any],
         steering: Steering,
         models: ModelSteering,
+        alerts: AlertSteering,
         serving: ServingParts,
         market: MarketParts,
         records: RecordParts,
@@ -97,15 +81,13 @@ class AdminServicer:
         self._configuration = configuration
         self._steering = steering
         self._models = models
+        self._alerts = alerts
         self._signals = signals
+        self._features = FeatureStatuses(market, serving.clock)
         self._changes = records.changes
         self._journal = records.journal
         self._unshipped = records.unshipped
-        self._feature_cache = market.feature_cache
-        self._reports = market.reports
         self._drift = records.drift
-        self._instruments = market.instruments
-        self._max_feature_age_seconds = market.max_feature_age_seconds
         self._health = serving.health
         self._metrics = serving.metrics
         self._admission = serving.admission
@@ -116,14 +98,14 @@ class AdminServicer:
     async def GetStatus(self, request: pb.GetStatusRequest, call: Call) -> pb.GetStatusResponse:
         """Everything on one page."""
         default = self._models.default
-        reports = {} if request.this_process_only else await self._reports.read(self._instruments)
+        features = await self._features.of_mf1(not request.this_process_only)
         return pb.GetStatusResponse(
             instance_id=self._instance_id,
             ready=self._health.ready,
             trading_state=self._control.trading_state,
             replicas=self._steering.replicas(),
             flags=self._steering.flags(),
-            features=[self._feature_status(instrument, reports.get(instrument)) for instrument in self._instruments],
+            features=features,
             audit=pb.AuditStatus(
                 writable=not self._journal.problem,
                 written=self._journal.written,
@@ -149,6 +131,7 @@ class AdminServicer:
             champion=await default.canaries.champion(),
             model_map=self._models.rules(),
             models=self._models.others(self._drift.states),
+            feature_sets=list(self._features.of_sets()),
         )
 
     async def _processes(self, this_one_only: bool) -> list[pb.ProcessStatus]:
@@ -233,6 +216,18 @@ class AdminServicer:
         """Sets which model decides which orders."""
         return await self._models.set(request, _author(request, call))
 
+    async def ListAlertRules(self, request: pb.ListAlertRulesRequest, call: Call) -> pb.ListAlertRulesResponse:
+        """The alert rules that users set."""
+        return self._alerts.list()
+
+    async def SetAlertRule(self, request: pb.SetAlertRuleRequest, call: Call) -> pb.SetAlertRuleResponse:
+        """Sets one alert rule."""
+        return await self._alerts.set(request, _author(request, call))
+
+    async def DeleteAlertRule(self, request: pb.DeleteAlertRuleRequest, call: Call) -> pb.DeleteAlertRuleResponse:
+        """Deletes one alert rule."""
+        return await self._alerts.delete(request, _author(request, call))
+
     async def StartCanary(self, request: pb.StartCanaryRequest, call: Call) -> pb.StartCanaryResponse:
         """Begins to give a model version orders."""
         return await self._models.of(request).start(request, _author(request, call))
@@ -261,6 +256,10 @@ class AdminServicer:
         """Every version in the registry."""
         return await self._models.list_models()
 
+    async def GetModelCard(self, request: pb.GetModelCardRequest, call: Call) -> pb.GetModelCardResponse:
+        """What was measured of a version."""
+        return await self._models.card(request)
+
     async def LoadModel(self, request: pb.LoadModelRequest, call: Call) -> pb.LoadModelResponse:
         """Loads a version into replicas."""
         return await self._models.of(request).load_model(request, _author(request, call))
@@ -282,35 +281,6 @@ class AdminServicer:
     ) -> pb.ReloadConfigurationResponse:
         """Rereads the configuration file."""
         return await self._configuration.reload(self._control, request, _author(request, call))
-
-    def _feature_status(self, instrument: str, report: InstrumentReport | None) -> pb.FeatureStatus:
-        status = pb.FeatureStatus(instrument=instrument)
-        if report is not None:
-            status.book = _BOOKS[report.state]
-            status.book_reason = report.unknown_because
-            status.vector_version = report.vector_version
-            status.worker = report.worker
-            status.book_losses = report.losses
-            if report.lag_records is not None:
-                status.lag_records = report.lag_records
-        entry = self._feature_cache.get(instrument)
-        if entry is None:
-            status.problem = "no features"
-            return status
-        # The vector's own state is newer than the report.
-        status.book = _BOOKS[entry.snapshot.state]
-        status.vector_version = MF1.version  # every vector of another version is refused
-        status.sequence = entry.snapshot.sequence
-        age = entry.age_seconds(self._clock())
-        status.age.CopyFrom(duration(age))
-        if entry.snapshot.state is BookState.UNKNOWN:
-            status.problem = "book unknown"
-        else:
-            status.book_reason = ""
-            if age > self._max_feature_age_seconds:
-                status.problem = "stale"
-        status.usable = not status.problem
-        return status
 
 
 class _Change(Protocol):

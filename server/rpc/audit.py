@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.wire.reading import reading_pb2
 from server.audit.reading.reading import Question, Reading
-from server.errors import AuditBusyError, InvalidRequestError
+from server.errors import InvalidRequestError, TooManyWatchersError
 from server.journal.journal import Journal
 from server.journal.lock import FileLock
 from server.rpc.call import Call
@@ -86,12 +86,11 @@ class AuditServicer:
 
         return method
 
-    async def watch_json(self, request: audit_pb2.WatchDecisionsRequest, call: Call) -> AsyncIterator[Event]:
+    async def watch_json(self, request: audit_pb2.WatchDecisionsRequest, call: Call) -> AsyncGenerator[Sequence[Event]]:
         """The same as `WatchDecisions`, as JSON, which the process that reads has made already."""
         async with contextlib.aclosing(self._steps(request, call, as_json=True)) as steps:
             async for step in steps:
-                for cursor, text in zip(step.cursors, step.events, strict=True):
-                    yield Event(cursor, text)
+                yield [Event(cursor, text) for cursor, text in zip(step.cursors, step.events, strict=True)]
 
     async def _watch(self, request: bytes, call: Call) -> AsyncIterator[bytes]:
         """Sends what the journals hold beyond a cursor, again and again."""
@@ -112,7 +111,7 @@ class AuditServicer:
         Nothing is kept for a watcher but its cursor: one that does not read holds up nothing but itself.
         """
         if self.watchers >= _MOST_WATCHERS:
-            raise AuditBusyError(f"{self.watchers} watch already")
+            raise TooManyWatchersError(self.watchers)
         self.watchers += 1
         try:
             wanted = reading_pb2.NextEventsRequest(watch=request, as_json=as_json)

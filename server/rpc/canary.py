@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pretrade.admin.v1 import admin_pb2 as pb
 from server.canary.evidence import Check, Verdict
+from server.canary.history import EvidenceHistory
 from server.canary.plan import Canary
 from server.canary.rollout import CanaryError, Rollout
 from server.canary.settings import check_steps
@@ -40,6 +41,7 @@ from server.models.registry import (
     Registry,
     Standing,
 )
+from server.rpc.cards import card_of
 from server.rpc.steering import Asking, duration
 
 T = TypeVar("T")
@@ -113,7 +115,9 @@ class CanarySteering:
         if canary is None:
             return pb.GetCanaryResponse()
         affected = list(self._rollout.affected)[::-1][: request.affected_decisions]
-        return pb.GetCanaryResponse(canary=self._message(canary), affected_decision_ids=affected)
+        return pb.GetCanaryResponse(
+            canary=self._message(canary), affected_decision_ids=affected, history=_history(self._rollout.history)
+        )
 
     async def start(self, request: pb.StartCanaryRequest, author: str) -> pb.StartCanaryResponse:
         """Loads and checks a version, and gives it its first orders."""
@@ -216,6 +220,16 @@ class CanarySteering:
             return [_model(record, registry.standing(record.version), aliases, loaded) for record in registry.records()]
 
         return pb.ListModelsResponse(models=await asyncio.to_thread(described))
+
+    async def card(self, version: str) -> pb.GetModelCardResponse:
+        """What was measured of a version before it decided."""
+        try:
+            registry = self._deployment.registry
+            return await asyncio.to_thread(card_of, registry, version)
+        except DeploymentError as error:
+            raise ChangeRefusedError(str(error)) from None
+        except ModelUnknownError as error:
+            raise UnknownSubjectError(str(error)) from None
 
     async def loaded(self) -> dict[str, list[str]]:
         """The versions that each of its replicas has loaded."""
@@ -431,6 +445,16 @@ def _check(check: Check) -> pb.CanaryCheck:
     if check.samples:
         message.canary, message.champion = check.canary, check.champion
     return message
+
+
+def _history(history: EvidenceHistory) -> pb.CanaryHistory | None:
+    if not history.at_ns:
+        return None
+    checks = (
+        pb.CanaryCheckHistory(name=name, samples=one.samples, canary=one.canary, champion=one.champion)
+        for name, one in history.checks.items()
+    )
+    return pb.CanaryHistory(at_ns=history.at_ns, weight=history.weight, checks=checks)
 
 
 def _aliases(registry: Registry, champion: str) -> dict[str, str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, NamedTuple
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+
+from server.rpc.call import Call
 
 
 class Event(NamedTuple):
@@ -16,6 +19,10 @@ class Event(NamedTuple):
     """Where to go on after it."""
     text: bytes
     """The answer's message as JSON, in one line."""
+
+
+Watch = Callable[[Any, Call], AsyncGenerator[Sequence[Event]]]
+"""A servicer's method that answers a request with events, as many at once as there are."""
 
 
 def document_of(message: Message) -> dict[str, Any]:

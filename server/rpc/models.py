@@ -94,6 +94,10 @@ class ModelSteering:
         first, *others = (one.canaries for one in self._models.values())
         return await first.list_models(others)
 
+    async def card(self, request: pb.GetModelCardRequest) -> pb.GetModelCardResponse:
+        """What was measured of a version, whichever model it is for."""
+        return await self.default.canaries.card(request.model_version)
+
     def get(self) -> pb.GetModelMapResponse:
         """The map, and what it can name."""
         return pb.GetModelMapResponse(rules=self.rules(), models=self.models(), control_version=self._control.version)

@@ -16,11 +16,14 @@ from typing import Generic, TypeVar
 import grpc
 import grpc.aio
 from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.timestamp_pb2 import Timestamp
 
+from feature_cache.features import MF1
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.wire.reading import reading_pb2
+from server.audit.reading.check import AuditCheck
 from server.audit.reading.explain import Explainer
 from server.audit.reading.heard import headline
 from server.audit.reading.journals import Journals
@@ -28,9 +31,10 @@ from server.audit.reading.query import AuditQuery
 from server.audit.reading.reading import Question, Task
 from server.audit.replay.replay import Replay, Replayer
 from server.drift.summary import Summary, metadata_of, of_model, summarise
-from server.errors import AuditUnavailableError
+from server.errors import AuditUnavailableError, ModelUnknownError
 from server.journal.reply_status import REPLIED
 from server.models.archive import ModelStore
+from server.models.markout import Markout, markout_of
 from server.rpc.call import Call
 from server.rpc.events import json_of
 
@@ -73,11 +77,19 @@ class ReadingServicer:
         self._lookups = Lane(self._query)
         self._watching = Lane(lambda: Journals(task.journal))
         self._comparing = Lane(self._query)
+        self._checking = Lane(lambda: AuditCheck(self._query(), task.journal, self._horizon_seconds))
         self._replays = Lane(lambda: Replays(self._query(), self._store))
         self._explanations = Lane(lambda: _Explanations(self._query(), self._store, task.models))
 
     def _query(self) -> AuditQuery:
         return AuditQuery(self._task.database_url, self._task.journal)
+
+    def _horizon_seconds(self, version: str) -> float:
+        """Of the label that a model has learnt; the default where its archive is not here."""
+        try:
+            return markout_of(metadata_of(self._store.find(version).files)).horizon_seconds
+        except ModelUnknownError:
+            return Markout().horizon_seconds
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers the methods, with the messages of the contract."""
@@ -142,6 +154,10 @@ class ReadingServicer:
     async def CompareDrift(self, request: reading_pb2.CompareDriftRequest, call: Call) -> admin_pb2.DriftStatus:
         """Recent decisions beside what their model learnt from."""
         return await self._comparing.ask(lambda query: _drift(query, self._store, request))
+
+    async def CheckAudit(self, request: reading_pb2.CheckAuditRequest, call: Call) -> reading_pb2.CheckAuditResponse:
+        """What the audit says of itself."""
+        return await self._checking.ask(lambda check: check.check(request.champions))
 
     async def WarmUp(self, request: reading_pb2.WarmUpRequest, call: Call) -> reading_pb2.WarmUpResponse:
         """Has a model ready to explain."""
@@ -211,13 +227,31 @@ def drift_status(summary: Summary) -> admin_pb2.DriftStatus:
         )
         for one in summary.drifts
     ]
+    windows = [
+        admin_pb2.DriftWindow(
+            since=_instant(one.since_ns), rows=one.rows, psi=[one.psi[each.name] for each in features]
+        )
+        for one in summary.windows
+    ]
     return admin_pb2.DriftStatus(
-        model_version=summary.model_version, problem=summary.problem, rows=summary.rows, features=features
+        model_version=summary.model_version,
+        problem=summary.problem,
+        rows=summary.rows,
+        features=features,
+        windows=windows,
     )
+
+
+def _instant(ns: int) -> Timestamp:
+    found = Timestamp()
+    found.FromNanoseconds(ns)
+    return found
 
 
 def _decision(query: AuditQuery, decision_id: str) -> audit_pb2.GetDecisionResponse:
     response = audit_pb2.GetDecisionResponse(decision=query.get(decision_id))
+    if response.decision.packet.feature_set_id == MF1.id:
+        response.feature_names.extend(MF1.names)
     try:
         response.outcomes.extend(query.outcomes(decision_id))
     except AuditUnavailableError as error:

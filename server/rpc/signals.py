@@ -1,6 +1,6 @@
-"""What the server knows of its instruments: the features of each from its own copy, and its newest decision.
+"""What the server knows of its instruments: the features of each from its own copies, and its newest decision.
 
-Features are watched by looking at the copy again and again. Nothing is kept for a watcher but the sequences of the
+Features are watched by looking at the copies again and again. Nothing is kept for a watcher but the sequences of the
 vectors that it was told of, so one that does not read costs no memory, and gets the newest when it reads again. A
 vector becomes JSON once, however many watch.
 """
@@ -11,20 +11,25 @@ import asyncio
 import difflib
 import json
 import math
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Final, NamedTuple
 
 import structlog
 
-from feature_cache.features import MF1
 from feature_cache.store.codec import BookState
 from feature_cache.store.l1 import CachedFeatures, FeatureCache
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.audit.v1 import audit_pb2
 from pretrade.wire.reading import reading_pb2
 from server.audit.reading.reading import Question, Reading
-from server.errors import AuditError, InvalidRequestError, TooManyWatchersError, UnknownInstrumentError
+from server.errors import (
+    AuditError,
+    InvalidRequestError,
+    TooManyWatchersError,
+    UnknownInstrumentError,
+    UnknownSubjectError,
+)
 from server.rpc.call import Call
 from server.rpc.events import Event, json_of
 from server.rpc.steering import duration
@@ -32,7 +37,8 @@ from server.rpc.steering import duration
 _log = structlog.get_logger(__name__)
 
 MOST_WATCHERS: Final = 64
-"""Of features, in one process. Each looks at every instrument it watches once in an interval, which costs some 5 µs."""
+"""Of features, in one process. Each looks at every instrument and set that it watches once in an interval, which costs
+some 5 µs."""
 _DEFAULT_INTERVAL_SECONDS: Final = 1.0
 _SHORTEST_INTERVAL_SECONDS: Final = 0.1
 _LONGEST_INTERVAL_SECONDS: Final = 60.0
@@ -50,7 +56,7 @@ _BOOKS: Final = {
 
 
 class _Known(NamedTuple):
-    """What a watcher was told of an instrument; another one is news."""
+    """What a watcher was told of an instrument and set; another one is news."""
 
     sequence: int
     """0 without a vector."""
@@ -61,7 +67,8 @@ class Signals:
     """Answers `AdminService.ListSignals` and `AdminService.WatchFeatures`.
 
     Args:
-        feature_cache: The server's copy of the vectors.
+        feature_cache: The server's copy of the vectors of `mf1`.
+        other_caches: Its copies of the other sets that its models take, by id. More may come.
         instruments: Those that the server follows.
         max_age_seconds: Older features are not usable.
         lookups: Answers which decisions are the newest.
@@ -72,6 +79,7 @@ class Signals:
     def __init__(
         self,
         feature_cache: FeatureCache,
+        other_caches: Mapping[str, FeatureCache],
         instruments: tuple[str, ...],
         max_age_seconds: float,
         lookups: Reading,
@@ -79,13 +87,14 @@ class Signals:
         wall_clock_ns: Callable[[], int],
     ) -> None:
         self._feature_cache = feature_cache
+        self._other_caches = other_caches
         self._instruments = instruments
         self._max_age_seconds = max_age_seconds
         self._lookups = lookups
         self._clock = clock
         self._wall_clock_ns = wall_clock_ns
-        self._texts: dict[str, tuple[_Known, bytes]] = {}
-        """The newest of each instrument as JSON."""
+        self._texts: dict[tuple[str, str], tuple[_Known, bytes]] = {}
+        """The newest of each set and instrument as JSON."""
         self.watchers = 0
         """Who watches features now, by whatever protocol."""
         self.skipped = 0
@@ -103,7 +112,9 @@ class Signals:
         decisions, incomplete = await self._newest_decisions(names)
         response = pb.ListSignalsResponse(incomplete=incomplete)
         for number, name in enumerate(names, 1):
-            signal = response.signals.add(instrument=name, features=self._features(name))
+            others = [self._features(cache, name) for cache in self._other_caches.values()]
+            signal = response.signals.add(instrument=name, features=self._features(self._feature_cache, name))
+            signal.other_features.extend(others)
             if (entry := self._feature_cache.get(name)) is not None:
                 signal.age.CopyFrom(duration(entry.age_seconds(self._clock())))
             if (decision := decisions.get(name)) is not None:
@@ -116,36 +127,41 @@ class Signals:
         """Features as they change.
 
         Raises:
-            UnknownInstrumentError, InvalidRequestError, TooManyWatchersError: They are not watched.
+            UnknownInstrumentError, UnknownSubjectError, InvalidRequestError, TooManyWatchersError: Nothing is watched.
         """
         async with aclosing(self._changes(request, call)) as changes:
-            async for name, cursor in changes:
-                yield pb.WatchFeaturesResponse(features=self._features(name), cursor=cursor)
+            async for cache, name, cursor in changes:
+                yield pb.WatchFeaturesResponse(features=self._features(cache, name), cursor=cursor)
 
-    async def watch_json(self, request: pb.WatchFeaturesRequest, call: Call) -> AsyncGenerator[Event]:
+    async def watch_json(self, request: pb.WatchFeaturesRequest, call: Call) -> AsyncGenerator[Sequence[Event]]:
         """The same as JSON."""
         async with aclosing(self._changes(request, call)) as changes:
-            async for name, cursor in changes:
-                yield Event(cursor, b'{"features":%s,"cursor":"%s"}' % (self._text(name), cursor.encode()))
+            async for cache, name, cursor in changes:
+                text = self._text(cache, name)
+                yield (Event(cursor, b'{"features":%s,"cursor":"%s"}' % (text, cursor.encode())),)
 
-    async def _changes(self, request: pb.WatchFeaturesRequest, call: Call) -> AsyncGenerator[tuple[str, str]]:
-        """The instruments that changed, each with the cursor after it."""
-        names = self._wanted(request.instruments)
+    async def _changes(
+        self, request: pb.WatchFeaturesRequest, call: Call
+    ) -> AsyncGenerator[tuple[FeatureCache, str, str]]:
+        """The copies and instruments that changed, each with the cursor after it."""
+        names, caches = self._wanted(request.instruments), self._wanted_caches(request.feature_sets)
+        looked_at = [(cache, name) for cache in caches for name in names]
         interval = _interval(request)
         newest = _published(request.cursor)
         with self._watching():
-            told = dict(self._told_before(names, newest))
+            told = dict(self._told_before(looked_at, newest))
             await call.accept()
             due = self._clock()
             while True:
-                for name in names:
-                    known = self._known(name)
-                    if told.get(name) == known:
+                for one in looked_at:
+                    cache, name = one
+                    known = self._known(cache, name)
+                    if told.get(one) == known:
                         continue
-                    told[name] = known
-                    entry = self._feature_cache.get(name)
+                    told[one] = known
+                    entry = cache.get(name)
                     newest = max(newest, 0 if entry is None else entry.snapshot.publish_time_ns)
-                    yield name, str(newest)
+                    yield cache, name, str(newest)
                 due += interval
                 late = self._clock() - due
                 if late > interval:  # whoever watches did not read
@@ -165,12 +181,14 @@ class Signals:
         finally:
             self.watchers -= 1
 
-    def _told_before(self, names: Sequence[str], newest: int) -> Iterator[tuple[str, _Known]]:
+    def _told_before(
+        self, looked_at: Sequence[tuple[FeatureCache, str]], newest: int
+    ) -> Iterator[tuple[tuple[FeatureCache, str], _Known]]:
         """What a watcher knows who was told of all that was published until an instant."""
-        for name in names if newest else ():
-            entry, known = self._feature_cache.get(name), self._known(name)
+        for cache, name in looked_at if newest else ():
+            entry, known = cache.get(name), self._known(cache, name)
             if entry is not None and not known.problem and entry.snapshot.publish_time_ns <= newest - _OVERLAP_NS:
-                yield name, known
+                yield (cache, name), known
 
     def _wanted(self, names: Sequence[str]) -> tuple[str, ...]:
         """The instruments that were asked for.
@@ -182,9 +200,23 @@ class Signals:
             if name not in self._instruments:
                 nearest = next(iter(difflib.get_close_matches(name, self._instruments, 1)), "")
                 hint = f"; did you mean {nearest}?" if nearest else ""
-                shown = json.dumps(name[:_MOST_SHOWN])
-                raise UnknownInstrumentError(f"instruments: this server does not follow {shown}{hint}")
+                raise UnknownInstrumentError(f"instruments: this server does not follow {_shown(name)}{hint}")
         return tuple(dict.fromkeys(names)) or self._instruments
+
+    def _wanted_caches(self, set_ids: Sequence[str]) -> tuple[FeatureCache, ...]:
+        """The copies of the sets that were asked for.
+
+        Raises:
+            UnknownSubjectError: The server does not follow one of them.
+        """
+        mf1 = self._feature_cache
+        caches = {mf1.feature_set.id: mf1} | dict(self._other_caches)
+        for set_id in set_ids:
+            if set_id not in caches:
+                raise UnknownSubjectError(
+                    f"feature_sets: this server does not follow {_shown(set_id)}; it follows {', '.join(caches)}"
+                )
+        return tuple(caches[set_id] for set_id in dict.fromkeys(set_ids)) or (mf1,)
 
     async def _newest_decisions(self, names: Sequence[str]) -> tuple[dict[str, audit_pb2.AuditedDecision], str]:
         """The newest decision of each instrument, and what could not be read; features are there without the audit."""
@@ -201,8 +233,8 @@ class Signals:
             _log.warning("signals without decisions", problem=found.incomplete)
         return {one.packet.order.instrument: one for one in found.decisions}, found.incomplete
 
-    def _known(self, name: str) -> _Known:
-        entry = self._feature_cache.get(name)
+    def _known(self, cache: FeatureCache, name: str) -> _Known:
+        entry = cache.get(name)
         return _Known(0 if entry is None else entry.sequence, self._problem(entry))
 
     def _problem(self, entry: CachedFeatures | None) -> str:
@@ -213,22 +245,24 @@ class Signals:
             return "book unknown"
         return "stale" if entry.age_seconds(self._clock()) > self._max_age_seconds else ""
 
-    def _text(self, name: str) -> bytes:
-        known = self._known(name)
-        made = self._texts.get(name)
+    def _text(self, cache: FeatureCache, name: str) -> bytes:
+        key, known = (cache.feature_set.id, name), self._known(cache, name)
+        made = self._texts.get(key)
         if made is None or made[0] != known:
-            made = self._texts[name] = known, json_of(self._features(name))
+            made = self._texts[key] = known, json_of(self._features(cache, name))
         return made[1]
 
-    def _features(self, name: str) -> pb.InstrumentFeatures:
-        """The newest features of an instrument."""
-        entry = self._feature_cache.get(name)
+    def _features(self, cache: FeatureCache, name: str) -> pb.InstrumentFeatures:
+        """The newest features of an instrument in one set."""
+        feature_set, entry = cache.feature_set, cache.get(name)
         problem = self._problem(entry)
-        found = pb.InstrumentFeatures(instrument=name, usable=not problem, problem=problem)
+        # A copy refuses every vector of another version.
+        found = pb.InstrumentFeatures(
+            instrument=name, usable=not problem, problem=problem, vector_version=feature_set.version
+        )
         if entry is None:
             return found
         snapshot = entry.snapshot
-        found.vector_version = MF1.version  # every vector of another version is refused
         found.sequence = snapshot.sequence
         found.event_time.FromNanoseconds(snapshot.event_time_ns)
         found.published_at.FromNanoseconds(snapshot.publish_time_ns)
@@ -237,9 +271,14 @@ class Signals:
             found.bid = snapshot.bid
         if not math.isnan(snapshot.ask):
             found.ask = snapshot.ask
-        values = zip(MF1.names, snapshot.values.tolist(), strict=True)
+        values = zip(feature_set.names, snapshot.values.tolist(), strict=True)
         found.values.update({feature: value for feature, value in values if not math.isnan(value)})
         return found
+
+
+def _shown(name: str) -> str:
+    """What a caller named, for a message."""
+    return json.dumps(name[:_MOST_SHOWN])
 
 
 def _interval(request: pb.WatchFeaturesRequest) -> float:

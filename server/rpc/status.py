@@ -49,6 +49,7 @@ CODES: Final[dict[type[PretradeError], int]] = {
     errors.UnknownInstrumentError: code_pb2.NOT_FOUND,
     errors.TooManyWatchersError: code_pb2.RESOURCE_EXHAUSTED,
     errors.UnexpectedMessageError: code_pb2.INVALID_ARGUMENT,
+    errors.SlowReaderError: code_pb2.RESOURCE_EXHAUSTED,
     errors.ProtocolError: code_pb2.INTERNAL,
     errors.UnsupportedEncodingError: code_pb2.UNIMPLEMENTED,
     errors.InternalError: code_pb2.INTERNAL,

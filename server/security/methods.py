@@ -29,7 +29,9 @@ ROLES: Final = {
     f"{_ADMIN}ListFlags": _READS,
     f"{_ADMIN}GetCanary": _READS,
     f"{_ADMIN}ListModels": _READS,
+    f"{_ADMIN}GetModelCard": _READS,
     f"{_ADMIN}GetModelMap": _READS,
+    f"{_ADMIN}ListAlertRules": _READS,
     f"{_ADMIN}ListSignals": _READS,
     f"{_ADMIN}WatchFeatures": _READS,
     # What on-call does at 3 a.m.; of a canary only what ends it.
@@ -38,6 +40,8 @@ ROLES: Final = {
     f"{_ADMIN}SetBreaker": _STEERS,
     f"{_ADMIN}SetFlag": _STEERS,
     f"{_ADMIN}SetTradingState": _STEERS,
+    f"{_ADMIN}SetAlertRule": _STEERS,
+    f"{_ADMIN}DeleteAlertRule": _STEERS,
     f"{_ADMIN}AbortCanary": _STEERS,
     f"{_ADMIN}RollBack": _STEERS,
     # What changes who decides.

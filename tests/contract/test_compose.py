@@ -9,21 +9,35 @@ import socket
 import subprocess
 import sys
 from contextlib import nullcontext
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import yaml
+from support.pages import complaint_about
 
 from feature_cache.bars.settings import PREFIX, BarsSettings
 from local.stack.ports import is_free
 from pretrade.client.credential_variables import TOKEN, TOKEN_FILE
+from pretrade.client.operator_token import token_path
 from pretrade.console.cli import PORT
 
 ROOT: Final = Path(__file__).parents[2]
 TEXT: Final = (ROOT / "compose.yaml").read_text()
 SERVICES: Final[dict[str, dict[str, Any]]] = yaml.safe_load(TEXT)["services"]
-OURS: Final = ("server", "console", "worker", "market", "ingest", "bars", "primary", "secondary", "challenger")
+OURS: Final = (
+    "server",
+    "console",
+    "alert-rules",
+    "worker",
+    "market",
+    "ingest",
+    "bars",
+    "primary",
+    "secondary",
+    "challenger",
+)
 
 
 def settings(service: str, module: str) -> dict[str, Any]:
@@ -168,6 +182,27 @@ def test_prometheus_scrapes_the_ports_on_which_metrics_are_served() -> None:
         "pretrade-server": [f"server:{settings('server', 'server')['metrics']['port']}"],
         "pretrade-worker": [f"worker:{settings('worker', 'feature_cache.worker')['metrics_port']}"],
     }
+
+
+def test_the_writer_of_alert_rules_writes_where_prometheus_reads_and_asks_it_to() -> None:
+    writer, read = SERVICES["alert-rules"], SERVICES["prometheus"]
+    admin = settings("server", "server")
+    given = writer["environment"]
+    assert writer["network_mode"] == "service:server"
+    assert given["PRETRADE_ADMIN_TARGET"] == f"{admin['admin']['host']}:{admin['admin']['port']}"
+    assert given[TOKEN_FILE] == str(token_path(Path(admin["journal"]["path"])))
+    command = [*writer["entrypoint"][1:], *writer["command"]]
+    assert complaint_about(command) is None
+    file = Path(command[3])
+    patterns = yaml.safe_load((ROOT / "k8s/observability/prometheus/prometheus.yaml").read_text())["rule_files"]
+    assert any(fnmatch(str(file), pattern) for pattern in patterns)
+    assert f"alert-rules:{file.parent}" in writer["volumes"]
+    assert f"alert-rules:{file.parent}:ro" in read["volumes"]
+    assert f"--prometheus=http://prometheus:{read['ports'][0].rpartition(':')[2]}" in command
+    assert "--web.enable-lifecycle" in read["command"]
+    # The server's user writes it, in a volume that belongs to that user from the beginning.
+    assert "uid=10001" in yaml.safe_load(TEXT)["volumes"]["alert-rules"]["driver_opts"]["o"]
+    assert "USER 10001:10001" in (ROOT / "k8s/docker/server.Dockerfile").read_text()
 
 
 def test_prometheus_tells_alertmanager_which_finds_its_configuration_and_the_users_secrets() -> None:

@@ -1,4 +1,4 @@
-"""JSON over HTTP: one suite for the HTTP port, on the edge grpc.aio, and for Envoy's decision port."""
+"""JSON over HTTP: one suite for the HTTP port, on both edges, and for Envoy's decision port."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import httpx
 import pytest
 from support.harness import INSTRUMENTS, eventually
-from support.server_group import Group, reply_statuses, server_group
+from support.server_group import EDGES, Group, reply_statuses, server_group
+from websockets import InvalidStatus, Subprotocol
+from websockets.sync.client import connect
 
 from local.stack.ports import free_ports
-from pretrade.admin.v1 import admin_pb2
 from pretrade.client import operator_token
-from server.http import openapi
+from server.http import examples, openapi
 from server.http.document import FILE
+from server.http.events import SUBPROTOCOL
 from server.journal.reply_status import REPLIED
 
 pytestmark = pytest.mark.stack
 DECIDE: Final = "/pretrade.decision.v1.DecisionService/Decide"
 _MAX_BYTES: Final = 1_048_576
+_PATIENCE_SECONDS: Final = 60.0
 _PROBLEM: Final = "application/problem+json"
 _ORIGIN: Final = "https://desk.example.com"
 
@@ -41,12 +46,21 @@ class Served:
     url: str
     of_all_services: bool
 
+    @property
+    def shown(self) -> dict[str, str]:
+        """What shows the operator token."""
+        token = operator_token.path_from(self.group.env).read_text().strip()
+        return {"authorization": f"Bearer {token}"}
 
-@pytest.fixture(scope="module", params=["http port", "envoy"])
+    def wait_for_watchers(self, count: int) -> None:
+        eventually(lambda: self.group.metric("pretrade_decision_watchers"), lambda watchers: watchers == count)
+
+
+@pytest.fixture(scope="module", params=["http port", "http port beside envoy", "envoy"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (port,) = free_ports(1)
     settings = {
-        "PRETRADE_GRPC__EDGE": "envoy" if request.param == "envoy" else "grpcio",
+        "PRETRADE_GRPC__EDGE": "envoy" if "envoy" in request.param else "grpcio",
         "PRETRADE_GRPC__READ_SECONDS": "0.5",
         "PRETRADE_HTTP__CORS_ORIGINS": json.dumps([_ORIGIN]),
     }
@@ -59,7 +73,8 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def web(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url) as web:
+    # The process that reads the audit starts with the first question, which takes long on a machine with other work.
+    with httpx.Client(base_url=served.url, timeout=_PATIENCE_SECONDS) as web:
         yield web
 
 
@@ -120,6 +135,8 @@ def test_the_openapi_document_describes_what_is_on_this_port(served: Served, web
     ours = {
         path for path in whole if served.of_all_services or not path.startswith(("/pretrade.a", "/models", "/signals"))
     }
+    if not served.of_all_services:
+        ours -= {"/v1/decisions/events", "/v1/signals/events"}
     assert set(described["paths"]) == ours
     for path in described["paths"]:
         assert web.options(path).status_code == 204
@@ -142,13 +159,14 @@ def test_the_page_to_try_it_takes_everything_from_this_port_and_runs_no_other_sc
     assert set(re.findall(r'at\("(\w+)"\)', script.text)) <= set(re.findall(r'id="(\w+)"', page.text))
 
 
-def visited(served: Served, path: str, body: str = "", token: str = "") -> dict[str, Any]:
+def visited(served: Served, path: str, body: str = "", token: str = "", **fields: str) -> dict[str, Any]:
     """What the page shows to somebody who sends this."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs node")
     command = [node, str(Path(__file__).parents[1] / "try_page/visitor.js"), served.url, path, body, token]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    command.append(json.dumps({name.replace("__", "."): value for name, value in fields.items()}))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True)
     shown: dict[str, Any] = json.loads(done.stdout)
     return shown
 
@@ -158,27 +176,46 @@ def test_the_page_sends_what_is_typed_and_shows_the_answer(served: Served) -> No
     assert shown["status"].startswith("HTTP 200, ")
     assert json.loads(shown["answer"])["decision"]["order_ref"] == "typed"
     assert shown["offered"][:2] == ["POST /v1/decide", "POST /v1/decide:batch"]
-    (_, first), *_ = openapi.EXAMPLES[DECIDE].values()
+    (_, first), *_ = examples.REQUESTS[DECIDE].values()
     assert json.loads(shown["example"]) == first
     refused = visited(served, "POST /v1/decide", "{")
     assert refused["status"].startswith("HTTP 400, ")
     assert json.loads(refused["answer"])["reason"] == "MALFORMED_REQUEST"
     if served.of_all_services:
-        token = operator_token.path_from(served.group.env).read_text().strip()
+        token = served.shown["authorization"].removeprefix("Bearer ")
         status = visited(served, "POST /pretrade.admin.v1.AdminService/GetStatus", token=token)
         assert json.loads(status["answer"])["ready"] is True
 
 
+def test_the_page_has_fields_for_path_and_query_and_shows_events(served: Served, web: httpx.Client) -> None:
+    if not served.of_all_services:
+        return
+    token = served.shown["authorization"].removeprefix("Bearer ")
+    one = visited(served, "GET /signals/{instrument}", token=token, instrument=INSTRUMENTS[1])
+    assert one["fields"] == ["instrument"]
+    assert [signal["instrument"] for signal in json.loads(one["answer"])["signals"]] == [INSTRUMENTS[1]]
+    several = visited(served, "GET /signals", token=token, instruments=f"{INSTRUMENTS[1]}, {INSTRUMENTS[0]}")
+    assert [signal["instrument"] for signal in json.loads(several["answer"])["signals"]] == [*INSTRUMENTS[::-1]]
+    assert web.post("/v1/decide", json={"order": order("tried", strategy="tried")}).status_code == 200
+    watched = visited(served, "GET /v1/decisions/events", token=token, from_oldest="true", filter__strategies="tried")
+    assert watched["status"] == "Stopped."
+    assert '"order_ref":"tried"' in watched["answer"]
+
+
 @pytest.mark.parametrize(
-    ("path", "name"), [(path, name) for path, examples in openapi.EXAMPLES.items() for name in examples]
+    ("path", "name"),
+    [
+        (path, name)
+        for path in (DECIDE, f"{DECIDE}Batch", "/pretrade.audit.v1.AuditService/ListDecisions")
+        for name in examples.REQUESTS[path]
+    ],
 )
 def test_an_example_of_the_openapi_document_is_answered(
     served: Served, web: httpx.Client, path: str, name: str
 ) -> None:
-    _, request = openapi.EXAMPLES[path][name]
+    _, request = examples.REQUESTS[path][name]
     body = json.dumps(request).replace("BTCUSDT.BINANCE", INSTRUMENTS[0])
-    token = operator_token.path_from(served.group.env).read_text().strip()
-    answer = web.post(path, content=body, headers={"authorization": f"Bearer {token}"})
+    answer = web.post(path, content=body, headers=served.shown)
     if not (served.of_all_services or path.startswith("/pretrade.decision.")):
         assert answer.status_code == 404, "no path of this port"
         return
@@ -294,8 +331,7 @@ def test_administration_and_audit_are_on_the_http_port_alone_and_ask_for_the_ope
     refused = web.post(path, json={})
     assert (refused.status_code, refused.json()["reason"]) == (401, "NO_TOKEN")
     assert web.get("/models").status_code == 401
-    token = operator_token.path_from(served.group.env).read_text().strip()
-    shown = {"authorization": f"Bearer {token}"}
+    shown = served.shown
     assert web.post("/v1/decide", json={"order": order("audited")}).status_code == 200
     assert web.post(path, json={}, headers=shown).json()["ready"] is True
     listed = web.post("/pretrade.audit.v1.AuditService/ListDecisions", json={"page_size": 1}, headers=shown)
@@ -313,8 +349,7 @@ def test_signals_have_the_newest_decision_of_each_instrument_for_viewers_alone(
         assert web.get("/signals").status_code == 404, "no path of this port"
         return
     assert (web.get("/signals").status_code, web.get(f"/signals/{INSTRUMENTS[0]}").status_code) == (401, 401)
-    token = operator_token.path_from(served.group.env).read_text().strip()
-    shown = {"authorization": f"Bearer {token}"}
+    shown = served.shown
     decided = web.post("/v1/decide", json={"order": order("signalled")}).json()["decision"]["decision_id"]
 
     def newest() -> dict[str, Any]:
@@ -330,17 +365,152 @@ def test_signals_have_the_newest_decision_of_each_instrument_for_viewers_alone(
     assert [one["instrument"] for one in asked] == list(INSTRUMENTS[:1])
     unknown = web.get(f"/signals/{INSTRUMENTS[0][:-1]}", headers=shown)
     assert (unknown.status_code, unknown.json()["reason"]) == (404, "UNKNOWN_INSTRUMENT")
-    with served.group.admin() as admin:
-        watched = next(admin.WatchFeatures(admin_pb2.WatchFeaturesRequest(), timeout=60.0))
-    assert (watched.features.instrument, watched.features.usable) == (INSTRUMENTS[0], False)
     misspelt = web.get("/signals", params={"instrument": "x"}, headers=shown)
     assert misspelt.json()["detail"] == "instrument: there is no such field; did you mean instruments?"
+
+
+_EVENTS: Final = "/v1/decisions/events"
+_WITH_ALL_SERVICES: Final = pytest.mark.parametrize(
+    "served", ["http port", "http port beside envoy"], indirect=True, scope="module"
+)
+
+
+@contextmanager
+def watching(served: Served, **query: str) -> Iterator[Iterator[str]]:
+    """The lines of a watch of decisions, from the first one on."""
+    with (
+        httpx.Client(base_url=served.url, timeout=_PATIENCE_SECONDS) as web,
+        web.stream("GET", _EVENTS, params=query, headers=served.shown) as answer,
+    ):
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream")
+        lines = answer.iter_lines()
+        assert next(lines) == "retry: 1000"
+        yield lines
+
+
+def next_event(lines: Iterator[str]) -> tuple[str, str]:
+    """The next event of a watch: where to go on after it, and which order it is about."""
+    at = next(line for line in lines if line.startswith("id: ")).removeprefix("id: ")
+    event = json.loads(next(lines).removeprefix("data: "))
+    assert event["cursor"] == at
+    return at, event["decision"]["packet"]["order"]["order_ref"]
+
+
+@_WITH_ALL_SERVICES
+def test_decisions_are_watched_and_a_watch_goes_on_where_it_broke(served: Served, web: httpx.Client) -> None:
+    with watching(served) as lines:
+        for ref in ("w-1", "w-2"):
+            assert web.post("/v1/decide", json={"order": order(ref)}).status_code == 200
+        (cursor, first), (_, second) = next_event(lines), next_event(lines)
+        assert (first, second) == ("w-1", "w-2")
+        served.wait_for_watchers(1)
+    served.wait_for_watchers(0)
+    with watching(served, cursor=cursor) as lines:
+        assert next_event(lines)[1] == "w-2"
+    again = {**served.shown, "last-event-id": cursor}
+    with web.stream("GET", _EVENTS, params={"cursor": "nothing of this"}, headers=again) as answer:
+        assert next_event(answer.iter_lines())[1] == "w-2"
+    assert web.post("/v1/decide", json={"order": order("w-3", strategy="wanted")}).status_code == 200
+    with watching(served, cursor=cursor, **{"filter.strategies": "wanted"}) as lines:
+        assert next_event(lines)[1] == "w-3"
+
+
+@_WITH_ALL_SERVICES
+def test_a_websocket_has_the_same_events(served: Served, web: httpx.Client) -> None:
+    url = f"{served.url.replace('http', 'ws')}{_EVENTS}"
+    token = served.shown["authorization"].removeprefix("Bearer ")
+    offered = [Subprotocol(one) for one in (SUBPROTOCOL, f"bearer.{token}")]
+    page = {"origin": _ORIGIN}
+    with watching(served) as lines, connect(url, subprotocols=offered, additional_headers=page) as socket:
+        assert socket.subprotocol == SUBPROTOCOL
+        assert web.post("/v1/decide", json={"order": order("s-1")}).status_code == 200
+        event = json.loads(socket.recv(timeout=_PATIENCE_SECONDS))
+        assert (event["cursor"], event["decision"]["packet"]["order"]["order_ref"]) == next_event(lines)
+        served.wait_for_watchers(2)
+    served.wait_for_watchers(0)
+
+
+@_WITH_ALL_SERVICES
+@pytest.mark.parametrize(
+    ("query", "headers", "http_status", "reason"),
+    [
+        ({}, {"authorization": ""}, 401, "NO_TOKEN"),
+        ({}, {"authorization": "Bearer guessed"}, 401, "WRONG_OPERATOR_TOKEN"),
+        ({}, {"origin": "https://elsewhere.example"}, 403, "ORIGIN_NOT_ALLOWED"),
+        ({"cursor": "nothing of this"}, {}, 400, "INVALID_REQUEST"),
+        ({"curser": "x"}, {}, 400, "UNKNOWN_FIELD"),
+    ],
+)
+def test_who_may_not_watch_is_told_before_it_begins(
+    served: Served,
+    web: httpx.Client,
+    query: dict[str, str],
+    headers: dict[str, str],
+    http_status: int,
+    reason: str,
+) -> None:
+    shown = {name: value for name, value in {**served.shown, **headers}.items() if value}
+    refused = web.get(_EVENTS, params=query, headers=shown)
+    assert (refused.status_code, refused.json()["reason"]) == (http_status, reason)
+    url = f"{served.url.replace('http', 'ws')}{_EVENTS}?{urlencode(query)}"
+    with pytest.raises(InvalidStatus) as answered:
+        connect(url, additional_headers=shown)
+    assert (answered.value.response.status_code, answered.value.response.body) == (http_status, refused.content)
+    served.wait_for_watchers(0)
+
+
+@_WITH_ALL_SERVICES
+def test_a_page_of_an_allowed_origin_may_read_events(served: Served) -> None:
+    with (
+        httpx.Client(base_url=served.url) as web,
+        web.stream("GET", _EVENTS, headers={**served.shown, "origin": _ORIGIN}) as answer,
+    ):
+        assert answer.headers["access-control-allow-origin"] == _ORIGIN
+
+
+@_WITH_ALL_SERVICES
+def test_only_so_many_watch_decisions_and_the_others_are_told_when_to_come_back(
+    served: Served, web: httpx.Client
+) -> None:
+    with ExitStack() as stack:
+        for _ in range(16):
+            stack.enter_context(watching(served))
+        refused = web.get(_EVENTS, headers=served.shown)
+        assert (refused.status_code, refused.json()["reason"]) == (429, "TOO_MANY_WATCHERS")
+        assert int(refused.headers["retry-after"]) > 0
+    served.wait_for_watchers(0)
+    with watching(served):
+        served.wait_for_watchers(1)
+    served.wait_for_watchers(0)
+
+
+@_WITH_ALL_SERVICES
+def test_features_are_watched_by_viewers_alone(served: Served, web: httpx.Client) -> None:
+    path = "/v1/signals/events"
+    assert web.get(path).status_code == 401
+    with web.stream("GET", path, params={"instruments": INSTRUMENTS[1]}, headers=served.shown) as answer:
+        line = next(line for line in answer.iter_lines() if line.startswith("data: "))
+    features = json.loads(line.removeprefix("data: "))["features"]
+    assert (features["instrument"], features["problem"]) == (INSTRUMENTS[1], "no features")
 
 
 def test_what_the_transport_says_of_a_caller_is_not_believed_if_the_caller_says_it(web: httpx.Client) -> None:
     late = {"x-pretrade-arrived": f"{time.time() - 5:.6f}", "grpc-timeout": "2S", "x-pretrade-peer": "unix:sibling"}
     assert web.post("/v1/decide", json={"order": order("p")}, headers=late).status_code == 200
     assert web.post("/pretrade.admin.v1.AdminService/GetStatus", json={}, headers=late).status_code in (401, 404)
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_a_server_that_stops_does_not_wait_for_those_who_watch(tmp_path: Path, edge: str) -> None:
+    (port,) = free_ports(1)
+    settings = {"PRETRADE_GRPC__EDGE": edge, "PRETRADE_HTTP__PORT": str(port), "PRETRADE_GRPC__GRACE_SECONDS": "80"}
+    with server_group(tmp_path, 1, **settings) as group:
+        served = Served(group, f"http://127.0.0.1:{port}", of_all_services=True)
+        with watching(served) as lines:
+            group.supervisor.terminate()
+            problem = [line for line in lines if line][-1].removeprefix("data: ")
+        assert json.loads(problem)["reason"] == "DRAINING"
+        assert group.supervisor.wait(60) == 0
 
 
 def test_calls_under_way_are_answered_when_the_server_stops(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import lightgbm
 import numpy as np
 import pytest
 from support.guest_model import registry_with_one
+from support.labelled_rows import labelled_rows
 from support.mlserver import MLSERVER, serving
 from support.model_server import certify
 from support.triton import Triton, triton
@@ -35,6 +37,9 @@ from server.security.client_tls import ClientTls
 from server.security.private import write_private
 from server.security.settings import ClientTlsSettings
 from server.security.trial import TrialAuthority
+from torchserve.brought.adding import Adding, add
+from torchserve.brought.reading import read_model
+from torchserve.export import write_archive
 from torchserve.mlserver import write_folder
 from torchserve.triton import write_version
 
@@ -326,3 +331,27 @@ async def test_scores_and_models_go_over_tls_with_our_certificate(
             assert failure.value.outcome is Outcome.TRANSPORT
             assert await loader.loaded(in_the_open) == []
         assert len(server.asked) == asked
+
+
+async def test_a_brought_model_in_onnx_is_loaded_beside_its_predecessor_and_scores_as_its_archive(
+    tmp_path: Path,
+) -> None:
+    rows, labels = labelled_rows(1_000, 1)
+    booster = lightgbm.train(
+        {"objective": "binary", "verbose": -1, "num_threads": 1}, lightgbm.Dataset(rows, labels), 9
+    )
+    booster.save_model(tmp_path / "trees.txt")
+    brought = read_model(tmp_path / "trees.txt", "lightgbm", MF1)
+    registry = Registry(tmp_path / "registry")
+    made = [add(brought, None, Adding(MF1, threshold=threshold)) for threshold in (0.4, 0.6)]
+    old, new = (write_archive(one, one.metadata, registry.root, install=False) for one in made)
+    async with scripted_triton(tmp_path, registry, old) as (server, dialect):
+        loader = dialect.loader()
+        async with dialect.replica(old) as replica:
+            dialect.put(new)
+            await loader.load(replica, registry.usable(new))
+            assert server.versions("champion") == sorted(map(number, (old, new)))
+            assert [await scores_of(replica, registry, one) for one in (old, new)] == [(old, True), (new, True)]
+            assert json.loads(server.loads[-1].parameters["config"].string_param)["backend"] == "onnxruntime"
+            answer = await replica.ask([row.tobytes() for row in rows[:50]], new)
+    np.testing.assert_allclose(answer.scores, booster.predict(rows[:50], num_threads=1), rtol=0, atol=1e-6)

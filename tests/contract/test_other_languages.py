@@ -33,7 +33,6 @@ def test_the_page_has_a_template_and_a_command_for_each_language_that_is_checked
     assert [command.text.split()[3] for command in commands_of(PAGE)] == [f"{name}.yaml" for name in MADE]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("language", MADE)
 def test_the_sources_of_a_language_are_generated(tmp_path: Path, language: str) -> None:
     for program in MADE[language]:

@@ -23,6 +23,7 @@ import grpc
 import pytest
 import typer
 from packaging.requirements import Requirement
+from support.figures import Figure
 
 import fallback
 import feature_cache
@@ -38,6 +39,8 @@ from pretrade.client.cli.lazy import commands_of
 from pretrade.client.cli.main import app
 
 ROOT: Final = Path(__file__).parents[2]
+_LOADS: Final = 5
+"""Of which the quickest tells what it takes: the others were disturbed."""
 FOLDERS: Final = {"pretrade": ROOT / "client", "pretrade-server": ROOT}
 OURS: Final = ("server", "fallback", "feature_cache", "torchserve", "loadtest", "local")
 LIGHT: Final = {"grpcio", "protobuf"}
@@ -83,13 +86,17 @@ class Environment:
         self._bin = directory / "bin"
         pip = [sys.executable, "-m", "pip", "--python", str(self._bin / "python"), "install", "--no-index", "--no-deps"]
         subprocess.run([*pip, *map(str, wheels)], check=True, capture_output=True)
-        (packages,) = directory.glob("lib/python*/site-packages")
+        (self._packages,) = directory.glob("lib/python*/site-packages")
         for name in with_what_they_require(required):
             for file in distribution(name).files or ():
-                target = packages / file
+                target = self._packages / file
                 if ".." not in file.parts and not target.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.symlink_to(file.locate())
+
+    def megabytes(self) -> float:
+        """What it holds besides Python."""
+        return sum(path.stat().st_size for path in self._packages.rglob("*") if path.is_file()) / 1e6
 
     def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(self._bin / program), *arguments]
@@ -218,7 +225,17 @@ def test_the_light_distribution_needs_little() -> None:
         "cli": COMMAND_LINE,
         "console": CONSOLE | {"pretrade"},  # with its extra `cli`
     }
-    assert len(with_what_they_require(LIGHT)) <= 10  # packages that `pip install pretrade` brings besides itself
+
+
+def test_what_a_caller_installs_is_little(of_a_caller: Environment) -> None:
+    assert len(with_what_they_require(LIGHT)) <= 9, "ten packages with the library itself"
+    assert 10.0 < of_a_caller.megabytes() <= 25.0
+
+
+def test_a_caller_waits_little_for_the_library_to_load(of_a_caller: Environment, figure: Figure) -> None:
+    code = "from time import process_time as t; began = t(); from pretrade.client import Client; print(t() - began)"
+    seconds = min(float(of_a_caller.run("python", "-c", code).stdout) for _ in range(_LOADS))
+    figure(seconds <= 0.15, "the library is loaded in 150 ms of CPU")
 
 
 @pytest.mark.parametrize("module", OURS)

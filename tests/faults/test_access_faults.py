@@ -9,6 +9,7 @@ import json
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,11 +20,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from support.harness import INSTRUMENTS, eventually
 from support.secure_server import SecureServer, bearer, decide, halt, refused, secret_in, status
 from support.server_group import EDGES
+from websockets import ConnectionClosed, Subprotocol
+from websockets.sync.client import ClientConnection, connect
 
 from local.stack.ports import free_ports
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
+from server.http.events import SUBPROTOCOL
 from server.security.trial import TrialIssuer, jwks
 
 pytestmark = pytest.mark.stack
@@ -229,6 +233,43 @@ def test_who_may_see_the_server_over_http_is_decided_by_the_same_roles(server: S
         refused = web.post("/pretrade.admin.v1.AdminService/SetTradingState", json=halt, headers=viewer)
         assert refused.status_code == 403
         assert web.get("/health").json() == {"status": "SERVING"}
+
+
+def messages_of(socket: ClientConnection) -> list[str | bytes]:
+    """What comes until it is closed."""
+    messages = []
+    with suppress(ConnectionClosed):
+        while True:
+            messages.append(socket.recv(timeout=60.0))
+    return messages
+
+
+@pytest.mark.parametrize("what", ["decisions", "signals"])
+def test_what_is_watched_over_http_ends_with_the_credentials(server: SecureServer, what: str) -> None:
+    trusting = ssl.create_default_context(cadata=server.authority.pem.decode())
+    at = f"127.0.0.1:{server.env['PRETRADE_HTTP__PORT']}/v1/{what}/events"
+    stolen = server.token("viewer", jti=f"stolen-{what}")
+    trader = dict(bearer(server.token("trader")))
+    with httpx.Client(verify=trusting, timeout=60.0) as web:
+        assert web.get(f"https://{at}").status_code == 401
+        assert web.get(f"https://{at}", headers=trader).json()["reason"] == "ROLE_MISSING"
+        with (
+            web.stream("GET", f"https://{at}", headers=dict(bearer(stolen))) as answer,
+            connect(
+                f"wss://{at}", ssl=trusting, subprotocols=[Subprotocol(SUBPROTOCOL), Subprotocol(f"bearer.{stolen}")]
+            ) as socket,
+        ):
+            assert answer.status_code == 200
+            with server.path("revoked").open("a") as revoked:
+                revoked.write(f"stolen-{what}\n")
+            *_, last = (line for line in answer.iter_lines() if line)
+            assert json.loads(last.removeprefix("data: "))["reason"] == "TOKEN_REVOKED"
+            assert json.loads(messages_of(socket)[-1])["error"]["reason"] == "TOKEN_REVOKED"
+            assert (socket.close_code, socket.close_reason) == (1008, "TOKEN_REVOKED")
+    eventually(lambda: server.metric(f"pretrade_{_WATCHERS[what]}_watchers"), lambda watchers: watchers == 0)
+
+
+_WATCHERS = {"decisions": "decision", "signals": "feature"}
 
 
 def test_nobody_tries_from_another_address_than_its_own(server: SecureServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 import socket
 import ssl
 import threading
@@ -19,6 +20,8 @@ from support.authority import RevokingAuthority
 from support.harness import PATIENCE_SECONDS, eventually
 from support.secure_server import SecureServer, decide, halt, refused, status
 from support.server_group import RARELY_ON_ENVOY
+from websockets import InvalidStatus
+from websockets.sync.client import connect
 
 from local.stack.ports import free_ports
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -283,7 +286,7 @@ def test_a_certificate_is_a_callers_name_over_http_too(server: SecureServer) -> 
     url = f"https://127.0.0.1:{server.env['PRETRADE_HTTP__PORT']}"
     path = "/pretrade.admin.v1.AdminService/GetStatus"
 
-    def status_of(name: str | None, **headers: str) -> int:
+    def showing(name: str | None) -> ssl.SSLContext:
         context = ssl.create_default_context(cadata=server.authority.pem.decode())
         if name is not None:
             own = server.authority.certify(name)
@@ -291,13 +294,25 @@ def test_a_certificate_is_a_callers_name_over_http_too(server: SecureServer) -> 
             certificate.write_bytes(own.certificate)
             write_private(key, own.key.decode())
             context.load_cert_chain(certificate, key)
-        with httpx.Client(base_url=url, verify=context) as web:
+        return context
+
+    def status_of(name: str | None, **headers: str) -> int:
+        with httpx.Client(base_url=url, verify=showing(name)) as web:
             assert web.get("/health").status_code == 200, "health is for everybody"
             return web.post(path, json={}, headers=headers).status_code
+
+    def watched_by(name: str | None) -> int:
+        try:
+            with connect(f"{url.replace('https', 'wss')}/v1/signals/events", ssl=showing(name)) as socket:
+                assert "features" in json.loads(socket.recv(timeout=60.0))
+        except InvalidStatus as refused:
+            return refused.response.status_code
+        return 101
 
     assert status_of("viewer") == 200
     assert status_of("trader") == 403
     assert status_of(None) == 401
+    assert [watched_by(name) for name in ("viewer", "trader", None)] == [101, 403, 401]
     said = quote(server.authority.certify("admin").certificate.decode(), safe="")
     assert status_of(None, **{"x-forwarded-client-cert": f'Cert="{said}"'}) == 401, "the caller says so itself"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import pytest
-from support.askers import CALLS, ORDER, WAYS, asking
+from support.askers import CALLS, ORDER, SHARED, STREAM, asking
 from support.figures import Figure
 from support.server_group import Group, server_group
 from support.tcp_proxy import Fault, TcpProxy
@@ -82,7 +82,7 @@ def test_a_server_that_is_far_away_has_the_time_to_connect(proxy: TcpProxy, way:
     "A router forgets the callers' open connections, without a word to either side",
     "Within seconds the client library connects anew. What is asked until then ends at its deadline.",
 )
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*CALLS, *SHARED, STREAM])
 def test_a_connection_that_swallows_everything_is_replaced(proxy: TcpProxy, way: str, seen: Seen) -> None:
     with asking(way, proxy.address) as ask:
         for _ in range(100):

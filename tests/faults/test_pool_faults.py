@@ -7,11 +7,13 @@ the secondary is a real one.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final
 
 import pytest
+from support.figures import Figure
 from support.harness import eventually
 from support.open_loop import summary
 from support.rig import ROOMY, OpenRig, wait_for_more
@@ -41,14 +43,16 @@ def slow(call: PeerCall) -> None:
     "Two of the primary's four endpoints are killed under load, then a third grows slow",
     "No call fails. PRIMARY answers from the endpoints that are well; which one did is in the audit.",
 )
-def test_a_role_with_four_endpoints_loses_two_and_then_one_grows_slow(open_rig: OpenRig, seen: Seen) -> None:
+def test_a_role_with_four_endpoints_loses_two_and_then_one_grows_slow(
+    open_rig: OpenRig, seen: Seen, figure: Figure
+) -> None:
     lives = [ExitStack() for _ in range(4)]
     with ExitStack() as end:
         for life in lives:
             end.callback(life.close)
         peers = [life.enter_context(ScriptedPeer(sound)) for life in lives]
         primary = ",".join(peer.address for peer in peers)
-        rig = open_rig(ROOMY | {"RETRY__SHARE": "1"}, endpoints={"primary": primary})
+        rig = open_rig(ROOMY, endpoints={"primary": primary})
 
         def healthy() -> list[str]:
             names = [f"primary-{number}" for number in (1, 2, 3, 4)]
@@ -65,7 +69,7 @@ def test_a_role_with_four_endpoints_loses_two_and_then_one_grows_slow(open_rig: 
             eventually(healthy, ["primary-3", "primary-4"].__eq__)
             wait_for_more(load, 50)
             known = len(load.calls())
-            peers[2].script = slow
+            peers[2].script, slow_since = slow, time.monotonic_ns()
             wait_for_more(load, 25)
             before = rows()
             wait_for_more(load, 100)
@@ -76,7 +80,17 @@ def test_a_role_with_four_endpoints_loses_two_and_then_one_grows_slow(open_rig: 
         assert set(sources) <= {pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY}
         assert sources[:known].count(pb.SOURCE_PRIMARY) > 0.8 * known, "two endpoints are enough for the role"
         assert of_slow < of_sound / 4
+        rig.server.drain_audit()
+        arrivals = sorted(
+            packet.arrived_monotonic_ns
+            for packet, _ in rig.server.audited()
+            if any(attempt.replica == "primary-3" for attempt in packet.attempts)
+        )
+        asked = [one for one in arrivals if one >= slow_since]
+        last_seconds = (asked[-1] - asked[0]) / 1e9 if asked else 0.0
+        figure(last_seconds <= 0.1, f"an endpoint gets no order 0.1 s after its first slow row: {last_seconds:.3f} s")
         status = rig.server.replica("primary-1")
         assert not status.healthy
-        seen(f"{summary(calls)}; primary-3, slow: {of_slow} rows, primary-4: {of_sound}")
+        slowly = f"primary-3, slow: {len(asked)} orders in {last_seconds:.3f} s"
+        seen(f"{summary(calls)}; {slowly}, then {of_slow} rows; primary-4: {of_sound}")
         seen(rig.check())

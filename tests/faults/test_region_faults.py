@@ -6,13 +6,17 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from support.decision_server import DecisionServer
+from support.every_way import EveryWay
 from support.figures import Figure
 from support.harness import INSTRUMENTS, eventually
 from support.rig import ROOMY, ROOMY_SECONDS, OpenRig
+from support.server_group import server_group
+from support.tcp_proxy import BLACK_HOLE, TcpProxy
 
 from loadtest.generators.measurement import percentile
 from loadtest.studies.failover import Call, run
@@ -22,6 +26,8 @@ Seen = Callable[[str], None]
 RATE, SECONDS, LOST_AT, BACK_AT = 60.0, 35.0, 5.0, 10.0
 """A server in Envoy takes 5 s to start, and on a busy machine three times that."""
 QUICKLY_SECONDS = 0.4
+DEADLINE_SECONDS = 4.0
+"""Room for a server of two, on a machine that has other work; a call that is swallowed waits for half of it."""
 
 
 @pytest.mark.fault(
@@ -82,6 +88,44 @@ def test_the_other_region_answers_for_one_that_is_lost(
         f"{1e3 * percentile(after, 0.99):.0f} ms; "
         f"{len(both)} orders were decided in both regions"
     )
+
+
+@pytest.mark.fault(
+    "F3",
+    "A region is lost under load, killed or cut off without a word; callers ask in every way that Python has",
+    "No call fails, with the client library: the other region answers. Each decision that was heard is in the audit of "
+    "the region that made it, once.",
+)
+@pytest.mark.timeout(400)  # three servers start
+@pytest.mark.parametrize("loss", ["killed", "cut off"])
+def test_no_way_of_asking_loses_a_call_with_a_region(tmp_path: Path, loss: str, seen: Seen) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with ExitStack() as running:
+        a, b = (running.enter_context(server_group(tmp_path / name, 1)) for name in "ab")
+        proxy = running.enter_context(TcpProxy(a.decision))
+        with EveryWay(proxy.address, b.decision, deadline_seconds=DEADLINE_SECONDS) as callers:
+            callers.wait_for_more(30)
+            if loss == "killed":
+                a.kill()
+                callers.wait_for_more(30)
+                a = running.enter_context(server_group(tmp_path / "a", 1))
+                proxy.point_to(a.decision)
+            else:
+                proxy.apply(BLACK_HOLE)
+                callers.wait_for_more(30)
+                proxy.heal()
+            before = len(callers.heard)
+            eventually(lambda: {one.server for one in callers.heard[before:]}, lambda found: proxy.address in found)
+            callers.wait_for_more(30)
+        assert (a.stop(), b.stop()) == (0, 0)
+    assert callers.errors == []
+    audits = a.audited(), b.audited()
+    callers.decided_once(*audits)
+    by_b = sum(one.server == b.decision for one in callers.heard)
+    assert 0 < by_b < len(callers.heard)
+    twice = audits[0].keys() & audits[1].keys()
+    seen(f"{len(callers.heard)} orders, none without decision, {by_b} by b; {len(twice)} were decided in both regions")
 
 
 def reached(calls: list[Call], seconds: float) -> None:

@@ -18,7 +18,7 @@ _MAX_BYTES: Final = 512
 def main() -> None:
     """Fuzzes; ends the process, with another code than 0 when an input broke a promise."""
     target, seconds = sys.argv[1], sys.argv[2]
-    with atheris.instrument_imports(include=["server.rpc", "feature_cache.features", "fuzz.targets"]):
+    with atheris.instrument_imports(include=["server.http", "server.rpc", "feature_cache.features", "fuzz.targets"]):
         from fuzz.targets import TARGETS  # noqa: PLC0415 - instrumented while it is imported
     crashes = CRASHES / target
     crashes.mkdir(parents=True, exist_ok=True)

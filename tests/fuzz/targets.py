@@ -17,12 +17,14 @@ from support.fake_envoy import fake_envoy_here
 
 from fallback.order import Order
 from local.bench.fake_envoy import DROP, PLAIN, STOP
+from pretrade.admin.v1 import admin_pb2
+from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader, order_timeout_seconds
 from server.decision.metrics import DecisionMetrics
 from server.envoy.asgi import GrpcApplication
 from server.errors import InvalidOrderError, PretradeError
-from server.http import problems, transcoding
+from server.http import problems, query, transcoding
 from server.rpc import status
 from server.rpc.framing import call_headers, decompressed, framed, message_length, status_headers
 
@@ -216,13 +218,31 @@ def requests_in_json(data: bytes) -> None:
         try:
             request: Any = asyncio.run(transcoding.request_of(data, kind))
         except InvalidOrderError as error:
-            _check_status(error, grpc.StatusCode.INVALID_ARGUMENT)
-            refusal = problems.refusal(error)
-            assert refusal.http_status == 400
-            assert json.loads(refusal.body)["detail"]
+            _check_refusal(error)
             continue
         again = asyncio.run(transcoding.request_of(asyncio.run(transcoding.answer_of(request)), kind))
         assert again.SerializeToString(deterministic=True) == request.SerializeToString(deterministic=True)
+
+
+def queries(data: bytes) -> None:
+    """The query of a GET is a request in JSON, which is read, or refused as such."""
+    for kind in (audit_pb2.WatchDecisionsRequest, admin_pb2.WatchFeaturesRequest, admin_pb2.ListSignalsRequest):
+        try:
+            document = query.document_of(data, kind.DESCRIPTOR)
+            request: Any = asyncio.run(transcoding.request_of(json.dumps(document).encode(), kind))
+        except InvalidOrderError as error:
+            _check_refusal(error)
+            continue
+        again = asyncio.run(transcoding.request_of(asyncio.run(transcoding.answer_of(request)), kind))
+        assert again.SerializeToString(deterministic=True) == request.SerializeToString(deterministic=True)
+
+
+def _check_refusal(error: InvalidOrderError) -> None:
+    """A request is refused with an answer that is JSON."""
+    _check_status(error, grpc.StatusCode.INVALID_ARGUMENT)
+    refusal = problems.refusal(error)
+    assert refusal.http_status == 400
+    assert json.loads(refusal.body)["detail"]
 
 
 def lane(data: bytes) -> None:
@@ -275,5 +295,6 @@ TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "orders": orders,
     "asgi": asgi,
     "json": requests_in_json,
+    "query": queries,
     "lane": lane,
 }

@@ -14,6 +14,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from support.harness import Load, Product, eventually, stack_admin_channel
 
+from feature_cache import features
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -52,6 +53,8 @@ def test_a_decision_is_found_in_the_journal_at_once_and_in_the_database_later(
     assert found.packet.order.order_ref == "mine"
     stored = eventually(lambda: get(audit, decision.decision_id).decision, lambda one: one.found_in == "database")
     assert (stored.position, stored.hash, stored.packet) == (found.position, found.hash, found.packet)
+    assert tuple(get(audit, decision.decision_id).feature_names) == features.NAMES, "without them nobody reads a vector"
+    assert len(stored.packet.model_input) == 4 * len(features.NAMES)
     assert status_of(lambda: get(audit, "nobody"))[0] is grpc.StatusCode.NOT_FOUND
 
 

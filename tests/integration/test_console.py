@@ -16,6 +16,7 @@ from support.secure_server import SecureServer, bearer, decide
 from support.server_group import server_group
 
 from pretrade.client.cli.options import ADMIN_TARGET
+from pretrade.console.acts import ACTS
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
@@ -227,7 +228,7 @@ def test_what_a_role_may_not_do_is_not_offered_and_refused_if_tried(
     assert "/act/" not in viewer.get("/").text + viewer.part("/overview/status")
     assert "/act/chain" not in operator.part("/overview/status")
     assert "/act/breaker" in operator.part("/overview/status")
-    for act in ("trading_state", "breaker", "drain", "resume", "flag", "chain", "canary_promote", "canary_weight"):
+    for act in ACTS:
         assert viewer.get(f"/act/{act}").status_code == 403
         assert viewer.post(f"/act/{act}/preview", {"state": "halted"}).status_code == 403
     tried = viewer.post("/act/trading_state", {"state": "halted", "reason": "may I?"})
@@ -406,10 +407,16 @@ def test_a_console_that_stops_ends_its_live_pages(server: SecureServer) -> None:
         assert console.process.wait(30) == 0
 
 
-def test_the_models_page_shows_what_the_server_has(viewer: Visitor, operator: Visitor) -> None:
+def test_the_models_page_shows_what_the_server_has(viewer: Visitor, operator: Visitor, admin: Visitor) -> None:
     assert "Roll back" not in viewer.get("/models").text
     assert "/act/roll_back" in operator.get("/models").text
     shown = viewer.part("/models/live")
     assert "There is no canary" in shown
     assert "this server has no model store" in shown
     assert "<h2>Drift</h2>" in shown
+    card = viewer.get(f"/models/{'ab' * 8}")
+    assert (card.status_code, "this server has no model store" in card.text) == (409, True)
+    assert "/act/canary_start" not in operator.get("/models").text, "an admin's"
+    assert "/act/canary_start" in admin.get("/models").text
+    form = admin.get("/act/canary_start")
+    assert (form.status_code, "this server has no model store" in form.text) == (409, True)

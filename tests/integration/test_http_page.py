@@ -22,7 +22,7 @@ def test_every_command_of_the_page_prints_what_the_page_shows(tmp_path: Path) ->
     try:
         with server_group(tmp_path, 1, **settings):
             typed = commands_of("http.md")
-            assert len(typed) == 8
+            assert len(typed) == 10
             for command in typed:
                 text = command.text.replace("127.0.0.1:7004", f"127.0.0.1:{port}")
                 printed, code = terminal.run(text.replace("BTCUSDT.BINANCE", INSTRUMENTS[0]) + " && echo")

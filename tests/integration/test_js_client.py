@@ -10,9 +10,8 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import psutil
 import pytest
 from support.browser import Site
 from support.harness import eventually
@@ -21,13 +20,14 @@ from support.leash import LeashedPopen
 from support.pages import DOCS
 from support.secure_server import SecureServer
 from support.server_group import EDGES, Group, server_group
+from support.tcp_proxy import BLACK_HOLE, TcpProxy
 
 from local.stack.ports import free_ports
 from pretrade.client.credential_variables import CA, CERTIFICATE, KEY, TOKEN_FILE
 from server.security.private import write_private
 
 pytestmark = pytest.mark.usefixtures("js_client")
-_CALLERS = 6
+_CALLERS = 8
 """By gRPC, and as many by HTTP."""
 _SECONDS = 120.0
 
@@ -108,6 +108,14 @@ def test_a_page_of_an_allowed_site_asks_in_every_way_and_a_page_of_another_may_n
         assert refused == {"status": "UNAVAILABLE", "isOurs": True}
 
 
+class Heard(NamedTuple):
+    """A decision, as a caller heard it."""
+
+    order_ref: str
+    decision_id: str
+    server: str
+
+
 class Asking:
     """Programs that ask one decision after another, by `keep_asking.js`."""
 
@@ -117,25 +125,28 @@ class Asking:
             assert process.stdout is not None
             assert json.loads(process.stdout.readline()) == "asking"
 
-    def end(self) -> tuple[dict[str, str], list[str]]:
-        """The ids of the decisions that were heard, by their orders' references, and what failed."""
-        heard: list[tuple[str, str]] = []
+    def end(self) -> tuple[list[Heard], list[str]]:
+        """The decisions that were heard, and what failed."""
+        heard: list[Heard] = []
         failed: list[str] = []
         for process in self._processes:
             output, _ = process.communicate(timeout=_SECONDS)
             found = json.loads(output)
-            heard += found["heard"]
+            heard += [Heard(*one) for one in found["heard"]]
             failed += found["failed"]
-        assert len({ref for ref, _ in heard}) == len(heard), "each order is heard of once"
-        return dict(heard), failed
+        assert len({one.order_ref for one in heard}) == len(heard), "each order is heard of once"
+        return heard, failed
 
 
 @contextmanager
-def asking(*groups: Group) -> Iterator[Asking]:
-    """Callers by gRPC and by HTTP, of servers of which the first is asked while it is up."""
-    addresses = [group.decision for group in groups], [http_url(group) for group in groups]
+def asking(*servers: tuple[str, str]) -> Iterator[Asking]:
+    """Callers by gRPC and by HTTP, of servers of which the first is asked while it is up.
+
+    Args:
+        servers: Address and URL of each.
+    """
     with ExitStack() as running:
-        argvs = (["node", "test/keep_asking.js", f"{_CALLERS}", *servers] for servers in addresses)
+        argvs = (["node", "test/keep_asking.js", f"{_CALLERS}", *named] for named in zip(*servers, strict=True))
         started = [LeashedPopen(argv, cwd=PACKAGE, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for argv in argvs]
         yield Asking([running.enter_context(process) for process in started])
 
@@ -143,15 +154,22 @@ def asking(*groups: Group) -> Iterator[Asking]:
 @contextmanager
 def group_of(directory: Path, processes: int, edge: str) -> Iterator[Group]:
     """Servers that answer gRPC and JSON."""
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     (http,) = free_ports(1)
     changes = {"PRETRADE_GRPC__EDGE": edge, "PRETRADE_HTTP__PORT": str(http)}
+    # This is about who answers, not how fast: what starts takes the cores from what serves.
+    changes |= {"PRETRADE_BUDGET__CAP_SECONDS": "5"}
     with server_group(directory, processes, **changes) as group:
         yield group
 
 
-def http_url(group: Group) -> str:
-    return f"http://127.0.0.1:{group.env['PRETRADE_HTTP__PORT']}"
+def http_of(group: Group) -> str:
+    return f"127.0.0.1:{group.env['PRETRADE_HTTP__PORT']}"
+
+
+def named(group: Group) -> tuple[str, str]:
+    """Address and URL."""
+    return group.decision, f"http://{http_of(group)}"
 
 
 def heard_and_audited(calls: Asking, group: Group) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -159,7 +177,7 @@ def heard_and_audited(calls: Asking, group: Group) -> tuple[dict[str, str], dict
     heard, failed = calls.end()
     assert failed == []
     assert group.stop() == 0
-    return heard, group.audited()
+    return {one.order_ref: one.decision_id for one in heard}, group.audited()
 
 
 @pytest.mark.stack
@@ -167,7 +185,7 @@ def heard_and_audited(calls: Asking, group: Group) -> tuple[dict[str, str], dict
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("edge", EDGES)
 def test_no_call_fails_in_a_rolling_restart_and_each_order_is_decided_once(tmp_path: Path, edge: str) -> None:
-    with group_of(tmp_path / "group", 2, edge) as group, asking(group) as calls:
+    with group_of(tmp_path / "group", 2, edge) as group, asking(named(group)) as calls:
         group.replace()
         heard, audited = heard_and_audited(calls, group)
         assert {ref: audited[ref] for ref, decision in heard.items() if audited[ref] != [decision]} == {}
@@ -177,30 +195,41 @@ def test_no_call_fails_in_a_rolling_restart_and_each_order_is_decided_once(tmp_p
 @pytest.mark.long
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("edge", EDGES)
-def test_no_call_fails_when_a_process_is_killed_and_what_was_heard_is_audited_once(tmp_path: Path, edge: str) -> None:
-    with group_of(tmp_path / "group", 2, edge) as group, asking(group) as calls:
+def test_no_call_fails_when_a_process_is_killed_and_each_order_is_decided_once(tmp_path: Path, edge: str) -> None:
+    with group_of(tmp_path / "group", 2, edge) as group, asking(named(group)) as calls:
         before = group.processes()
         os.kill(group.pids()[0], signal.SIGKILL)
         eventually(group.processes, lambda found: len(found) == 2 and found != before, _SECONDS)
         heard, audited = heard_and_audited(calls, group)
-        # Of the orders that were under way the audit may say more than the callers heard: docs/failures.md, F3.
-        assert {ref: audited[ref] for ref, decision in heard.items() if audited[ref].count(decision) != 1} == {}
+        assert {ref: audited[ref] for ref, decision in heard.items() if audited[ref] != [decision]} == {}
 
 
 @pytest.mark.stack
 @pytest.mark.long
 @pytest.mark.timeout(400)
+@pytest.mark.parametrize("loss", ["killed", "cut off"])
 @pytest.mark.parametrize("edge", EDGES)
-def test_no_call_fails_when_a_server_is_killed_and_another_is_named(tmp_path: Path, edge: str) -> None:
-    with (
-        group_of(tmp_path / "first", 1, edge) as first,
-        group_of(tmp_path / "second", 1, edge) as second,
-        asking(first, second) as calls,
-    ):
-        family = [psutil.Process(first.supervisor.pid), *psutil.Process(first.supervisor.pid).children(recursive=True)]
-        for process in family:
-            process.send_signal(signal.SIGKILL)
-        eventually(lambda: second.metric("pretrade_decisions_total"), lambda count: count > 100)
+def test_no_call_fails_when_a_region_is_lost_and_another_is_named(tmp_path: Path, edge: str, loss: str) -> None:
+    with ExitStack() as running:
+        a, b = (running.enter_context(group_of(tmp_path / name, 1, edge)) for name in "ab")
+        proxies = [running.enter_context(TcpProxy(target)) for target in (a.decision, http_of(a))]
+        names = proxies[0].address, f"http://{proxies[1].address}"
+        calls = running.enter_context(asking(names, named(b)))
+        if loss == "killed":
+            a.kill()
+        else:
+            for proxy in proxies:
+                proxy.apply(BLACK_HOLE)
+        eventually(lambda: b.metric("pretrade_decisions_total"), lambda count: count > 100, _SECONDS)
+        for proxy in proxies:
+            proxy.heal()
         heard, failed = calls.end()
         assert failed == []
-        assert heard
+        assert b.stop() == 0
+        assert loss == "killed" or a.stop() == 0
+        if loss == "killed":  # what it has not shipped is in its journal still
+            a = running.enter_context(group_of(tmp_path / "a", 1, edge))
+            assert a.stop() == 0
+        audits = dict.fromkeys(names, a.audited()) | dict.fromkeys(named(b), b.audited())
+        assert [one for one in heard if audits[one.server].get(one.order_ref) != [one.decision_id]] == []
+        assert {one.server for one in heard} == {*names, *named(b)}

@@ -15,15 +15,18 @@ from support.guest_model import write_guest_model
 from support.guest_sets import know
 from support.harness import INSTRUMENTS, eventually
 from support.rig import ROOMY, OpenRig, Rig
+from typer.testing import CliRunner
 
-from feature_cache.feature_set import Feature, FeatureSet
+from feature_cache.feature_set import Feature, FeatureSet, SetRow
 from feature_cache.feature_sets import Registered
 from local.demo.variants import recalibrated
 from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2
+from pretrade.audit.v1 import packet_pb2
+from pretrade.client.cli.main import app
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.replay.replay import Replayer
-from server.models.archive import ModelStore
+from server.models.archive import ModelStore, RunningModel
 from server.models.registry import Registry
 
 pytestmark = pytest.mark.stack
@@ -80,10 +83,16 @@ def version(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @pytest.fixture
-def rig(open_rig: OpenRig, replica_stack: Stack, store: Path, tmp_path: Path) -> Iterator[Rig]:
+def models() -> list[str]:
+    """Of the server, besides the default one. A model server keeps what it has loaded for one from test to test."""
+    return ["tide", "empty"]
+
+
+@pytest.fixture
+def rig(open_rig: OpenRig, replica_stack: Stack, store: Path, tmp_path: Path, models: list[str]) -> Iterator[Rig]:
     (tmp_path / "sets.py").write_text(SETS)
     settings = {
-        "MODELS": json.dumps({"tide": {}, "empty": {}}),
+        "MODELS": json.dumps({name: {} for name in models}),
         "FEATURES__FILE": str(tmp_path / "sets.py"),
         "REPLICAS__MANAGEMENT": json.dumps(replica_stack.endpoints.management),
         "REPLAY__MODEL_STORE": str(store),
@@ -125,6 +134,10 @@ async def test_two_models_with_different_sets_decide_different_orders_at_once_an
         ("tide", version, TIDE.version),
         ("empty", "", ""),
     ]
+
+    (taken,) = server.status().feature_sets
+    assert (taken.feature_set, list(taken.models)) == (TIDE.version, ["tide"])
+    assert (list(taken.computed), list(taken.missing)) == ([], []), "all of it is copied from mf1"
 
     # What each champion scored lately is held against what that one has learnt.
     compared = eventually(
@@ -174,6 +187,52 @@ async def test_two_models_with_different_sets_decide_different_orders_at_once_an
     with Replayer(lambda _: held, packets.get, ModelStore([store]).find) as replayer:
         for packet in packets.values():
             assert (await replayer.replay(packet)).first_difference is None, packet
+
+
+@pytest.mark.parametrize("models", [["surge"]])
+def test_the_challenger_of_a_named_model_scores_its_orders_and_no_others(
+    rig: Rig, version: str, store: Path, tmp_path: Path
+) -> None:
+    server, other = rig.server, recalibrated(Registry(store), version, 2.0)
+    request = admin_pb2.SetModelAliasRequest(
+        model="surge", alias="champion", model_version=version, author="ann", reason="the first"
+    )
+    server.admin.SetModelAlias(request, timeout=120.0)
+    load = admin_pb2.LoadModelRequest(
+        model="surge", model_version=other, replicas=["challenger"], author="ann", reason="beside the first"
+    )
+    server.admin.LoadModel(load, timeout=120.0)
+    server.wait_until_well("surge/primary", "surge/secondary", "surge/challenger")
+    set_map(rig, rule("surge", strategy="sweep-?"))
+    server.decide_until(pb.SOURCE_PRIMARY, strategy="sweep-1")
+    of_surge = {server.decide(strategy="sweep-1").decision_id for _ in range(20)}
+    of_default = {server.decide(strategy="alpha").decision_id for _ in range(20)}
+
+    def pairs() -> dict[str, packet_pb2.ScorePair]:
+        found = (pair for entry in server._entries() for pair in entry.score_pairs.pairs)
+        return {pair.decision_id: pair for pair in found}
+
+    found = eventually(pairs, lambda known: of_surge <= known.keys() and of_default <= known.keys())
+    assert {(found[one].champion_version, found[one].challenger_version) for one in of_surge} == {(version, other)}
+    assert other not in {found[one].challenger_version for one in of_default}
+    server.drain_audit()
+    packets = {packet.decision.decision_id: packet for packet, _ in server.audited()}
+    with RunningModel(ModelStore([store]).find(other)) as challenger:
+        for one in of_surge:
+            row = SetRow.of(TIDE, packets[one].scored_input)
+            assert found[one].challenger_score == pytest.approx(challenger.score(row, 1, 0).score, abs=1e-6)
+
+    # What a replica has loaded is not removed, whether or not anything names it.
+    third = recalibrated(Registry(store), version, 3.0)
+    load = admin_pb2.LoadModelRequest(
+        model="surge", model_version=third, replicas=["secondary"], author="ann", reason="to look at it"
+    )
+    server.admin.LoadModel(load, timeout=120.0)
+    remove = ["models", "remove", third, "--yes", "--store", str(store), "--dir", str(tmp_path), "--target"]
+    env = {"PRETRADE_JOURNAL__PATH": str(server.journal_path)}  # the operator's token lies beside it
+    refused = CliRunner().invoke(app, [*remove, server.admin_address], env=env)
+    assert (refused.exit_code, Registry(store).path(third).is_file()) == (1, True)
+    assert f"{third} is loaded on surge/secondary: end its canary, or restart the replica, first" in refused.output
 
 
 @pytest.mark.long

@@ -43,7 +43,6 @@ def test_half_of_the_primarys_servers_are_killed_and_no_call_fails(
         writer.start()
         server_settings = {
             **ROOMY,
-            "RETRY__SHARE": "1",
             "REPLICAS__SECONDARY": "",
             "REPLICAS__MANAGEMENT": json.dumps(dict(endpoints.management)),
             "REPLICAS__TOKEN_FILES": json.dumps(dict(endpoints.token_files)),

@@ -32,9 +32,10 @@ pytestmark = pytest.mark.stack
 
 GIBIBYTE = 2**30
 DEADLINE_SECONDS = 30.0
-ALERTING = {"prometheus", "alertmanager"} if prometheus.program() and alertmanager.program() else set[str]()
+_ALERTING = {"prometheus", "alertmanager", "rules"}
+ALERTING = _ALERTING if prometheus.program() and alertmanager.program() else set[str]()
 """The parts that come with no package of ours, where they are installed."""
-EVERYTHING = {part for part in PARTS if part not in ("prometheus", "alertmanager")} | ALERTING
+EVERYTHING = {part for part in PARTS if part not in _ALERTING} | ALERTING
 
 
 class Start(NamedTuple):

@@ -42,6 +42,7 @@ def _base_settings() -> Settings:
             admin={"port": ADMIN_PORT},  # type: ignore[arg-type]
             shipping={"drain_seconds": 0.5, "retained_rows": 0},  # type: ignore[arg-type]
             drift={"interval_seconds": 0},  # type: ignore[arg-type]
+            audit_watch={"interval_seconds": 0},  # type: ignore[arg-type]
             replica={"warm_up_seconds": 0},  # type: ignore[arg-type]
             shadow={"keep_pairs": False},  # type: ignore[arg-type]
             startup_patience_seconds=0.5,

@@ -64,6 +64,7 @@ class DecisionServer(Asking):
         redis_url: Where the features are.
         primary, secondary, challenger: `host:port` of the replicas.
         settings: Further settings by their `PRETRADE_` names without the prefix.
+        database_url: Of the audit; None for a database of SQLite in the directory.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class DecisionServer(Asking):
         secondary: str = NOWHERE,
         challenger: str = NOWHERE,
         settings: Mapping[str, str] | None = None,
+        database_url: str | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         decision, admin, metrics = free_ports(3)
@@ -84,7 +86,7 @@ class DecisionServer(Asking):
         self.admin_address = f"127.0.0.1:{admin}"
         """`host:port` of the admin service."""
         self.metrics_url = f"http://127.0.0.1:{metrics}/metrics"
-        self.database_url = f"sqlite:///{directory / 'audit.db'}"
+        self.database_url = database_url or f"sqlite:///{directory / 'audit.db'}"
         self.journal_path = directory / "journal.db"
         self.log_path = directory / "server.log"
         ours = {

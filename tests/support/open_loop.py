@@ -126,6 +126,8 @@ class OpenLoop:
         connections: Calls take turns with them.
         shape: How orders are asked for.
         together: Orders in a batch, or on a stream before the next one is opened.
+        at_once: Single calls, or orders of a stream, that are due at the same instant, so that a server can decide them
+            together.
         on_the_wire: Speak HTTP/2 first hand, which streams cannot. A call costs a tenth of what it does with
             `grpc.aio`, so that the server has the machine to itself; and an answer that comes after its deadline is
             logged as the answer it is.
@@ -144,14 +146,17 @@ class OpenLoop:
         connections: int = 2,
         shape: Shape = "unary",
         together: int = 16,
+        at_once: int = 1,
         on_the_wire: bool = False,
     ) -> None:
         assert not (on_the_wire and shape == "stream")
+        assert at_once == 1 or shape != "batch"
         self._log = log
         self._arguments = [
             *(target, str(log), "--rate", str(rate), "--prefix", prefix),
             *("--deadline", str(deadline_seconds), "--connections", str(connections)),
             *("--shape", shape, "--together", str(1 if shape == "unary" else together)),
+            *("--at-once", str(at_once)),
             *(("--on-the-wire",) if on_the_wire else ()),
             *("--seconds", str(math.inf if seconds is None else seconds), "--instruments", *instruments),
         ]
@@ -389,20 +394,20 @@ async def _generate(arguments: argparse.Namespace, log: _Log) -> None:
 
     print("ready", flush=True)
     number = 0
-    async for due in arrivals(
-        arguments.rate, arguments.seconds, together=1 if streaming else together, stopped=stopped
-    ):
-        if not streaming:
-            start(getattr(caller, arguments.shape)(orders.take(together), due))
-            continue
-        if number % together == 0:
-            if stream is not None:
-                stream.put_nowait(None)
-            stream = asyncio.Queue()
-            start(caller.stream(stream, leaves=next(streams) % 2 == 1))
-        assert stream is not None
-        stream.put_nowait((orders.take(1)[0], due))
-        number += 1
+    in_an_instant = arguments.at_once * (1 if streaming else together)
+    async for due in arrivals(arguments.rate, arguments.seconds, together=in_an_instant, stopped=stopped):
+        for _ in range(arguments.at_once):
+            if not streaming:
+                start(getattr(caller, arguments.shape)(orders.take(together), due))
+                continue
+            if number % together == 0:
+                if stream is not None:
+                    stream.put_nowait(None)
+                stream = asyncio.Queue()
+                start(caller.stream(stream, leaves=next(streams) % 2 == 1))
+            assert stream is not None
+            stream.put_nowait((orders.take(1)[0], due))
+            number += 1
     if stream is not None:
         stream.put_nowait(None)
     await asyncio.gather(*under_way)
@@ -438,7 +443,6 @@ def _generate_on_the_wire(arguments: argparse.Namespace, log: _Log) -> None:
         log.sent(taken, due, clock())
         stream = connection.call(due, framed(request.SerializeToString()))
         under_way[connection, stream] = [order.order_ref for order in taken]
-        connection.flush()
 
     def heard(connection: Connection, stream: int, status: int) -> None:
         refs = under_way.pop((connection, stream), None)
@@ -456,7 +460,7 @@ def _generate_on_the_wire(arguments: argparse.Namespace, log: _Log) -> None:
 
     print("ready", flush=True)
     began = clock()
-    pace, until = Pace(began, arguments.rate / together), began + arguments.seconds
+    pace, until = Pace(began, arguments.rate / (together * arguments.at_once)), began + arguments.seconds
     while under_way or not stopped.is_set():
         now = clock()
         if now >= until:
@@ -467,7 +471,8 @@ def _generate_on_the_wire(arguments: argparse.Namespace, log: _Log) -> None:
             until = min(until, now)
         else:
             for due in pace.overdue(now):
-                send(due)
+                for _ in range(arguments.at_once):
+                    send(due)
         for connection in connections:
             connection.flush()
         for key, _ in selector.select(min(0.001, max(0.0, pace.next_due - clock()))):
@@ -487,6 +492,7 @@ def _main() -> None:
     parser.add_argument("--instruments", nargs="+", required=True)
     parser.add_argument("--shape", choices=get_args(Shape), required=True)
     parser.add_argument("--together", type=int, required=True)
+    parser.add_argument("--at-once", type=int, required=True)
     parser.add_argument("--on-the-wire", action="store_true")
     arguments = parser.parse_args()
     own_timer = not arguments.on_the_wire and arguments.shape != "stream"

@@ -112,11 +112,16 @@ def running_alertmanager(folder: Path, pages: Webhook, tickets: Mailbox) -> Iter
 
     Pages go to the webhook, and everything to the mailbox.
     """
+    with started_alertmanager(folder, written_configuration(folder, pages, tickets)) as url:
+        yield url
+
+
+@contextmanager
+def started_alertmanager(folder: Path, path: Path) -> Iterator[str]:
+    """A real Alertmanager with the configuration in a file; yields its URL."""
     if alertmanager.program() is None:
         pytest.skip("needs prometheus-alertmanager (Debian's package)")
     (port,) = free_ports(1)
-    path = folder / "alertmanager.yaml"
-    path.write_text(yaml.safe_dump(_configuration(folder, pages, tickets)))
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(alertmanager.argv(port, folder, path), stdout=log, stderr=log)
         try:
@@ -125,6 +130,13 @@ def running_alertmanager(folder: Path, pages: Webhook, tickets: Mailbox) -> Iter
         finally:
             process.terminate()
             process.wait(30)
+
+
+def written_configuration(folder: Path, pages: Webhook, tickets: Mailbox) -> Path:
+    """The file of the deployment's configuration with these receivers, and shorter waits."""
+    path = folder / "alertmanager.yaml"
+    path.write_text(yaml.safe_dump(_configuration(folder, pages, tickets)))
+    return path
 
 
 def _is_ready(port: int) -> bool:

@@ -63,7 +63,14 @@ class Rig:
     """What `set_trading_state` asked for and heard."""
 
     def load(
-        self, rate: float, *, seconds: float | None = None, shape: Shape = "unary", on_the_wire: bool = False
+        self,
+        rate: float,
+        *,
+        seconds: float | None = None,
+        shape: Shape = "unary",
+        together: int = 16,
+        at_once: int = 1,
+        on_the_wire: bool = False,
     ) -> OpenLoop:
         """An open-loop load on the server, with references and a log of its own."""
         number = len(self.loads)
@@ -76,6 +83,8 @@ class Rig:
             seconds=seconds,
             prefix=f"load{number}-",
             shape=shape,
+            together=together,
+            at_once=at_once,
             on_the_wire=on_the_wire,
         )
         self.loads.append(load)
@@ -133,11 +142,13 @@ def open_rig(replica_stack: Stack, tmp_path: Path, pytestconfig: pytest.Config) 
             endpoints: Mapping[str, str] | None = None,
             deadline_seconds: float = ROOMY_SECONDS,
             warm_up_calls: int = 100,
+            database_url: str | None = None,
         ) -> Rig:
             replicas = {name: str(getattr(replica_stack.endpoints, name)) for name in REPLICAS} | dict(endpoints or {})
             proxies = {name: opened.enter_context(TcpProxy(replicas[name])) for name in proxied}
             replicas |= {name: proxy.address for name, proxy in proxies.items()}
-            server = opened.enter_context(DecisionServer(tmp_path, redis_url, settings=settings, **replicas))
+            made = DecisionServer(tmp_path, redis_url, settings=settings, database_url=database_url, **replicas)
+            server = opened.enter_context(made)
             # What is not ours may be broken on purpose from the start.
             server.wait_until_well(*(name for name in CHAMPIONS if name not in (endpoints or {})))
             for number in range(warm_up_calls):

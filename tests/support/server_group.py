@@ -128,6 +128,15 @@ class Group:
         self.supervisor.terminate()
         return self.supervisor.wait(90)
 
+    def kill(self) -> None:
+        """Ends all processes with SIGKILL, as the loss of a machine does."""
+        children = psutil.Process(self.supervisor.pid).children(recursive=True)
+        self.supervisor.kill()
+        for process in children:
+            with suppress(psutil.NoSuchProcess):  # it has ended by itself
+                process.kill()
+        self.supervisor.wait()
+
     def audited(self) -> dict[str, list[str]]:
         """The ids of the decisions in SQL, by their orders' references.
 
@@ -177,11 +186,7 @@ def server_group(directory: Path, processes: int, **changes: str) -> Iterator[Gr
             yield group
         finally:
             if supervisor.poll() is None:
-                family = psutil.Process(supervisor.pid).children(recursive=True)
-                supervisor.kill()
-                for process in family:
-                    with suppress(psutil.NoSuchProcess):
-                        process.kill()
+                group.kill()
 
 
 def beside(product: Product) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """A scripted Triton: a real gRPC server that loads, unloads and refuses models as Triton documents it.
 
-Its models are real ones: XGBoost's JSON in `REPOSITORY/NAME/NUMBER/xgboost.json`. Triton itself is not run in any test.
+Its models are real ones, run by the library that Triton's backends run them by: XGBoost's JSON in
+`REPOSITORY/NAME/NUMBER/xgboost.json`, ONNX in `model.onnx`. Triton itself is not run in any test.
 """
 
 from __future__ import annotations
@@ -12,19 +13,30 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
 import numpy as np
+from numpy.typing import NDArray
 
 from pretrade.wire.oip import repository_pb2 as pb
 from pretrade.wire.oip.inference_pb2 import ModelInferRequest, ModelInferResponse
 
 SERVICE = "inference.GRPCInferenceService"
 OLDER_SERVICE = "inference.model_repository.ModelRepositoryService"
-Models = dict[int, Any]
-"""The boosters of a model by version."""
+
+
+class Model(NamedTuple):
+    """A version that is served."""
+
+    features: int
+    scores: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    """float32[n, features] → float32[n] or [n, 1]"""
+
+
+Models = dict[int, Model]
+"""Those of a model by version."""
 
 
 class RefusedError(Exception):
@@ -84,7 +96,7 @@ class Triton:
         if not wanted:
             said = f"at least one version must be available under the version policy of model '{name}'"
             raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, said)
-        self.served[name] = {version: _booster(folder, name, version) for version in wanted}
+        self.served[name] = {version: _loaded(folder, name, version) for version in wanted}
         self.known.setdefault(name, set()).update(wanted)
         return pb.RepositoryModelLoadResponse()
 
@@ -129,11 +141,11 @@ class Triton:
         if tensor.name != "input__0" or any(one.name != "output__0" for one in request.outputs):
             raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"unexpected inference input for model '{name}'")
         rows = np.frombuffer(request.raw_input_contents[0], "<f4").reshape(tuple(tensor.shape))
-        booster = served[version]
-        if rows.shape[1] != booster.num_features():
-            said = f"unexpected shape for input 'input__0' for model '{name}'. Expected [-1,{booster.num_features()}]"
+        model = served[version]
+        if rows.shape[1] != model.features:
+            said = f"unexpected shape for input 'input__0' for model '{name}'. Expected [-1,{model.features}]"
             raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"{said}, got [{len(rows)},{rows.shape[1]}]")
-        scores = (self.factor * booster.inplace_predict(rows, missing=np.nan)).astype("<f4")
+        scores = (self.factor * model.scores(rows)).astype("<f4")
         answer = ModelInferResponse(model_name=name, model_version=str(version))
         answer.outputs.add(name="output__0", datatype="FP32", shape=(len(rows), 1))
         answer.raw_output_contents.append(scores.tobytes())
@@ -241,14 +253,29 @@ def _policy(config: str) -> dict[str, Any]:
     return policy
 
 
-def _booster(folder: Path, name: str, version: int) -> Any:
-    import xgboost  # noqa: PLC0415  most tests need none
-
+def _loaded(folder: Path, name: str, version: int) -> Model:
+    path = folder / str(version)
     try:
-        return xgboost.Booster({"nthread": 1}, model_file=str(folder / str(version) / "xgboost.json"))
-    except (xgboost.core.XGBoostError, ValueError) as error:
+        return _onnx(path / "model.onnx") if (path / "model.onnx").exists() else _trees(path / "xgboost.json")
+    except Exception as error:  # whatever the library says of a file that is no model
         said = f"failed to load '{name}', version {version} is at UNAVAILABLE state: {error}"
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, said.partition("\n")[0]) from error
+
+
+def _trees(path: Path) -> Model:
+    import xgboost  # noqa: PLC0415  most tests need none
+
+    booster = xgboost.Booster({"nthread": 1}, model_file=str(path))
+    return Model(booster.num_features(), lambda rows: booster.inplace_predict(rows, missing=np.nan))
+
+
+def _onnx(path: Path) -> Model:
+    import onnxruntime  # noqa: PLC0415  as above
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (given,), (output,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, output.name, output.shape[1]) == ("input__0", "output__0", 1), "as the configuration says"
+    return Model(given.shape[1], lambda rows: session.run(None, {"input__0": rows})[0])
 
 
 def _number(version: str) -> int:

@@ -1,8 +1,8 @@
 """The library for callers of a server, and the `pretrade` command (`pretrade.client.cli`).
 
 `Client` asks from threads and `AsyncClient` from asyncio; docs/client-python.md is their page. The library needs only
-gRPC, protobuf, Typer and Rich, and nothing that runs a server. The messages and stubs are in the same namespace:
-`pretrade.decision.v1`, `pretrade.admin.v1` and `pretrade.audit.v1`.
+gRPC and protobuf, and the command needs Typer and Rich besides; neither needs what runs a server. The messages and the
+stubs are in the same namespace: `pretrade.decision.v1`, `pretrade.admin.v1` and `pretrade.audit.v1`.
 """
 
 from __future__ import annotations

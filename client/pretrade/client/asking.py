@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import secrets
 import sys
 import weakref
 from collections.abc import Iterable, Sequence
@@ -65,7 +64,7 @@ class Asking:
         self.deadline_seconds: Final = _checked(deadline_seconds)
         self.makes_keys: Final = idempotency_keys
         # Numbered by what is compiled: in a batch, a key costs a tenth of its order.
-        keys = map(f"{secrets.token_hex(12)}-".__add__, map(str, itertools.count(1)))
+        keys = map(f"{os.urandom(12).hex()}-".__add__, map(str, itertools.count(1)))
         self._new_key: Final = keys.__next__ if idempotency_keys else None
         self.why_not = ""
         """Why it cannot be used any more; empty while it can."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.client.cli.changing import risk_without
+from pretrade.client.cli.model_versions import LOAD_SECONDS
 from pretrade.client.cli.options import span_seconds
 from pretrade.client.enum_names import enum_choices, enum_name
 
@@ -23,6 +24,11 @@ MODES: Final[Mapping[str, str]] = {
 }
 _STRICTNESS: Final = (pb.TRADING_STATE_ACTIVE, pb.TRADING_STATE_REDUCING, pb.TRADING_STATE_HALTED)
 _LONGEST_REASON: Final = 256
+CHANGE_SECONDS: Final = 10.0
+"""How long a change may take: one that must reach all servers takes two seconds of the server's own patience."""
+ALIASES: Final = ("champion", "challenger", "previous")
+"""Those that can be set."""
+_MODELS: Final = "/models"
 
 
 class FormError(Exception):
@@ -52,6 +58,12 @@ class Act:
     """What it may do to trading, in a sentence; empty for nothing to speak of."""
     can_end: bool = True
     """Whether it may be made for a limited time."""
+    seconds: float = CHANGE_SECONDS
+    """How long it may take."""
+    leads_to: str = "/"
+    """The page that shows what became of it."""
+    chooses_version: bool = False
+    """Whether it is about a model version that the form has to name."""
 
     def complete(self, form: Form, author: str) -> Any:
         """The whole request, but for the version that it expects and whether it is a dry run.
@@ -78,7 +90,12 @@ class Act:
         """
         if isinstance(request, pb.SetTradingStateRequest):
             return _is_looser(request.state, known_state)
-        return True
+        return can_expect(request)
+
+
+def can_expect(request: Any) -> bool:
+    """Whether it can be bound to a version of the control state; what is no part of that cannot."""
+    return "expected_control_version" in request.DESCRIPTOR.fields_by_name
 
 
 def _trading_state(form: Form) -> pb.SetTradingStateRequest:
@@ -157,7 +174,40 @@ def _roll_back(form: Form) -> pb.RollBackRequest:
     return pb.RollBackRequest(model=form.get("model", ""))
 
 
+def _canary(form: Form) -> pb.StartCanaryRequest:
+    try:
+        steps = [float(percent) / 100 for percent in form.get("steps", "").replace(",", " ").replace("%", " ").split()]
+    except ValueError:
+        raise FormError("Steps: numbers of percent, like 5 25 50 100; empty for those of the settings.") from None
+    return pb.StartCanaryRequest(
+        model_version=_needed(form, "model_version"),
+        model=form.get("model", ""),
+        steps=steps,
+        instrument=form.get("instrument", "").strip(),
+        strategy=form.get("strategy", "").strip(),
+    )
+
+
+def _load(form: Form) -> pb.LoadModelRequest:
+    replica = form.get("replica", "")
+    return pb.LoadModelRequest(
+        model_version=_needed(form, "model_version"), model=form.get("model", ""), replicas=[replica] if replica else []
+    )
+
+
+def _alias(form: Form) -> pb.SetModelAliasRequest:
+    alias = form.get("alias", "")
+    if alias not in ALIASES:
+        raise FormError(f"Alias: one of {', '.join(ALIASES)}.")
+    return pb.SetModelAliasRequest(
+        model_version=_needed(form, "model_version"), model=form.get("model", ""), alias=alias
+    )
+
+
 _NEW_DECIDER: Final = "Another model then decides every order of this model."
+_TRIAL: Final = (
+    "From its first step on it decides real orders. If it does worse it is rolled back, at once and by itself."
+)
 
 ACTS: Final[Mapping[str, Act]] = {
     act.name: act
@@ -180,7 +230,18 @@ ACTS: Final[Mapping[str, Act]] = {
             _chain,
             lambda _form, _known: "Every order is answered by other sources, or in another order.",
         ),
-        Act("canary_abort", "End the canary", "AbortCanary", _abort, can_end=False),
+        Act(
+            "canary_start",
+            "Start a canary",
+            "StartCanary",
+            _canary,
+            lambda _form, _known: _TRIAL,
+            can_end=False,
+            seconds=LOAD_SECONDS,
+            leads_to=_MODELS,
+            chooses_version=True,
+        ),
+        Act("canary_abort", "End the canary", "AbortCanary", _abort, can_end=False, leads_to=_MODELS),
         Act(
             "canary_promote",
             "Make the canary the champion",
@@ -188,8 +249,10 @@ ACTS: Final[Mapping[str, Act]] = {
             _promote,
             lambda _form, _known: _NEW_DECIDER,
             can_end=False,
+            seconds=LOAD_SECONDS,
+            leads_to=_MODELS,
         ),
-        Act("canary_weight", "Set the canary's share", "SetCanaryWeight", _weight, can_end=False),
+        Act("canary_weight", "Set the canary's share", "SetCanaryWeight", _weight, can_end=False, leads_to=_MODELS),
         Act(
             "roll_back",
             "Make the previous champion the champion again",
@@ -197,6 +260,29 @@ ACTS: Final[Mapping[str, Act]] = {
             _roll_back,
             lambda _form, _known: _NEW_DECIDER,
             can_end=False,
+            seconds=LOAD_SECONDS,
+            leads_to=_MODELS,
+        ),
+        Act(
+            "model_load",
+            "Load a version",
+            "LoadModel",
+            _load,
+            can_end=False,
+            seconds=LOAD_SECONDS,
+            leads_to=_MODELS,
+            chooses_version=True,
+        ),
+        Act(
+            "model_alias",
+            "Set an alias",
+            "SetModelAlias",
+            _alias,
+            lambda form, _known: _NEW_DECIDER if form.get("alias") == "champion" else "",
+            can_end=False,
+            seconds=LOAD_SECONDS,
+            leads_to=_MODELS,
+            chooses_version=True,
         ),
     )
 }
@@ -217,7 +303,7 @@ def replica_names(replicas: Iterable[pb.ReplicaStatus]) -> list[str]:
 
 def _needed(form: Form, field: str) -> str:
     if not (value := form.get(field, "").strip()):
-        raise FormError(f"{field.capitalize()}: one must be chosen.")
+        raise FormError(f"{field.replace('_', ' ').capitalize()}: one must be chosen.")
     return value
 
 

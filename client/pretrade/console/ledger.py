@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,7 +41,14 @@ def _bars(budget: pb.Budget) -> Iterator[Bar]:
         began += stage.used_us
 
 
-def vector(packed: bytes) -> list[float]:
-    """The features that the rules, the guards and as a rule the model saw: little-endian float32."""
+def named_vector(packed: bytes, names: Sequence[str]) -> list[tuple[str, float]]:
+    """The features that the rules, the guards and as a rule the model saw, by name.
+
+    Args:
+        packed: Little-endian float32.
+        names: In their order; features without one are called by their number.
+    """
     whole = packed[: len(packed) // 4 * 4]
-    return [value for (value,) in struct.iter_unpack("<f", whole)]
+    values = [value for (value,) in struct.iter_unpack("<f", whole)]
+    called = [*names, *(f"number {number}" for number in range(len(names), len(values)))]
+    return list(zip(called, values, strict=False))

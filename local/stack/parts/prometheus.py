@@ -17,6 +17,7 @@ from pretrade.client.stack_file import Endpoints
 OBSERVABILITY: Final = Path(__file__).parents[3] / "k8s" / "observability"
 """Rules and configurations. They are not installed with the package: a clone of the repository has them."""
 _RULES: Final = OBSERVABILITY / "prometheus"
+_OURS: Final = "*.rules.yaml"
 _RETENTION: Final = "7d"
 
 
@@ -28,6 +29,11 @@ def program() -> str | None:
 def url(port: int) -> str:
     """Where its API and its page are served."""
     return f"http://{LOOPBACK}:{port}"
+
+
+def user_rules(directory: Path) -> Path:
+    """The rules that users set, in the directory of its configuration."""
+    return directory / "user.rules.yaml"
 
 
 def write_configuration(directory: Path, endpoints: Endpoints, processes: int | None, bars: str | None) -> None:
@@ -45,7 +51,7 @@ def write_configuration(directory: Path, endpoints: Endpoints, processes: int | 
         "pretrade-worker": _targets(endpoints.worker_url),
         "pretrade-bars": _targets(bars),
     }
-    found["rule_files"] = [str(_RULES / name) for name in found["rule_files"]]
+    found["rule_files"] = [str(_RULES / _OURS), str(user_rules(directory))]
     found["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": _targets(endpoints.alertmanager_url)}]}]}
     found["scrape_configs"] = [
         {"job_name": job, "static_configs": [{"targets": addresses}]} for job, addresses in targets.items() if addresses
@@ -64,6 +70,7 @@ def argv(port: int, directory: Path) -> list[str]:
         f"--storage.tsdb.path={directory / 'data'}",
         f"--storage.tsdb.retention.time={_RETENTION}",
         f"--web.listen-address={LOOPBACK}:{port}",
+        "--web.enable-lifecycle",  # it reads its rules again when it is asked
     ]
 
 

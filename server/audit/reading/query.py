@@ -286,8 +286,6 @@ class AuditQuery:
         """
         from server.audit.reading.labels import LabelledDecision  # noqa: PLC0415 - the feature engine
 
-        if self._store is None:
-            raise AuditUnavailableError("labels are in the database, and there is none here")
         columns = DECISIONS.c
         query = (
             sa.select(
@@ -300,9 +298,21 @@ class AuditQuery:
             query = query.where(columns.decided_at >= since)
         if until is not None:
             query = query.where(columns.decided_at < until)
+        with self.connected() as connection:
+            return [LabelledDecision(*row) for row in connection.execute(query)]
+
+    @contextmanager
+    def connected(self) -> Iterator[sa.Connection]:
+        """A connection to the database, for what journals do not hold.
+
+        Raises:
+            AuditUnavailableError: The database cannot be read, or there is none.
+        """
+        if self._store is None:
+            raise AuditUnavailableError("this is in the database, and there is none here")
         try:
             with self._database() as store, store.connect() as connection:
-                return [LabelledDecision(*row) for row in connection.execute(query)]
+                yield connection
         except sa.exc.SQLAlchemyError as error:
             raise AuditUnavailableError(f"the database: {_line(error)}") from error
 

@@ -100,6 +100,7 @@ class Question(enum.StrEnum):
     NEWEST = f"/{_READING}/NewestDecisions"
     OUTCOME = f"/{_READING}/FindOutcome"
     DRIFT = f"/{_READING}/CompareDrift"
+    CHECK = f"/{_READING}/CheckAudit"
     WARM_UP = f"/{_READING}/WarmUp"
 
 

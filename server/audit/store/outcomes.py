@@ -8,12 +8,14 @@ configuration once, by its hash. None of them is partitioned: a replay needs set
 from __future__ import annotations
 
 import datetime as dt
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from pretrade.audit.v1 import packet_pb2
-from server.audit.store.schema import METADATA
+from server.audit.store.newest import CLOCK_ERROR
+from server.audit.store.schema import DECISIONS, METADATA
+from server.decision.ids import id_bound
 
 _INSTANT: Final = sa.DateTime(timezone=True)
 
@@ -79,6 +81,49 @@ def same_outcome(one: packet_pb2.Outcome, other: packet_pb2.Outcome) -> bool:
     left.ClearField("recorded_at_ns")
     right.ClearField("recorded_at_ns")
     return left == right
+
+
+def newest_decision(connection: sa.Connection, *, labelled: bool) -> str | None:
+    """The id of the newest decision, or of the newest that has a label; None without one."""
+    column = LABELS.c.decision_id if labelled else DECISIONS.c.decision_id
+    newest: str | None = connection.scalar(sa.select(sa.func.max(column)))
+    return newest
+
+
+def scored_labels(
+    connection: sa.Connection,
+    model_version: str,
+    horizon_seconds: float,
+    since: dt.datetime,
+    until: dt.datetime,
+    limit: int,
+) -> list[sa.Row[Any]]:
+    """Instrument, id, score and label of the newest decisions that a model version scored.
+
+    Args:
+        connection: To the database.
+        model_version: The version.
+        horizon_seconds: Of the labels.
+        since: None that were made earlier.
+        until: None that were made then or later.
+        limit: Most decisions.
+    """
+    columns, label = DECISIONS.c, LABELS.c
+    query = (
+        sa.select(columns.instrument, columns.decision_id, columns.score, label.eligible)
+        .join_from(LABELS, DECISIONS, columns.decision_id == label.decision_id)
+        .where(
+            label.decision_id >= id_bound(since),
+            label.decision_id < id_bound(until),
+            columns.decided_at.between(since - CLOCK_ERROR, until + CLOCK_ERROR),  # leaves other days alone
+            label.horizon_seconds == horizon_seconds,
+            columns.model_version == model_version,
+            columns.score.is_not(None),
+        )
+        .order_by(label.decision_id.desc())
+        .limit(limit)
+    )
+    return list(connection.execute(query))
 
 
 def _nanoseconds(instant: dt.datetime) -> int:

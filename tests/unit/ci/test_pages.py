@@ -68,6 +68,15 @@ def test_every_make_target_that_a_page_names_exists() -> None:
     assert named <= targets
 
 
+def test_every_choice_of_tests_that_a_page_names_selects_one() -> None:
+    tests = ROOT / "tests"
+    named = [name for path in tests.rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())]
+    named += [path.stem for path in tests.rglob("test_*.py")]
+    chosen = {word for page in [*PAGES, ROOT / "Makefile"] for word in re.findall(r"ARGS='-k (\w+)", page.read_text())}
+    assert chosen
+    assert [word for word in sorted(chosen) if not any(word in name for name in named)] == []
+
+
 def _links(page: Path) -> list[str]:
     return re.findall(r"\]\(((?:[\w./-]+)?(?:#[\w-]+)?)\)", page.read_text())
 

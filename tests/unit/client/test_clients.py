@@ -136,7 +136,7 @@ def test_a_server_that_is_not_there_is_reported_with_its_address(server: FakeSer
     # Who shares a call may be told at the end of its own deadline, before the call says why it fails.
     possible = (UnavailableError, DeadlineError) if way in SHARED else UnavailableError
     with asking(way, address) as ask, pytest.raises(possible) as raised:
-        ask(ORDER, deadline_seconds=0.2)
+        ask(ORDER, deadline_seconds=0.5)
     if isinstance(raised.value, DeadlineError):
         return
     assert address in str(raised.value)

@@ -113,3 +113,41 @@ def test_a_role_with_several_endpoints_is_offered_as_a_whole_too() -> None:
 def test_every_act_has_a_method_of_the_contract() -> None:
     methods = {method.name for method in pb.DESCRIPTOR.services_by_name["AdminService"].methods}
     assert {act.method for act in ACTS.values()} <= methods
+
+
+def test_a_canary_is_begun_as_the_form_says() -> None:
+    form = {"model_version": "ab" * 8, "steps": "5, 25% 100", "instrument": " BTC* ", "reason": "better"}
+    made = ACTS["canary_start"].complete(form, "ann")
+    assert (made.model_version, list(made.steps)) == ("ab" * 8, [0.05, 0.25, 1.0])
+    assert (made.instrument, made.strategy, made.author) == ("BTC*", "", "ann")
+    assert not ACTS["canary_start"].complete({"model_version": "ab" * 8}, "ann").steps, "those of the server's settings"
+    assert ACTS["canary_start"].is_bound(made, pb.TRADING_STATE_ACTIVE)
+
+
+def test_what_is_no_part_of_the_control_state_is_bound_to_no_version_of_it() -> None:
+    load = ACTS["model_load"].complete({"model_version": "ab" * 8, "replica": "challenger"}, "ann")
+    assert list(load.replicas) == ["challenger"]
+    assert not ACTS["model_load"].is_bound(load, pb.TRADING_STATE_ACTIVE)
+    alias = ACTS["model_alias"].complete({"model_version": "ab" * 8, "alias": "previous"}, "ann")
+    assert ACTS["model_alias"].is_bound(alias, pb.TRADING_STATE_ACTIVE)
+
+
+@pytest.mark.parametrize(
+    ("alias", "risk"), [("champion", "Another model then decides"), ("challenger", ""), ("previous", "")]
+)
+def test_whoever_moves_the_champions_alias_is_told_what_that_is(alias: str, risk: str) -> None:
+    assert risk in ACTS["model_alias"].risk({"alias": alias}, known())
+    assert bool(risk) == bool(ACTS["model_alias"].risk({"alias": alias}, known()))
+
+
+@pytest.mark.parametrize(
+    ("act", "form", "said"),
+    [
+        ("canary_start", {}, "Model version: one must be chosen"),
+        ("canary_start", {"model_version": "x", "steps": "five"}, "Steps: numbers of percent"),
+        ("model_alias", {"model_version": "x", "alias": "candidate"}, "Alias: one of champion, challenger, previous"),
+    ],
+)
+def test_a_form_about_a_version_that_makes_no_sense_says_which_field(act: str, form: dict[str, str], said: str) -> None:
+    with pytest.raises(FormError, match=said):
+        ACTS[act].complete({**form, "reason": "x"}, "ann")

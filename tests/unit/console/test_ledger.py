@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from pretrade.console.ledger import WIDTH, vector, waterfall
+from pretrade.console.ledger import WIDTH, named_vector, waterfall
 from pretrade.decision.v1 import decision_pb2 as pb
 
 
@@ -32,6 +32,11 @@ def test_a_decision_without_a_ledger_has_an_empty_one() -> None:
     assert waterfall(pb.Budget()) == []
 
 
-def test_features_are_read_as_they_were_written_and_a_broken_end_is_left_out() -> None:
-    assert vector(struct.pack("<2f", 0.5, -2.0) + b"\x00") == [0.5, -2.0]
-    assert vector(b"") == []
+def test_features_are_little_endian_floats_with_their_names() -> None:
+    packed = struct.pack("<2f", 0.5, -2.0)
+    assert named_vector(packed + b"\x00", ["spread_bps", "imbalance_l1"]) == [
+        ("spread_bps", 0.5),
+        ("imbalance_l1", -2.0),
+    ]
+    assert named_vector(packed, []) == [("number 0", 0.5), ("number 1", -2.0)], "of a set that the server does not know"
+    assert named_vector(b"", ["spread_bps"]) == []

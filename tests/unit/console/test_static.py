@@ -46,3 +46,45 @@ def test_every_file_that_a_page_names_is_there() -> None:
     named = set(re.findall(r'"/static/([^"]+)"', text))
     assert "console.js" in named
     assert all((ROOT / "static" / name).is_file() for name in named)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of `#rrggbb`. Source: WCAG 2.2."""
+    shares = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in shares]
+    return sum(weight * one for weight, one in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+TEXT: Final = {
+    "paper": ("ink", "faint", "accent", "good", "warn", "bad"),
+    "sheet": ("ink", "faint", "accent", "good", "warn", "bad"),
+    "good-sheet": ("good", "faint", "accent", "ink"),
+    "bad-sheet": ("bad", "faint", "accent", "ink"),
+    "accent": ("on-accent",),
+    "bad": ("on-bad",),
+    "heat2": ("ink",),
+    "heat3": ("ink",),
+    "heat4": ("ink",),
+    "heat5": ("ink",),
+    "heat6": ("on-heat6",),
+}
+"""What is written on each colour."""
+
+
+def test_text_can_be_read_on_every_colour_by_day_and_by_night() -> None:
+    """The browser test looks at what pages really paint; this says which colour is wrong."""
+    sheet = (ROOT / "static/console.css").read_text()
+    both = {name: (light, dark) for name, light, dark in re.findall(r"--([\w-]+): light-dark\((#\w+), (#\w+)\)", sheet)}
+    assert set(re.findall(r"var\(--([\w-]+)\)", sheet)) == set(both), "each has both colours, and none is unused"
+    for ground, texts in TEXT.items():
+        for text in texts:
+            for place, when in enumerate(("light", "dark")):
+                found = contrast(both[ground][place], both[text][place])
+                assert found >= 4.5, f"{text} on {ground} has {found:.2f} when it is {when}"
+    for line in ("accent", "second", "faint"):
+        assert all(contrast(both["paper"][place], both[line][place]) >= 3 for place in (0, 1)), f"lines of {line}"

@@ -269,12 +269,16 @@ def test_decisions_without_features_count_as_missing() -> None:
 
 
 def test_a_comparison_is_told_in_the_words_of_the_contract() -> None:
-    found = summarise(packets(market(200, 8), uniform(200)), known(learnt(market(2_000, 9))))
+    found = summarise(packets(market(600, 8), uniform(600)), known(learnt(market(2_000, 9))))
     told = drift_status(found)
-    assert (told.model_version, told.problem, told.rows) == (found.model_version, "", 200)
+    assert (told.model_version, told.problem, told.rows) == (found.model_version, "", 600)
     for one, feature in zip(told.features, found.drifts, strict=True):
         assert (one.name, one.psi, one.undefined) == (feature.name, feature.psi, feature.undefined)
         assert (one.limit if one.HasField("limit") else None, one.drifted) == (feature.limit, feature.drifted)
+    assert len(told.windows) > 1
+    for part, window in zip(told.windows, found.windows, strict=True):
+        assert (part.since.ToNanoseconds(), part.rows) == (window.since_ns, window.rows)
+        assert dict(zip([one.name for one in told.features], part.psi, strict=True)) == dict(window.psi)
 
 
 async def test_comparisons_that_are_switched_off_do_not_end_the_component_and_the_server_with_it() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,16 @@ from numpy.typing import NDArray
 
 from feature_cache import features
 from torchserve.dataset import Samples
-from torchserve.handler import HEADER, ModelHandler, calibrated, device_of, margin_of, torch_margin, xgboost_margin
+from torchserve.handler import (
+    HEADER,
+    ModelHandler,
+    calibrated,
+    device_of,
+    margin_of,
+    packed_parts,
+    torch_margin,
+    xgboost_margin,
+)
 from torchserve.training import TrainedModel
 
 Load = Callable[[Path], ModelHandler]
@@ -213,13 +224,33 @@ def test_the_champions_margins_are_xgboosts_to_the_last_bit(samples: Samples, mo
 
 
 def test_torch_computes_on_the_gpu_that_torchserve_gives_a_worker_where_torch_sees_one(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert device_of({"gpu_id": None}) == device_of({}) == "cpu"
+    assert not caplog.messages
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_of({"gpu_id": 1}) == "cpu"
+    assert caplog.messages == ["TorchServe gave this worker GPU 1, Torch sees none: on the CPU"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device_of({"gpu_id": 1}) == "cuda:1"
+
+
+BROUGHT = {
+    "runtime": "torchscript",
+    "network": None,
+    "scored": {"column": 0, "is_probability": False, "fill": [0.0] * len(features.MF1)},
+}
+
+
+def scripted() -> bytes:
+    """A network of somebody else's, as TorchScript."""
+    torch.manual_seed(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is no longer worked on
+        trace: Any = torch.jit.trace  # without types
+        buffer = io.BytesIO()
+        torch.jit.save(trace(torch.nn.Linear(len(features.MF1), 1), torch.zeros(2, len(features.MF1))), buffer)
+    return buffer.getvalue()
 
 
 def test_a_network_is_moved_to_its_device(samples: Samples, models: dict[str, TrainedModel]) -> None:
@@ -228,5 +259,15 @@ def test_a_network_is_moved_to_its_device(samples: Samples, models: dict[str, Tr
     assert model.network is not None
     with pytest.raises(NotImplementedError, match="meta"):
         torch_margin(model.weights, model.network, "meta")(samples.rows[:3])
+    with pytest.raises(NotImplementedError, match="meta"):
+        margin_of(BROUGHT, scripted(), "meta")(samples.rows[:3])
+    about = {"calibration": {"slope": 1.0, "intercept": 0.0}, "weight": 1.0}
+    networks = ((BROUGHT, scripted()), ({"runtime": "torch", "network": model.network}, model.weights))
+    for network, weights in networks:  # each by itself, since the first part fails
+        ensemble = {"runtime": "ensemble", "ensemble": {"how": "stack", "bias": 0.0, "parts": [network | about]}}
+        alone = margin_of(network, weights)(samples.rows[:3])
+        np.testing.assert_array_equal(margin_of(ensemble, packed_parts([weights]))(samples.rows[:3]), alone)
+        with pytest.raises(NotImplementedError, match="meta"):
+            margin_of(ensemble, packed_parts([weights]), "meta")(samples.rows[:3])
     with pytest.raises(RuntimeError, match="knows no runtime 'other'"):
         margin_of({"runtime": "other", "network": None}, b"")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+import numpy as np
+import onnxruntime
 
 from server.inference.oip import ModelDescription, OpenInference, OpenInferenceSettings
+from torchserve.dataset import Samples
+from torchserve.handler import ModelHandler
 from torchserve.mlserver import write_folder
 from torchserve.triton import write_version
 
@@ -36,6 +40,11 @@ def test_a_version_lies_where_the_decision_server_expects_it(store: Path, tmp_pa
     assert json.loads(trees) == json.loads((tmp_path / "mlserver" / "model.json").read_text())
 
 
-def test_a_network_is_refused(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="only boosted trees"):
-        write_version(store / "challenger.mar", tmp_path)
+def test_a_network_of_ours_goes_there_in_onnx(
+    store: Path, load: Callable[[Path], ModelHandler], samples: Samples, tmp_path: Path
+) -> None:
+    written = tmp_path / write_version(store / "challenger.mar", tmp_path)
+    session = onnxruntime.InferenceSession(written / "model.onnx")
+    (scores,) = session.run(["output__0"], {"input__0": samples.rows})
+    np.testing.assert_allclose(scores[:, 0], load(store / "challenger.mar").score(samples.rows), rtol=0, atol=1e-6)
+    assert np.isnan(samples.rows).any()

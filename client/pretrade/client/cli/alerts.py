@@ -1,4 +1,4 @@
-"""`pretrade alerts`: what fires, and silences. The commands ask Alertmanager, and no server."""
+"""`pretrade alerts`: what fires, and silences, which Alertmanager is asked for; and rules, which a server keeps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from pretrade.client.cli.alert_rules import rules_app
 from pretrade.client.cli.options import UNREACHABLE, USER, AsJson, Author, Directory, seconds
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
@@ -20,8 +21,11 @@ ADDRESS: Final = "PRETRADE_ALERTMANAGER_URL"
 _EXIT_CODES: Final = "Exit codes: 0 done; 1 Alertmanager refused; 2 wrong usage; 3 no Alertmanager could be reached."
 
 alerts_app = typer.Typer(
-    name="alerts", no_args_is_help=True, help="List the alerts that fire, silence some of them, or end a silence."
+    name="alerts",
+    no_args_is_help=True,
+    help="List the alerts that fire, silence some of them, end a silence, or define alerts of your own.",
 )
+alerts_app.add_typer(rules_app)
 app = typer.Typer()
 app.add_typer(alerts_app)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Sequence
+from importlib.metadata import entry_points
 from typing import Annotated, Any, Final
 
 import typer
@@ -16,6 +18,9 @@ from pretrade.client.cli.options import AsJson, Directory, Target
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
 _NEGATIVE: Final = re.compile(r"-\.?\d")
+
+_LOOKUPS: Final = "pretrade.lookups"
+"""Group of the entry points by which `pretrade-server` says what only it knows."""
 
 app = typer.Typer()
 
@@ -50,6 +55,15 @@ def decide(
     strategy: Annotated[str, typer.Option(help="Strategy that asks.")] = "cli",
     idempotency_key: Annotated[str, typer.Option("--key", help="Idempotency key.")] = "",
     reduce_only: Annotated[bool, typer.Option(help="The order only reduces an exposure.")] = False,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="A feature that the order brings, for example urgency=0.9; repeatable."
+        ),
+    ] = None,
+    feature_set: Annotated[
+        str, typer.Option(metavar="SET", help="The feature set that these are of, where more than one has them.")
+    ] = "",
     timeout_ms: Annotated[float, typer.Option(min=0.001, help="Deadline in milliseconds.")] = 1000.0,
     explain: Annotated[bool, typer.Option(help="Also explain the score.")] = False,
     target: Target = None,
@@ -75,6 +89,8 @@ def decide(
         idempotency_key=idempotency_key,
         reduce_only=reduce_only,
     )
+    if feature:
+        order.features.CopyFrom(_brought(feature, feature_set))
     order.timeout.FromNanoseconds(round(timeout_ms * 1e6))  # exact: gRPC rounds the call's own up to milliseconds
     with connected(target, directory, "decision") as channel:
         grpc.channel_ready_future(channel).result(RPC_SECONDS)
@@ -87,3 +103,29 @@ def decide(
     Console().print(decision_table(response.decision))
     if explain:
         Console().print(explanation_table(response.explanation))
+
+
+def _brought(words: Sequence[str], feature_set: str) -> Any:
+    """The features that these words, each `NAME=VALUE`, bring. Raises typer.BadParameter."""
+    from pretrade.decision.v1 import decision_pb2
+
+    given = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            given[name.strip()] = float(value)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{word!r} is not NAME=VALUE, for example urgency=0.9", param_hint="--feature"
+            ) from None
+    lookup = next(iter(entry_points(group=_LOOKUPS, name="vector_of")), None)
+    if lookup is None:
+        raise typer.BadParameter(
+            "the names of features are known where pretrade-server is installed, and it is not installed here",
+            param_hint="--feature",
+        )
+    try:
+        set_id, values = lookup.load()(given, feature_set)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--feature") from error
+    return decision_pb2.FeatureVector(feature_set_id=set_id, values=values)

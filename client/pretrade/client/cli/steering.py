@@ -38,6 +38,7 @@ _SUBJECTS: Final = (
     "drain",
     "chain",
     "model_map",
+    "alert_rules",
     "canary",
     "model",
     "configuration",

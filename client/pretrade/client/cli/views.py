@@ -80,6 +80,7 @@ def status_view(status: admin_pb2.GetStatusResponse, *, wide: bool = False) -> G
         ),
         replica_table(status.replicas),
         _feature_table(status, wide),
+        *([_set_table(status)] if status.feature_sets else ()),
         *_count_lines(status),
         *([Text.from_markup(champion_line(status.champion))] if status.HasField("champion") else ()),
         Text.from_markup(drift_line(status.drift)),
@@ -192,6 +193,24 @@ def _feature_table(status: admin_pb2.GetStatusResponse, wide: bool) -> Rows:
             str(feature.book_losses) if feature.worker else "not known",
             behind if feature.worker else Text("no worker reports", "red"),
             *((feature.vector_version, str(feature.sequence or ""), feature.worker) if wide else ()),
+        )
+    return table
+
+
+def _set_table(status: admin_pb2.GetStatusResponse) -> Rows:
+    """Feature sets besides `mf1` that models take."""
+    table = Rows("feature set", "taken by", "computed features", "oldest ms>", "orders without a row")
+    for one in status.feature_sets:
+        lacking = [f"{each.instrument} {each.problem}" for each in one.computed if not each.usable]
+        usable = f"usable of {len(one.computed)}" if one.computed else "none are computed"
+        ages = [each.age.ToNanoseconds() for each in one.computed if each.HasField("age")]
+        missing = [f"{each.orders:,} ({each.part})" for each in one.missing]
+        table.add(
+            one.feature_set,
+            ", ".join(one.models),
+            Text(", ".join(lacking), "red") if lacking else Text(usable),
+            f"{max(ages) / 1e6:.2f}" if ages else "none",
+            Text(", ".join(missing), "yellow") if missing else Text("0"),
         )
     return table
 

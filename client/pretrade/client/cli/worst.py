@@ -51,6 +51,7 @@ def faults(status: pb.GetStatusResponse) -> list[Fault]:
         *_not_ready(status),
         *_features(status),
         *_champions(status),
+        *_sets(status),
         *_expired(status),
         *_processes(status),
         *_control(status),
@@ -105,6 +106,21 @@ def _features(status: pb.GetStatusResponse) -> Iterator[Fault]:
     else:
         section = "BookUnknown" if why == "book unknown" else "FeaturesStale"
         yield Fault(f"{which}: {why}, so that orders get ABSTAIN", section)
+
+
+def _sets(status: pb.GetStatusResponse) -> Iterator[Fault]:
+    """Computed features that a model needs besides those of `mf1`, where these are there."""
+    usable = {one.instrument for one in status.features if one.usable}
+    for one in status.feature_sets:
+        lacking = [each for each in one.computed if not each.usable and each.instrument in usable]
+        if lacking:
+            which = ", ".join(each.instrument for each in lacking)
+            why = ", ".join(sorted({each.problem for each in lacking}))
+            of = ", ".join(one.models)
+            yield Fault(
+                f"features of {one.feature_set} for {which}: {why}, so that model {of} is not asked",
+                "FeaturesOfSetMissing",
+            )
 
 
 def _champions(status: pb.GetStatusResponse) -> Iterator[Fault]:

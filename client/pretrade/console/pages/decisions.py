@@ -19,7 +19,7 @@ from starlette.routing import Route
 from pretrade.audit.v1 import audit_pb2 as pb
 from pretrade.console.acts import FormError
 from pretrade.console.calls import AUDIT_SECONDS, failed
-from pretrade.console.ledger import WIDTH, vector, waterfall
+from pretrade.console.ledger import WIDTH, named_vector, waterfall
 from pretrade.console.searching import DECIDED, HEARD, SOURCES, filter_of, live, next_page
 from pretrade.console.sessions import Session
 from pretrade.console.site import Site
@@ -105,7 +105,7 @@ class Decisions:
             incomplete=found.incomplete,
             bars=waterfall(packet.decision.budget),
             width=WIDTH,
-            features=vector(packet.model_input),
+            features=named_vector(packet.model_input, found.feature_names),
         )
 
     async def _explanation(self, request: Request, session: Session) -> Response:

@@ -12,11 +12,24 @@ from starlette.routing import Route
 
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.console.calls import SECONDS, CallFailedError
+from pretrade.console.curves import HEIGHT, SIDE, WIDTH, dots, growths, heat
 from pretrade.console.sessions import Session
 from pretrade.console.site import Site
 
-_FULL: Final = 2.0
-"""Of a drift's limit, at which its bar is full."""
+_FIGURES: Final = (
+    "precision",
+    "coverage",
+    "recall",
+    "auc",
+    "brier",
+    "ece",
+    "markout_traded_bps",
+    "markout_refused_bps",
+    "markout_difference_bps",
+    "saved_bps",
+    "break_even_bps",
+)
+"""Those that the page has room for, in order."""
 
 
 class Models:
@@ -31,10 +44,22 @@ class Models:
         return [
             Route("/models", people(self._page), methods=["GET"]),
             Route("/models/live", people(self._live), methods=["GET"]),
+            Route("/models/{version}", people(self._card), methods=["GET"]),
         ]
 
     async def _page(self, _: Request, session: Session) -> Response:
-        return self._site.show(session, "models")
+        return self._site.show(session, "models", notice=session.take_notice())
+
+    async def _card(self, request: Request, session: Session) -> Response:
+        """What was measured of a version before it decided."""
+        calls = session.calls
+        wanted = pb.GetModelCardRequest(model_version=request.path_params["version"])
+        card = await calls.answer(calls.admin.GetModelCard(wanted, timeout=SECONDS))
+        shown = [one for one in _FIGURES if any(_has(decider, one) for decider in card.deciders)]
+        figures = [(one.name, {each.name: each for each in one.figures}) for one in card.deciders]
+        return self._site.show(
+            session, "card", card=card, figures=figures, shown=shown, dots=dots(card.reliability), side=SIDE
+        )
 
     async def _live(self, _: Request, session: Session) -> Response:
         calls = session.calls
@@ -57,15 +82,29 @@ class Models:
             versions=listed.models,
             missing=missing,
             canaries={name: one.canary for name, one in zip(names, found, strict=True) if one.HasField("canary")},
-            drifts={name: (drift, [drift_bar(one) for one in drift.features]) for name, drift in drifts.items()},
+            growths={name: growths(one.history) for name, one in zip(names, found, strict=True)},
+            width=WIDTH,
+            height=HEIGHT,
+            drifts={name: (drift, by_urgency(drift)) for name, drift in drifts.items()},
         )
 
 
-def drift_bar(feature: pb.FeatureDrift) -> tuple[pb.FeatureDrift, float]:
-    """A feature, and how much of its bar is full, in percent: half of it at the limit; 0 where there is no limit."""
-    if not feature.HasField("limit") or feature.limit <= 0:
-        return feature, 0.0
-    return feature, min(100.0, 100.0 * feature.psi / (_FULL * feature.limit))
+def by_urgency(drift: pb.DriftStatus) -> list[tuple[pb.FeatureDrift, list[tuple[float, int]]]]:
+    """Each feature with its index and shade in every part of the time; the farthest beyond its limit first."""
+    rows = []
+    for place, one in enumerate(drift.features):
+        parts = [(part.psi[place], heat(part.psi[place], one)) for part in drift.windows]
+        rows.append((one, parts))
+    return sorted(rows, key=lambda row: -_limits(row[0]))
+
+
+def _limits(one: pb.FeatureDrift) -> float:
+    """How many limits it is; less than any where it has none."""
+    return one.psi / one.limit if one.HasField("limit") and one.limit > 0 else -1.0
+
+
+def _has(decider: pb.CardDecider, name: str) -> bool:
+    return any(one.name == name and one.HasField("value") for one in decider.figures)
 
 
 def _asked(name: str) -> str:

@@ -12,14 +12,12 @@ from starlette.routing import Route
 
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.client.enum_names import enum_choices
-from pretrade.console.acts import ACTS, MODES, STAGES, Act, Form, FormError, Known, replica_names
+from pretrade.console.acts import ACTS, ALIASES, MODES, STAGES, Act, Form, FormError, Known, can_expect, replica_names
 from pretrade.console.calls import SECONDS, CallFailedError
 from pretrade.console.rendering import named
 from pretrade.console.sessions import Session
 from pretrade.console.site import HTTP, Site, form_of, redirected
 
-_CHANGE_SECONDS: Final = 10.0
-"""How long a change may take: one that must reach all servers takes two seconds of the server's own patience."""
 _UNKNOWN: Final = "It is not known whether the change was made. If it was, it is among the latest changes soon. "
 
 
@@ -76,7 +74,7 @@ class Steering:
             return await self._page(session, act, form, str(error), 400)
         if not wanted.reason:
             return await self._page(session, act, form, "Say why: the audit keeps it.", 400)
-        if form.get("version", "").isdigit():
+        if form.get("version", "").isdigit() and can_expect(wanted):
             wanted.expected_control_version = int(form["version"])
         try:
             made = await _call(session, act, wanted)
@@ -85,11 +83,12 @@ class Steering:
                 raise
             return await self._page(session, act, form, _why(error), HTTP.get(error.code, 502))
         session.notice = _said(made.change)
-        return redirected(request, "/")
+        return redirected(request, act.leads_to)
 
     async def _page(self, session: Session, act: Act, form: Form, problem: str = "", status: int = 200) -> Response:
         try:
             known = await _known(session)
+            versions = await _versions(session) if act.chooses_version else []
         except CallFailedError as error:
             return self._problem(session, HTTP.get(error.code, 502), f"{problem} {error}".strip())
         return self._site.show(
@@ -109,6 +108,9 @@ class Steering:
             stages=STAGES,
             chain=[form.get(f"stage{index}", stage) for index, stage in enumerate(_padded(known.status.chain_stages))],
             replicas=replica_names(known.status.replicas),
+            versions=versions,
+            aliases=ALIASES,
+            models=[one.name for one in known.status.models],
         )
 
     def _problem(self, session: Session, status: int, message: str) -> Response:
@@ -124,10 +126,21 @@ async def _known(session: Session) -> Known:
     return Known(status, control)
 
 
+async def _versions(session: Session) -> list[tuple[str, str]]:
+    """The versions that a form offers, and what it calls them."""
+    calls = session.calls
+    found = await calls.answer(calls.admin.ListModels(pb.ListModelsRequest(), timeout=SECONDS))
+    return [
+        (one.model_version, ", ".join(filter(None, (one.model_version, one.kind, *one.aliases, one.standing))))
+        for one in found.models
+        if not one.problem
+    ]
+
+
 async def _call(session: Session, act: Act, request: object) -> pb.SetFlagResponse:
     """The response of an act; every one of them has a change."""
     method = getattr(session.calls.admin, act.method)
-    found: pb.SetFlagResponse = await session.calls.answer(method(request, timeout=_CHANGE_SECONDS))
+    found: pb.SetFlagResponse = await session.calls.answer(method(request, timeout=act.seconds))
     return found
 
 

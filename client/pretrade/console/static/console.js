@@ -1,10 +1,17 @@
-// What htmx does not do: charts, the live tail of decisions, and saying that the console itself does not answer.
+// What htmx does not do: charts, the live tail of decisions, keeping the place of whoever reads a part that is asked for
+// anew, light and dark, and saying that the console itself does not answer.
 "use strict";
 
 (() => {
   const EVERY_MS = 10000;
 
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const probe = document.body.appendChild(document.createElement("i"));
+  probe.hidden = true;
+  // The property itself has both colours; what is painted has the one that is in force.
+  const colour = (name) => {
+    probe.style.color = `var(${name})`;
+    return getComputedStyle(probe).color;
+  };
 
   const draw = (place, data) => {
     const lines = place.dataset.lines.split(" ");
@@ -72,6 +79,40 @@
       resized = setTimeout(redraw, 200);
     });
   }
+
+  const colours = document.getElementById("colours");
+  const choice = colours.querySelector("select");
+  colours.hidden = false;
+  choice.value = document.documentElement.dataset.colours || "";
+  choice.addEventListener("change", () => {
+    document.documentElement.dataset.colours = choice.value;
+    try {
+      localStorage.setItem("colours", choice.value);
+    } catch {
+      // Then it holds for this page.
+    }
+    redraw();
+  });
+
+  // A part that is asked for anew replaces the link or the table in which somebody is just now.
+  const called = (element) => element.id || element.getAttribute("href") || element.getAttribute("aria-label");
+  const withName = (name) => [...document.querySelectorAll("main [id], main [href], main [aria-label]")].find((one) => called(one) === name);
+  let focused = null;
+  let scrolled = new Map();
+  document.body.addEventListener("htmx:beforeSwap", () => {
+    const active = document.activeElement;
+    focused = active && document.getElementById("main").contains(active) ? called(active) : null;
+    scrolled = new Map([...document.querySelectorAll(".wide")].map((one) => [called(one), one.scrollLeft]));
+  });
+  document.body.addEventListener("htmx:afterSettle", () => {
+    for (const [name, left] of scrolled) {
+      const table = left && withName(name);
+      if (table && !table.scrollLeft) table.scrollLeft = left;
+    }
+    if (!focused || document.activeElement !== document.body) return;
+    const again = withName(focused);
+    if (again) again.focus({ preventScroll: true });
+  });
 
   const MOST_ROWS = 200;
   const watch = document.getElementById("watch");

@@ -197,6 +197,22 @@ def test_the_status_says_how_good_the_champion_is_known_to_be() -> None:
     assert "champion aaaaaaaa: does not beat the rules; card: models/cards/card.md" in shown(status_view(status))
 
 
+def test_the_status_has_a_line_for_each_feature_set_that_models_take() -> None:
+    status = admin_pb2.GetStatusResponse()
+    assert "feature set" not in shown(status_view(status))
+    first = status.feature_sets.add(feature_set="numbers/1f0c83aa", models=["default", "scalper"])
+    first.computed.add(instrument="A.SIM", usable=True, age={"nanos": 250_000_000})
+    first.computed.add(instrument="B.SIM", problem="no features")
+    first.missing.add(part="caller", orders=1_200)
+    status.feature_sets.add(feature_set="tide/3b2c1d0e", models=["tide"])
+    text = shown(status_view(status))
+    (line,) = (one for one in text.splitlines() if one.startswith("numbers/"))
+    for part in ("default, scalper", "B.SIM no features", "250.00", "1,200 (caller)"):
+        assert part in line
+    (line,) = (one for one in text.splitlines() if one.startswith("tide/"))
+    assert "none are computed" in line
+
+
 def test_the_status_says_of_each_model_when_it_expires_and_whether_its_inputs_have_drifted() -> None:
     status = admin_pb2.GetStatusResponse()
     status.models.add(name="default", champion_version="aa" * 8, expires_in={"seconds": 86_400})

@@ -177,6 +177,23 @@ def test_without_a_champion_it_is_said_who_answers_instead(out: tuple[Change, Ch
     assert without.what.endswith("cached scores, rules or no source answer")
 
 
+def with_set(status: pb.GetStatusResponse) -> None:
+    """A set that a model takes, of which the worker gives one instrument's features and not the other's."""
+    found = status.feature_sets.add(feature_set="numbers/1f0c83aa", models=["scalper"])
+    found.computed.add(instrument="BTCUSDT.SIM", usable=True)
+    found.computed.add(instrument="ETHUSDT.SIM", problem="no features")
+
+
+def test_a_models_own_features_that_are_missing_are_told_where_those_of_mf1_are_there() -> None:
+    found = worst(with_set)
+    assert found.what == "features of numbers/1f0c83aa for ETHUSDT.SIM: no features, so that model scalper is not asked"
+    assert found.section == "FeaturesOfSetMissing"
+    status = sound()
+    with_set(status)
+    unusable("no features", 1)(status)
+    assert [fault.section for fault in faults(status)] == ["FeaturesStale"], "which is the cause"
+
+
 def test_what_stops_every_order_comes_before_what_stops_none() -> None:
     status = sound()
     for change in (unhealthy("audit_store", "away"), dead(2), dead(0), dead(1), unusable("stale", 0)):

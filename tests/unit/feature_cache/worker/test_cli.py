@@ -129,3 +129,15 @@ def test_check_names_the_rule_that_a_computed_set_breaks(
 ) -> None:
     ended = check(tmp_path, on_event, values)
     assert (ended.exit_code, message in ended.stderr) == (1, True), ended.output
+
+
+def test_check_takes_a_set_of_an_installed_package_or_of_a_file_by_its_id(file: Path) -> None:
+    ended = features("check", "ta1", "--seconds", "3")
+    assert ended.exit_code == 0, ended.output
+    assert re.search(r"ta1/\w+: \d+ events of 3 s; an event takes", ended.stdout)
+    ended = features("check", "mine", "--file", file)
+    assert (ended.exit_code, "mine/" in ended.stdout, "urgency" in ended.stdout) == (0, True, True), ended.output
+    ended = features("check", "mf9")
+    assert (ended.exit_code, "'mf9' is no set known here: mf1" in ended.stderr) == (2, True)
+    ended = features("check", file.with_suffix(".txt"))
+    assert (ended.exit_code, "must be a Python file, and end with .py" in ended.stderr) == (1, True)

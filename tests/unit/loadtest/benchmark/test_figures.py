@@ -55,7 +55,7 @@ def test_ratios_are_to_the_echo_behind_the_same_transport_and_to_the_alternative
     found.append(figures(HALF, servers[0], rounds(50), offered=50))
     ratios = {
         (each.load, each.server): (each.to_echo, each.to_torchserve, each.to_fastapi)
-        for each in with_ratios(found, servers, "TorchServe", "FastAPI")
+        for each in with_ratios(found, servers, "TorchServe", "FastAPI", {})
     }
     assert ratios == {
         (UNARY.name, "grpc.aio"): (0.25, 0.5, 2.0),
@@ -71,13 +71,20 @@ def test_ratios_are_to_the_echo_behind_the_same_transport_and_to_the_alternative
 def test_a_ratio_is_the_median_of_those_of_the_rounds() -> None:
     servers = [server("Envoy", transport="envoy"), server("echo Envoy", ECHO, "envoy")]
     found = [figures(UNARY, servers[0], rounds(100, 50, 90)), figures(UNARY, servers[1], rounds(200, 50, 300))]
-    assert with_ratios(found, servers, "TorchServe", "FastAPI")[0].to_echo == 0.5, "not 90 / 200"
+    assert with_ratios(found, servers, "TorchServe", "FastAPI", {})[0].to_echo == 0.5, "not 90 / 200"
+
+
+def test_a_server_is_held_against_that_of_an_older_commit() -> None:
+    servers = [server("Envoy", transport="envoy"), server("Envoy before", transport="envoy")]
+    found = [figures(UNARY, servers[0], rounds(300, 200)), figures(UNARY, servers[1], rounds(100, 100))]
+    today, before = with_ratios(found, servers, "TorchServe", "FastAPI", {"Envoy": "Envoy before"})
+    assert (today.to_before, before.to_before) == (2.5, None)
 
 
 def test_a_stream_is_held_against_the_single_calls_of_fastapi() -> None:
     servers = [server("Envoy", transport="envoy"), server("FastAPI", ALTERNATIVE)]
     found = [figures(STREAM, servers[0], rounds(300)), figures(UNARY, servers[1], rounds(100))]
-    assert with_ratios(found, servers, "TorchServe", "FastAPI")[0].to_fastapi == 3.0
+    assert with_ratios(found, servers, "TorchServe", "FastAPI", {})[0].to_fastapi == 3.0
 
 
 def test_the_table_fits_into_80_columns_with_all_its_figures() -> None:
@@ -88,7 +95,7 @@ def test_the_table_fits_into_80_columns_with_all_its_figures() -> None:
         server("FastAPI", ALTERNATIVE),
     ]
     found = with_ratios(
-        [figures(UNARY, each, rounds(98_765, errors=24_690)) for each in servers], servers, "TorchServe", "FastAPI"
+        [figures(UNARY, each, rounds(98_765, errors=24_690)) for each in servers], servers, "TorchServe", "FastAPI", {}
     )
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(table([replace(each, to_kept=1.5) for each in found], "title"))

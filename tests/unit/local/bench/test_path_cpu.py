@@ -36,6 +36,15 @@ async def test_two_models_with_different_sets_are_measured_side_by_side(
     assert found["event loop"] > 0
 
 
+async def test_orders_of_the_second_model_that_bring_a_feature_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_sets, "_loaded", {})
+    found = await measure("batch64", 0.1, tmp_path, Durability.OS, models=2, bringing=True)
+    assert found["event loop"] > 0
+    assert found["in columns"] < 0.7, "a third of them bring features, and go alone"
+
+
 async def test_a_caller_that_ends_by_itself_ends_the_measurement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from loadtest.benchmark.targets import TARGETS
-from local.bench.phases import Phase, phases
+from local.bench.phases import BEFORE, Phase, phases, phases_against
 
 
 def measured(found: list[Phase]) -> list[tuple[str, str]]:
@@ -34,3 +36,13 @@ def test_medians_are_of_five_rounds_unless_it_is_to_be_quick() -> None:
     assert (quick.plan.rounds, len(full)) == (1, 4)
     (short,) = phases(quick=True, rounds=2, seconds=0.1, deadline_seconds=0.2)
     assert (short.plan.rounds, short.plan.seconds, short.cost_seconds) == (2, 0.1, 0.5)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_an_older_commit_is_called_in_the_same_rounds(quick: bool) -> None:
+    lengths: Any = {"quick": quick, "rounds": None, "seconds": None, "deadline_seconds": 0.2}
+    usual, against = measured(phases(**lengths)), measured(phases_against(**lengths))
+    for today, before in BEFORE.items():
+        loads = {load for server, load in usual if server == today and "%" not in load}
+        assert loads == {load for server, load in against if server == today}
+        assert loads == {load for server, load in against if server == before}

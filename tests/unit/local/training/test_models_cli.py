@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import xgboost
+from support.brought_models import NAMES, Trained, train_all
 from support.labelled_rows import labelled_rows
 from typer.testing import CliRunner
 
@@ -115,6 +116,64 @@ def test_models_are_combined_and_an_explanation_shows_the_parts(how: str, regist
     ]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+    return train_all(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_of_every_kind_is_added_and_exported_as_it_is_served(
+    name: str, trained: dict[str, Trained], files: Path, tmp_path: Path
+) -> None:
+    model, store = trained[name], ["--store", tmp_path / "store"]
+    kind = [model.path, "--kind", model.kind, *(["--trusted"] if model.kind == "sklearn" else [])]
+    fill = [] if model.takes_undefined else ["--fill-undefined"]
+    said = run("add", *kind, *fill, "--calibrate", files / "rows.parquet", *CALIBRATED, *store)
+    assert "next: pretrade canary start" in said
+    version = Registry(tmp_path / "store").resolve("candidate")
+    run("export", version, tmp_path / "out", *store)
+    about = json.loads((tmp_path / "out" / f"{version}.json").read_text())
+    assert about["kind"] == model.kind
+    weights = {"xgboost": "model.ubj", "torchscript": "model.pt"}.get(model.kind, "model.onnx")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"{version}.mar",
+        f"{version}.json",
+        weights,
+        "card",
+    }
+    rows = labelled_rows(200, 9)[0]
+    medians = np.nanmedian(labelled_rows(3_000, 5)[0], axis=0).astype(np.float32)
+    scores = calibrated(margin_of(about, (tmp_path / "out" / weights).read_bytes())(rows), 1.0, 0.0)
+    np.testing.assert_allclose(scores, model.expected(rows, medians), rtol=0, atol=1e-6)
+
+
+def test_a_network_of_ours_is_exported_as_torchs_weights_and_as_onnx(model_store: Path, tmp_path: Path) -> None:
+    version = json.loads((model_store / "challenger.json").read_text())["version"]
+    run("export", version, tmp_path / "out", "--store", model_store)
+    about = json.loads((tmp_path / "out" / f"{version}.json").read_text())
+    assert {path.suffix for path in (tmp_path / "out").glob("[sm]*.*")} == {".pt", ".onnx"}
+    rows = labelled_rows(200, 9)[0]
+    in_torch = margin_of(about, (tmp_path / "out" / "state.pt").read_bytes())(rows)
+    as_onnx = {"runtime": "onnx", "network": None, "scored": about["onnx"]["scored"]}
+    in_onnx = margin_of(as_onnx, (tmp_path / "out" / "model.onnx").read_bytes())(rows)
+    scores = [calibrated(margins, **about["calibration"]) for margins in (in_torch, in_onnx)]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=0, atol=1e-6)
+
+
+def test_an_ensemble_is_exported_with_its_parts(registry: Registry, tmp_path: Path) -> None:
+    by_kind = versions(registry)
+    parts = [by_kind["lightgbm"], by_kind["xgboost"]]
+    run("combine", "--mean", *parts, "--threshold", "0.4", "--store", registry.root)
+    version = registry.resolve("candidate")
+    run("export", version, tmp_path / "out", "--store", registry.root)
+    about = json.loads((tmp_path / "out" / f"{version}.json").read_text())
+    rows = labelled_rows(200, 9)[0]
+    exported = margin_of(about, (tmp_path / "out" / "parts.zip").read_bytes())(rows)
+    files_of = read_archive(registry.path(version)).files
+    np.testing.assert_array_equal(exported, margin_of(about, files_of["weights.bin"])(rows))
+    assert [part["version"] for part in about["ensemble"]["parts"]] == parts
+
+
 def test_a_version_is_exported_whole(registry: Registry, tmp_path: Path) -> None:
     version = versions(registry)["xgboost"]
     run("export", version, tmp_path / "out", "--store", registry.root)
@@ -186,6 +245,7 @@ def test_what_is_refused_says_what_to_change(registry: Registry, files: Path, tm
         (["combine", "--mean", f"{version}=inf", "candidate"], 1, "=inf: a weight must be above 0, and finite"),
         (["combine", "--mean", version, "candidate", "--threshold", "2"], 1, "must be from 0 to 1, a probability"),
         (["combine", "--stack", version, "candidate"], 1, "a stack is fitted: name the rows"),
+        (["combine", "--mean", *[version] * 13], 1, "13 parts: an ensemble has 12 at most"),
         (["combine", "--mean", version, "ab" * 8], 1, "no model 'abababababababab'"),
     ]
     for arguments, code, message in cases:

@@ -664,3 +664,24 @@ async def test_a_promotion_whose_answer_was_lost_has_all_that_follows_when_it_tu
         assert w.one.registry.set == {"champion": NEW, "previous": OLD}, "the way back is known"
         await until(lambda: w.one.loader.versions["primary"] == {NEW})
         assert [event.event for event in w.events()] == ["started", "promoted"]
+
+
+async def test_the_evidence_is_kept_as_it_grew_from_when_it_gets_its_orders_on_and_anew_for_the_next() -> None:
+    async with world() as w:
+        assert not w.one.rollout.history.at_ns, "there is no canary"
+        await w.start()
+        await until(lambda: len(w.one.rollout.history.at_ns) > 3)
+        history = w.one.rollout.history
+        assert history.at_ns[0] >= WALL_SECONDS * 1e9
+        assert history.checks["rank"].samples[0] < history.checks["rank"].samples[-1]
+        assert set(history.weight) == {0.05}
+        running = w.control.canary
+        assert running is not None
+        await w.one.rollout.end(running, "aborted", "ann", "enough")
+        kept = list(history.at_ns)
+        await asyncio.sleep(3.0)
+        assert w.one.rollout.history.at_ns == kept, "it stays to be looked at, and grows no more"
+        second = Canary.start("canary-2", NEW, OLD, SETTINGS.steps, "ann", "again", w.one.wall())
+        await w.one.rollout.start(second)
+        await until(lambda: bool(w.one.rollout.history.at_ns))
+        assert w.one.rollout.history.at_ns[0] > kept[-1]

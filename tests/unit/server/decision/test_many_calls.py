@@ -14,14 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.plain_orders import busy_plane, meaning, orders_of, scores
+from support.plain_orders import busy_plane, orders_of, scores
 from support.planes import Plane, notes_in, packets_in
 from support.scripted_replica import answers, fails, hangs
 
 from fallback.budget import BudgetSettings
-from fallback.chain import ForBlocks
 from fallback.guards import GuardSettings
-from fallback.model_limits import ModelLimits
 from fallback.order import CallContext, Order
 from feature_cache.compiled import compiled
 from feature_cache.features import MF1
@@ -37,9 +35,6 @@ from server.decision.record import Decided
 from server.decision.reports import DecisionReports, Sink
 from server.errors import DeadlineError
 from server.inference.outcome import Outcome
-
-_IN_COLUMNS = {0, 1, 2, 3, 4, 5, 6}
-"""Runs in which some orders stay in columns until the end; in the others all meet something."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -84,49 +79,6 @@ async def settled(p: Plane) -> None:
     async with asyncio.timeout(30):
         while p.replies.owed or p.replies.waiting:  # noqa: ASYNC110 - plain attributes
             await asyncio.sleep(0.001)
-
-
-@pytest.mark.parametrize("number", range(8))
-async def test_orders_of_several_callers_are_decided_together_as_they_are_alone(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found: dict[str, tuple[list[Any], list[Any]]] = {}
-    for way in ("together", "alone"):
-        random = Random(number)
-        orders = orders_of(random, random.choice((4, 7, 40)))
-        failing = number == 7
-        path = tmp_path / way
-        async with busy_plane(path, fails(Outcome.TRANSPORT) if failing else scores(random), answers(0.75)) as p:
-            p.guards.configure(GuardSettings(price_collar_bps=50.0, max_notional=100_000.0))
-            if random.random() < 0.5:
-                p.limits = ModelLimits(0.44, 0.46, has_band=True)
-            if way == "alone":
-                monkeypatch.setattr(p.chain, "for_blocks", lambda: ForBlocks(None, (), ()))
-            promises = begun(p, orders)
-            await asyncio.sleep(0)
-            assert len(blocks(promises)) == (way == "together")
-            decided = [await one for one in promises]
-            in_a_block = sum(isinstance(one, DecidedRow) for one in decided)
-            assert (in_a_block > 0) == (way == "together" and number in _IN_COLUMNS), "the test tests something"
-            assert in_columns(p) == in_a_block, "as the metrics say"
-            assert p.metrics.alone.total() == len(orders) - in_a_block, "each was counted once"
-            p.dataplane.heard(decided)
-            assert p.replies.owed == 0
-            decisions = [pb.Decision.FromString(one.wire) for one in decided]
-            assert [one.order_ref for one in decided] == [one.order_ref for one in orders]
-            counted = (
-                dict(p.metrics.decisions),
-                dict(p.metrics.reasons),
-                dict(p.metrics.degradations),
-                dict(p.champion.attempts),
-                dict(p.chain.broken),
-                (p.objective.met, p.objective.missed, p.admission.in_flight, p.metrics.latency.buckets()[0][-1]),
-                {stage: one.buckets()[0][-1] for stage, one in p.metrics.stages.items()},
-            )
-            await p.journal.flush()
-        packets = sorted((meaning(one) for one in packets_in(path)), key=lambda one: str(one["order"]["order_ref"]))
-        found[way] = ([meaning(one) for one in decisions] + [counted], packets)
-    assert found["together"] == found["alone"]
 
 
 async def test_each_has_its_own_times_wherever_they_count(tmp_path: Path) -> None:

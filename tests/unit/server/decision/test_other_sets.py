@@ -139,6 +139,18 @@ def test_ages_grow_and_a_set_may_copy_from_a_guest_and_want_the_caller_to_bring_
     assert not_brought.others == {AGED: None}, "the caller has to bring it"
 
 
+def test_orders_without_a_row_are_counted_once_by_set_and_by_the_part_that_was_missing() -> None:
+    desk = Desk(MIXED, AGED)
+    cases = [case_of(of=AGED), case_of(urgency=None)]
+    desk.others.fill_in(cases, desk.clock())
+    assert desk.others.missing == {("mixed", "mixed"): 2, ("aged", "mixed"): 1, ("aged", "caller"): 1}
+    desk.says([np.nan, 7.0, np.nan])
+    desk.others.fill_in(cases, desk.clock())
+    assert desk.others.missing.total() == 5, "one of them has still not brought its part"
+    desk.others.rows(DEFAULT, cases[1].order, None, desk.clock(), {})
+    assert desk.others.missing.total() == 5, "a look before orders are taken up together is no order"
+
+
 def test_only_sets_that_a_model_takes_now_cost_anything() -> None:
     desk = Desk(MF1)
     assert (desk.others.wanted, desk.followed) == (False, [])

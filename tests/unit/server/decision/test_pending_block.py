@@ -10,14 +10,12 @@ from random import Random
 from typing import Any
 
 import pytest
-from support.plain_orders import busy_plane, meaning, orders_of, scores
+from support.plain_orders import busy_plane, orders_of, scores
 from support.planes import Plane, notes_in, packets_in
-from support.scripted_replica import answers, fails, hangs
+from support.scripted_replica import answers, hangs
 
 from fallback.budget import BudgetSettings
-from fallback.chain import ForBlocks
-from fallback.guards import GuardSettings
-from fallback.model_limits import ModelLimits, limits_of
+from fallback.model_limits import limits_of
 from fallback.order import Order
 from feature_cache.compiled import compiled
 from pretrade.admin.v1 import admin_pb2
@@ -28,10 +26,6 @@ from server.decision.pending_block import OneCall
 from server.decision.record import Decided
 from server.errors import DeadlineError
 from server.inference.outcome import Outcome
-
-_IN_COLUMNS = {0, 1, 2, 5, 8, 9}
-"""Runs in which some orders stay in columns until the end; in the others all meet something."""
-
 
 _NARROW_SPREADS = {
     "features": ["spread_bps"],
@@ -65,51 +59,6 @@ async def results(block: OneCall) -> list[pb.Decision]:
         wire = outcome if isinstance(outcome, bytes) else outcome.result().wire
         found.append(pb.Decision.FromString(wire))
     return found
-
-
-@pytest.mark.parametrize("number", range(12))
-async def test_a_block_is_decided_and_recorded_as_its_orders_are_alone(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found: dict[str, tuple[list[Any], list[Any]]] = {}
-    for way in ("columns", "alone"):
-        random = Random(number)
-        orders = orders_of(random, random.choice((1, 2, 7, 40)))
-        path = tmp_path / way
-        failing = random.random() < 0.3
-        async with busy_plane(path, fails(Outcome.TRANSPORT) if failing else scores(random), answers(0.75)) as p:
-            p.guards.configure(GuardSettings(price_collar_bps=50.0, max_notional=100_000.0))
-            if random.random() < 0.5:
-                p.limits = ModelLimits(0.44, 0.46, has_band=True)
-            arrived = p.clock()
-            if way == "columns":
-                block = await in_columns(p, orders)
-                decisions = await results(block)
-                were_in_columns = block.in_block
-                assert p.metrics.blocks.buckets()[1] == were_in_columns, "as the metrics say"
-                assert p.metrics.alone.total() == len(orders) - were_in_columns, "each was counted once"
-            else:
-                monkeypatch.setattr(p.chain, "for_blocks", lambda: ForBlocks(None, (), ()))
-                begun = p.dataplane.begin_together(orders, arrived, arrived + 9.0)
-                assert begun is not None
-                assert not begun.blocks
-                decisions = [pb.Decision.FromString((await one).wire) for one in begun.alone.values()]
-            counted = (
-                dict(p.metrics.decisions),
-                dict(p.metrics.reasons),
-                dict(p.metrics.degradations),
-                dict(p.champion.attempts),
-                dict(p.chain.broken),
-                (p.objective.met, p.objective.missed, p.admission.in_flight),
-                {stage: one.buckets()[0][-1] for stage, one in p.metrics.stages.items()},
-            )
-            await p.journal.flush()
-        packets = sorted((meaning(one) for one in packets_in(path)), key=lambda one: str(one["order"]["order_ref"]))
-        found[way] = ([meaning(one) for one in decisions] + [counted], packets)
-    assert (were_in_columns > 0) == (number in _IN_COLUMNS), "the test tests something"
-    assert found["columns"][0] == found["alone"][0]
-    for one, other in zip(found["columns"][1], found["alone"][1], strict=True):
-        assert one == other
 
 
 async def test_the_entry_of_a_block_is_the_same_compiled_and_plain(tmp_path: Path) -> None:

@@ -7,15 +7,16 @@ import json
 from typing import Any, Final
 
 import pytest
-from google.protobuf.descriptor import Descriptor, EnumDescriptor
-from google.protobuf.json_format import Parse
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, MethodDescriptor
+from google.protobuf.json_format import ParseDict
 from google.protobuf.message_factory import GetMessageClass
+from google.rpc import code_pb2
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2
-from server.http import openapi
+from server.http import examples, openapi, problems
 from server.http.document import FILE
 from server.http.methods import PATHS
 from server.http.problems import HTTP
@@ -26,6 +27,10 @@ SERVICES: Final = [
     for service in module.DESCRIPTOR.services_by_name.values()
 ]
 METHODS: Final = {f"/{service.full_name}/{one.name}": one for service in SERVICES for one in service.methods}
+
+
+def is_stream(method: MethodDescriptor) -> bool:
+    return bool(method.client_streaming or method.server_streaming)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +51,10 @@ def test_it_is_openapi_3_1(document: dict[str, Any]) -> None:
 def test_every_method_is_there_and_the_streams_are_named(document: dict[str, Any]) -> None:
     about = {tag["name"]: tag["description"] for tag in document["tags"]}
     for path, method in METHODS.items():
-        if method.client_streaming or method.server_streaming:
+        if is_stream(method):
             assert path not in document["paths"]
-            assert f"`{method.name}`" in about[method.containing_service.name].rpartition("For gRPC alone: ")[2]
+            alone = about[method.containing_service.name].rpartition("For gRPC alone: ")[2]
+            assert (f"`{method.name}`" in alone) is (path not in PATHS)
             continue
         answers = document["paths"][path]["post"]["responses"]
         assert answers["200"]["content"]["application/json"]["schema"]["$ref"].endswith(method.output_type.full_name)
@@ -57,19 +63,24 @@ def test_every_method_is_there_and_the_streams_are_named(document: dict[str, Any
 
 
 def test_every_path_has_every_status_that_a_problem_may_have(document: dict[str, Any]) -> None:
-    ours = {str(status) for code, status in HTTP.items() if code != 1}  # nobody is told CANCELLED: its caller has gone
+    # Nobody is told CANCELLED, as its caller has gone; and all that is UNIMPLEMENTED has a status of its own.
+    ours = {str(status) for code, status in HTTP.items() if code not in (code_pb2.CANCELLED, code_pb2.UNIMPLEMENTED)}
     for path, item in document["paths"].items():
         for operation in item.values():
-            assert path in ("/health", "/version") or ours <= set(operation["responses"])
+            if path in ("/health", "/version"):
+                assert "403" in operation["responses"], "a web page of another site"
+            else:
+                assert ours <= set(operation["responses"])
             assert operation["operationId"]
             assert operation["summary"].endswith((".", "?"))
 
 
 def test_every_message_has_every_field_in_its_json_form(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
-    for method in METHODS.values():
-        if not (method.client_streaming or method.server_streaming):
+    for path, method in METHODS.items():
+        if not is_stream(method):
             check_message(schemas, method.input_type)
+        if not is_stream(method) or path in PATHS:
             check_message(schemas, method.output_type)
     assert schemas["pretrade.audit.v1.AuditedDecision"]["properties"]["hash"]["contentEncoding"] == "base64"
     version = schemas["pretrade.decision.v1.Decision"]["properties"]["control_version"]
@@ -98,10 +109,46 @@ def test_only_what_is_asked_is_closed_to_other_names(document: dict[str, Any]) -
     assert "additionalProperties" not in schemas["pretrade.decision.v1.Decision"]
 
 
-@pytest.mark.parametrize(
-    ("path", "name"), [(path, name) for path, examples in openapi.EXAMPLES.items() for name in examples]
-)
-def test_an_example_is_a_request_of_its_method(document: dict[str, Any], path: str, name: str) -> None:
-    body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
-    example = body["examples"][name]["value"]
-    Parse(json.dumps(example), GetMessageClass(METHODS[path].input_type)())
+@pytest.mark.parametrize("path", [path for path, method in METHODS.items() if not is_stream(method)])
+def test_every_method_has_requests_and_an_answer_as_examples(document: dict[str, Any], path: str) -> None:
+    operation, method = document["paths"][path]["post"], METHODS[path]
+    requests = operation["requestBody"]["content"]["application/json"]["examples"]
+    assert requests
+    for request in requests.values():
+        assert request["summary"]
+        ParseDict(request["value"], GetMessageClass(method.input_type)())
+    answer = operation["responses"]["200"]["content"]["application/json"]["example"]
+    assert ParseDict(answer, GetMessageClass(method.output_type)()).ListFields()
+
+
+@pytest.mark.parametrize("path", [path for path, method in METHODS.items() if is_stream(method) and path in PATHS])
+def test_what_is_watched_has_an_event_as_example(document: dict[str, Any], path: str) -> None:
+    (shorter,) = PATHS[path]
+    operation = document["paths"][shorter.path]["get"]
+    answer = operation["responses"]["200"]["content"]["text/event-stream"]
+    kind = METHODS[path].output_type
+    ended, told = (answer["schema"][part]["properties"]["data"]["contentSchema"]["$ref"] for part in ("then", "else"))
+    assert (ended, told) == ("#/components/schemas/Problem", f"#/components/schemas/{kind.full_name}")
+    retry, at, data = answer["example"].split()[1::2]
+    assert retry == "1000"
+    assert json.loads(data)["cursor"] == at
+    assert len(ParseDict(json.loads(data), GetMessageClass(kind)()).ListFields()) == 2
+    assert {"$ref": "#/components/parameters/last-event-id"} in operation["parameters"]
+
+
+def test_every_status_has_a_problem_as_example(document: dict[str, Any]) -> None:
+    for name, answer in document["components"]["responses"].items():
+        (content,) = answer["content"].values()
+        example = content["example"]
+        assert name == f"Problem{example['status']}"
+        assert problems.status_of(examples.PROBLEMS[example["status"]]) == example["status"]
+        assert set(document["components"]["schemas"]["Problem"]["required"]) <= set(example)
+
+
+def test_a_part_of_a_request_is_asked_for_by_a_name_with_a_dot(document: dict[str, Any]) -> None:
+    parameters = document["paths"]["/v1/decisions/events"]["get"]["parameters"]
+    named = {one["name"]: one for one in parameters if "name" in one}
+    assert {"cursor", "from_oldest", "filter.instruments", "filter.since"} <= set(named)
+    assert "filter" not in named
+    assert named["filter.instruments"]["schema"] == {"type": "array", "items": {"type": "string"}}
+    assert all(one["description"] for one in named.values())

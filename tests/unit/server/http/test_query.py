@@ -34,6 +34,12 @@ async def test_lists_parts_and_booleans_become_the_request() -> None:
         (b"filter.modle=a", "UNKNOWN_FIELD"),
         (b"filter.sources=guesses", "UNKNOWN_ENUM_VALUE"),
         (b"cursor.part=1", "MALFORMED_REQUEST"),
+        (b"cursor=a&cursor.part=1", "MALFORMED_REQUEST"),
+        (b"cursor.part=1&cursor=a", "MALFORMED_REQUEST"),
+        (b"filter.instruments.part=1&filter.instruments=A", "MALFORMED_REQUEST"),
+        (b"filter.instruments=A&filter.instruments.part=1", "MALFORMED_REQUEST"),
+        (b"filtre.model=a", "UNKNOWN_FIELD"),
+        (b"filter" + b".model" * 10_000 + b"=a", "MALFORMED_REQUEST"),
         (b"&".join(b"filter.instruments=A" for _ in range(1_001)), "MALFORMED_REQUEST"),
     ],
 )

@@ -14,29 +14,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.followed_cache import snapshot
+from support.guest_sets import MIXED, REGISTERED, know
 
 from feature_cache.features import MF1
 from feature_cache.store.codec import BookState, encode
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
 from pretrade.admin.v1 import admin_pb2 as pb
 from server.audit.reading.reading import Reading, ReadingProcess, Task
-from server.errors import InvalidRequestError, TooManyWatchersError, UnknownInstrumentError
+from server.errors import InvalidRequestError, TooManyWatchersError, UnknownInstrumentError, UnknownSubjectError
 from server.rpc.call import Call
 from server.rpc.signals import MOST_WATCHERS, Signals
 
 _NAMES = ("A.SIM", "B.SIM")
+_MAX_AGE_SECONDS = 3_600.0
+"""A machine with other work takes long to start the process that reads."""
+_SETTINGS = FeatureCacheSettings(ttl_seconds=_MAX_AGE_SECONDS)
 
 
 @pytest.fixture
 def cache() -> FeatureCache:
-    return FeatureCache("redis://127.0.0.1:1/0", FeatureCacheSettings(), _NAMES)
+    return FeatureCache("redis://127.0.0.1:1/0", _SETTINGS, _NAMES)
 
 
 @pytest.fixture
-async def signals(tmp_path: Path, cache: FeatureCache) -> AsyncIterator[Signals]:
+def others() -> dict[str, FeatureCache]:
+    """The copies of other sets."""
+    return {}
+
+
+@pytest.fixture
+async def signals(tmp_path: Path, cache: FeatureCache, others: dict[str, FeatureCache]) -> AsyncIterator[Signals]:
     task = Task(journal=tmp_path / "journal.db", database_url=f"sqlite:///{tmp_path / 'audit.db'}", model_store=None)
     async with ReadingProcess("reads", task) as process:
-        yield Signals(cache, _NAMES, 5.0, Reading("lookups", process), time.monotonic, time.time_ns)
+        yield Signals(
+            cache, others, _NAMES, _MAX_AGE_SECONDS, Reading("lookups", process), time.monotonic, time.time_ns
+        )
 
 
 def put(cache: FeatureCache, name: str, sequence: int, published_ns: int | None = None) -> None:
@@ -89,7 +101,7 @@ async def test_a_watcher_who_comes_back_is_not_told_again_of_what_is_old(signals
     put(cache, "A.SIM", 1, now - 3_000_000_000)
     put(cache, "B.SIM", 1, now)
     async with aclosing(signals.watch_json(pb.WatchFeaturesRequest(), Call(None, ()))) as watch:
-        events = [await anext(watch), await anext(watch)]
+        events = [*await anext(watch), *await anext(watch)]
     assert [json.loads(one.text)["features"]["instrument"] for one in events] == ["A.SIM", "B.SIM"]
     assert all(json.loads(one.text)["cursor"] == one.cursor for one in events)
     again = pb.WatchFeaturesRequest(cursor=events[-1].cursor)
@@ -101,7 +113,7 @@ async def test_a_watcher_who_does_not_read_skips_and_is_counted(cache: FeatureCa
     task = Task(journal=tmp_path / "journal.db", database_url="sqlite://", model_store=None)
     ahead = 0.0
     lookups = Reading("lookups", ReadingProcess("reads", task))
-    signals = Signals(cache, _NAMES, 5.0, lookups, lambda: time.monotonic() + ahead, time.time_ns)
+    signals = Signals(cache, {}, _NAMES, _MAX_AGE_SECONDS, lookups, lambda: time.monotonic() + ahead, time.time_ns)
     put(cache, "A.SIM", 1)
     request = pb.WatchFeaturesRequest(instruments=["A.SIM"])
     request.interval.FromMilliseconds(100)
@@ -137,3 +149,32 @@ async def test_more_watchers_than_may_are_refused(signals: Signals) -> None:
     for one in watching:
         await one.aclose()
     await anext(signals.watch(pb.WatchFeaturesRequest(), Call(None, ())))
+
+
+async def test_other_sets_are_shown_and_watched_by_their_ids(
+    signals: Signals, cache: FeatureCache, others: dict[str, FeatureCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know(monkeypatch, REGISTERED)
+    put(cache, "A.SIM", 1)
+    request = pb.WatchFeaturesRequest(instruments=["A.SIM"], feature_sets=["mixed", "mf1"])
+    with pytest.raises(UnknownSubjectError, match=r'feature_sets: .*"mixed"; it follows mf1$'):
+        await anext(signals.watch(request, Call(None, ())))
+    mixed = others["mixed"] = FeatureCache("redis://127.0.0.1:1/0", _SETTINGS, _NAMES, MIXED)
+    (signal,) = (await signals.list(pb.ListSignalsRequest(instruments=["A.SIM"]))).signals
+    (missing,) = signal.other_features
+    assert (missing.vector_version, missing.problem, missing.usable) == (MIXED.version, "no features", False)
+    values = np.array([np.nan, 3.0, np.nan], dtype=np.float32)
+    assert mixed.accept(encode(replace(snapshot("A.SIM", 7), values=values, feature_set=MIXED)))
+    (signal,) = (await signals.list(pb.ListSignalsRequest(instruments=["A.SIM"]))).signals
+    assert (signal.features.vector_version, signal.features.sequence) == (MF1.version, 1)
+    (found,) = signal.other_features
+    assert (found.instrument, found.usable, found.sequence) == ("A.SIM", True, 7)
+    assert dict(found.values) == {"trades": 3.0}, "what has another source is not in the vector"
+    async with aclosing(signals.watch_json(request, Call(None, ()))) as watch:
+        events = [json.loads(one.text)["features"] for _ in range(2) for one in await anext(watch)]
+    assert [one["vector_version"] for one in events] == [MIXED.version, MF1.version]
+    async with aclosing(signals.watch(pb.WatchFeaturesRequest(instruments=["A.SIM"]), Call(None, ()))) as watch:
+        assert (await anext(watch)).features.vector_version == MF1.version
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await anext(watch)

@@ -887,6 +887,7 @@ class GetStatusResponse(_message.Message):
     CHAMPION_FIELD_NUMBER: _builtins.int
     MODEL_MAP_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    FEATURE_SETS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Identity of this server process."""
     ready: _builtins.bool
@@ -963,6 +964,10 @@ class GetStatusResponse(_message.Message):
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedModel]:
         """The models of this server, `default` first; empty where there is no other."""
 
+    @_builtins.property
+    def feature_sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureSetStatus]:
+        """The feature sets besides `mf1` that models take now; none where no model takes another."""
+
     def __init__(
         self,
         *,
@@ -987,10 +992,11 @@ class GetStatusResponse(_message.Message):
         champion: Global___ChampionStatus | None = ...,
         model_map: _abc.Iterable[Global___ModelMapRule] | None = ...,
         models: _abc.Iterable[Global___NamedModel] | None = ...,
+        feature_sets: _abc.Iterable[Global___FeatureSetStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "champion", b"champion", "control", b"control", "drift", b"drift", "embedded", b"embedded", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "chain_stages", b"chain_stages", "champion", b"champion", "components", b"components", "control", b"control", "control_version", b"control_version", "drift", b"drift", "embedded", b"embedded", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "model_map", b"model_map", "models", b"models", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "chain_stages", b"chain_stages", "champion", b"champion", "components", b"components", "control", b"control", "control_version", b"control_version", "drift", b"drift", "embedded", b"embedded", "feature_sets", b"feature_sets", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "model_map", b"model_map", "models", b"models", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1070,6 +1076,7 @@ class DriftStatus(_message.Message):
     PROBLEM_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """The champion's version; empty before the first comparison. What other versions decided is not compared."""
     problem: _builtins.str
@@ -1080,6 +1087,12 @@ class DriftStatus(_message.Message):
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureDrift]:
         """Every feature, and `score`."""
 
+    @_builtins.property
+    def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___DriftWindow]:
+        """The same over time: up to 12 parts of equal length of the time that was compared, the oldest first. Parts with too few
+        inputs are left out.
+        """
+
     def __init__(
         self,
         *,
@@ -1087,14 +1100,51 @@ class DriftStatus(_message.Message):
         problem: _builtins.str = ...,
         rows: _builtins.int = ...,
         features: _abc.Iterable[Global___FeatureDrift] | None = ...,
+        windows: _abc.Iterable[Global___DriftWindow] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "model_version", b"model_version", "problem", b"problem", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "model_version", b"model_version", "problem", b"problem", "rows", b"rows", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DriftStatus: _TypeAlias = DriftStatus  # noqa: Y015
+
+@_typing.final
+class DriftWindow(_message.Message):
+    """How far inputs of a part of the time lie from the reference."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    PSI_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Inputs in it."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When it begins."""
+
+    @_builtins.property
+    def psi(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Population stability index of each feature, in the order of `DriftStatus.features`. With fewer inputs chance alone makes
+        it larger, so that the limits there do not hold here.
+        """
+
+    def __init__(
+        self,
+        *,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        rows: _builtins.int = ...,
+        psi: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["psi", b"psi", "rows", b"rows", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DriftWindow: _TypeAlias = DriftWindow  # noqa: Y015
 
 @_typing.final
 class FeatureDrift(_message.Message):
@@ -1453,6 +1503,74 @@ class FeatureStatus(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_records) -> _WhichOneofReturnType__lag_records | None: ...
 
 Global___FeatureStatus: _TypeAlias = FeatureStatus  # noqa: Y015
+
+@_typing.final
+class FeatureSetStatus(_message.Message):
+    """A feature set besides `mf1` that models take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_SET_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    COMPUTED_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    feature_set: _builtins.str
+    """Its id and fingerprint, for example `numbers/1f0c83aa`."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The models that take it, by name: `default`, `scalper`."""
+
+    @_builtins.property
+    def computed(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureStatus]:
+        """What the feature worker gives of it, by instrument, where it computes a part of it. `vector_version` is the set that the
+        worker computes: this one, or one that this one copies from. What a worker reports of books is not repeated here.
+        """
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingPart]:
+        """Orders of this process since start that had no row of it, by the part that was missing."""
+
+    def __init__(
+        self,
+        *,
+        feature_set: _builtins.str = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        computed: _abc.Iterable[Global___FeatureStatus] | None = ...,
+        missing: _abc.Iterable[Global___MissingPart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed", "feature_set", b"feature_set", "missing", b"missing", "models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureSetStatus: _TypeAlias = FeatureSetStatus  # noqa: Y015
+
+@_typing.final
+class MissingPart(_message.Message):
+    """Orders without a row of a feature set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    ORDERS_FIELD_NUMBER: _builtins.int
+    part: _builtins.str
+    """`caller`, or the id of the set whose features were missing or stale."""
+    orders: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        part: _builtins.str = ...,
+        orders: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingPart: _TypeAlias = MissingPart  # noqa: Y015
 
 @_typing.final
 class AuditStatus(_message.Message):
@@ -2145,6 +2263,322 @@ class SetModelMapResponse(_message.Message):
 Global___SetModelMapResponse: _TypeAlias = SetModelMapResponse  # noqa: Y015
 
 @_typing.final
+class AlertRule(_message.Message):
+    """An alert that a user defined: a condition on decisions or on a feature, and how people are told of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    FEATURE_FIELD_NUMBER: _builtins.int
+    ABOVE_FIELD_NUMBER: _builtins.int
+    BELOW_FIELD_NUMBER: _builtins.int
+    LASTING_FIELD_NUMBER: _builtins.int
+    COOLDOWN_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """1 to 48 lower-case letters, digits and hyphens, the first a letter; the name of the alert."""
+    above: _builtins.float
+    """While it is greater than this."""
+    below: _builtins.float
+    """While it is less than this."""
+    severity: _builtins.str
+    """`page` or `ticket`; empty for `ticket`."""
+    @_builtins.property
+    def share(self) -> Global___DecisionShare:
+        """Share of decisions."""
+
+    @_builtins.property
+    def feature(self) -> Global___FeatureValue:
+        """Value of a feature."""
+
+    @_builtins.property
+    def lasting(self) -> _duration_pb2.Duration:
+        """How long the condition has to hold, in whole seconds, at most 24 h; absent: it fires at once."""
+
+    @_builtins.property
+    def cooldown(self) -> _duration_pb2.Duration:
+        """How long the alert goes on after the condition has ended, in whole seconds, at most 7 days, so that a condition that comes
+        and goes is told once; absent: not at all.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        share: Global___DecisionShare | None = ...,
+        feature: Global___FeatureValue | None = ...,
+        above: _builtins.float = ...,
+        below: _builtins.float = ...,
+        lasting: _duration_pb2.Duration | None = ...,
+        cooldown: _duration_pb2.Duration | None = ...,
+        severity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["above", b"above", "below", b"below", "condition", b"condition", "cooldown", b"cooldown", "feature", b"feature", "lasting", b"lasting", "share", b"share", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["above", b"above", "below", b"below", "condition", b"condition", "cooldown", b"cooldown", "feature", b"feature", "lasting", b"lasting", "name", b"name", "severity", b"severity", "share", b"share", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_condition: _TypeAlias = _typing.Literal["share", "feature"]  # noqa: Y015
+    _WhichOneofArgType_condition: _TypeAlias = _typing.Literal["condition", b"condition"]  # noqa: Y015
+    _WhichOneofReturnType_threshold: _TypeAlias = _typing.Literal["above", "below"]  # noqa: Y015
+    _WhichOneofArgType_threshold: _TypeAlias = _typing.Literal["threshold", b"threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_condition) -> _WhichOneofReturnType_condition | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_threshold) -> _WhichOneofReturnType_threshold | None: ...
+
+Global___AlertRule: _TypeAlias = AlertRule  # noqa: Y015
+
+@_typing.final
+class DecisionShare(_message.Message):
+    """The share of decisions that had an action."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    action: _builtins.str
+    """The action: `TRADE`, `NO_TRADE` or `ABSTAIN`."""
+    strategy: _builtins.str
+    """Decisions of orders of this strategy, at most 64 characters of ASCII; empty for all."""
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """Over which time, in whole seconds, 60 s to 24 h; absent: 5 minutes."""
+
+    def __init__(
+        self,
+        *,
+        action: _builtins.str = ...,
+        strategy: _builtins.str = ...,
+        window: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "strategy", b"strategy", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecisionShare: _TypeAlias = DecisionShare  # noqa: Y015
+
+@_typing.final
+class FeatureValue(_message.Message):
+    """The value of a feature."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    INSTRUMENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The feature, of the set `mf1`."""
+    instrument: _builtins.str
+    """Of this instrument, at most 64 characters of ASCII; empty for each by itself."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        instrument: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instrument", b"instrument", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureValue: _TypeAlias = FeatureValue  # noqa: Y015
+
+@_typing.final
+class ListAlertRulesRequest(_message.Message):
+    """Request of `ListAlertRules`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlertRulesRequest: _TypeAlias = ListAlertRulesRequest  # noqa: Y015
+
+@_typing.final
+class ListAlertRulesResponse(_message.Message):
+    """Response of `ListAlertRules`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULES_FIELD_NUMBER: _builtins.int
+    RULES_FILE_FIELD_NUMBER: _builtins.int
+    CONTROL_VERSION_FIELD_NUMBER: _builtins.int
+    rules_file: _builtins.str
+    """The same as a rules file of Prometheus."""
+    control_version: _builtins.int
+    """Version of the control state in force."""
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlertRule]:
+        """The rules in force, by name."""
+
+    def __init__(
+        self,
+        *,
+        rules: _abc.Iterable[Global___AlertRule] | None = ...,
+        rules_file: _builtins.str = ...,
+        control_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_version", b"control_version", "rules", b"rules", "rules_file", b"rules_file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlertRulesResponse: _TypeAlias = ListAlertRulesResponse  # noqa: Y015
+
+@_typing.final
+class SetAlertRuleRequest(_message.Message):
+    """Request of `SetAlertRule`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    author: _builtins.str
+    """Who asks."""
+    reason: _builtins.str
+    """Why."""
+    expected_control_version: _builtins.int
+    """See the service; absent: the version that this server has, so that no change is overwritten unseen."""
+    dry_run: _builtins.bool
+    """See the service."""
+    @_builtins.property
+    def rule(self) -> Global___AlertRule:
+        """The rule. There may be 100."""
+
+    def __init__(
+        self,
+        *,
+        rule: Global___AlertRule | None = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        expected_control_version: _builtins.int | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version", "rule", b"rule"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "reason", b"reason", "rule", b"rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_control_version) -> _WhichOneofReturnType__expected_control_version | None: ...
+
+Global___SetAlertRuleRequest: _TypeAlias = SetAlertRuleRequest  # noqa: Y015
+
+@_typing.final
+class SetAlertRuleResponse(_message.Message):
+    """Response of `SetAlertRule`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULES_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlertRule]:
+        """The rules in force, by name."""
+
+    @_builtins.property
+    def change(self) -> Global___Change:
+        """The change; `diff` has a line for each rule that came or went."""
+
+    def __init__(
+        self,
+        *,
+        rules: _abc.Iterable[Global___AlertRule] | None = ...,
+        change: Global___Change | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAlertRuleResponse: _TypeAlias = SetAlertRuleResponse  # noqa: Y015
+
+@_typing.final
+class DeleteAlertRuleRequest(_message.Message):
+    """Request of `DeleteAlertRule`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the rule."""
+    author: _builtins.str
+    """Who asks."""
+    reason: _builtins.str
+    """Why."""
+    expected_control_version: _builtins.int
+    """As in `SetAlertRuleRequest`."""
+    dry_run: _builtins.bool
+    """See the service."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        expected_control_version: _builtins.int | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_control_version) -> _WhichOneofReturnType__expected_control_version | None: ...
+
+Global___DeleteAlertRuleRequest: _TypeAlias = DeleteAlertRuleRequest  # noqa: Y015
+
+@_typing.final
+class DeleteAlertRuleResponse(_message.Message):
+    """Response of `DeleteAlertRule`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULES_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlertRule]:
+        """The rules in force, by name."""
+
+    @_builtins.property
+    def change(self) -> Global___Change:
+        """The change, as in `SetAlertRuleResponse`."""
+
+    def __init__(
+        self,
+        *,
+        rules: _abc.Iterable[Global___AlertRule] | None = ...,
+        change: Global___Change | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAlertRuleResponse: _TypeAlias = DeleteAlertRuleResponse  # noqa: Y015
+
+@_typing.final
 class ReloadConfigurationRequest(_message.Message):
     """Request of `ReloadConfiguration`."""
 
@@ -2731,6 +3165,7 @@ class GetCanaryResponse(_message.Message):
 
     CANARY_FIELD_NUMBER: _builtins.int
     AFFECTED_DECISION_IDS_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def canary(self) -> Global___Canary:
         """The canary that is under way or ended last; absent when there never was one."""
@@ -2739,19 +3174,102 @@ class GetCanaryResponse(_message.Message):
     def affected_decision_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of decisions that it answered, the newest first, as many as were asked for."""
 
+    @_builtins.property
+    def history(self) -> Global___CanaryHistory:
+        """The evidence as it grew, as the process that answers saw it; absent before it serves the canary."""
+
     def __init__(
         self,
         *,
         canary: Global___Canary | None = ...,
         affected_decision_ids: _abc.Iterable[_builtins.str] | None = ...,
+        history: Global___CanaryHistory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "history", b"history"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affected_decision_ids", b"affected_decision_ids", "canary", b"canary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affected_decision_ids", b"affected_decision_ids", "canary", b"canary", "history", b"history"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCanaryResponse: _TypeAlias = GetCanaryResponse  # noqa: Y015
+
+@_typing.final
+class CanaryHistory(_message.Message):
+    """The evidence of a canary over time, in columns: at most 120 looks, evenly spread over the time since the process began to
+    serve it, the oldest first.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_NS_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def at_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """When each look was, in nanoseconds since the Unix epoch."""
+
+    @_builtins.property
+    def weight(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The canary's share of the order flows then."""
+
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CanaryCheckHistory]:
+        """By check."""
+
+    def __init__(
+        self,
+        *,
+        at_ns: _abc.Iterable[_builtins.int] | None = ...,
+        weight: _abc.Iterable[_builtins.float] | None = ...,
+        checks: _abc.Iterable[Global___CanaryCheckHistory] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ns", b"at_ns", "checks", b"checks", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CanaryHistory: _TypeAlias = CanaryHistory  # noqa: Y015
+
+@_typing.final
+class CanaryCheckHistory(_message.Message):
+    """A check of a canary over time, with as many values in each column as there are looks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    CHAMPION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As in `CanaryCheck`."""
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Observations at the step that the canary was at."""
+
+    @_builtins.property
+    def canary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The canary's value; NaN without evidence."""
+
+    @_builtins.property
+    def champion(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The champion's value; NaN without evidence."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        samples: _abc.Iterable[_builtins.int] | None = ...,
+        canary: _abc.Iterable[_builtins.float] | None = ...,
+        champion: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "champion", b"champion", "name", b"name", "samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CanaryCheckHistory: _TypeAlias = CanaryCheckHistory  # noqa: Y015
 
 @_typing.final
 class RollBackRequest(_message.Message):
@@ -2943,6 +3461,197 @@ class ListModelsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class GetModelCardRequest(_message.Message):
+    """Request of `GetModelCard`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """The version, 16 hex digits."""
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelCardRequest: _TypeAlias = GetModelCardRequest  # noqa: Y015
+
+@_typing.final
+class GetModelCardResponse(_message.Message):
+    """Response of `GetModelCard`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    INDEPENDENT_SAMPLES_FIELD_NUMBER: _builtins.int
+    BASE_RATE_FIELD_NUMBER: _builtins.int
+    DECIDERS_FIELD_NUMBER: _builtins.int
+    RELIABILITY_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """The version."""
+    kind: _builtins.str
+    """What it is, as in `ModelVersion`."""
+    standing: _builtins.str
+    """What its card says of it in a few words, as in `ModelVersion`."""
+    problem: _builtins.str
+    """Why there are no figures; empty when there are."""
+    label: _builtins.str
+    """What a score is the probability of, for people."""
+    samples: _builtins.int
+    """Samples of the walk-forward evaluation, of which models and baselines had seen nothing."""
+    independent_samples: _builtins.float
+    """Independent observations that they are worth."""
+    @_builtins.property
+    def base_rate(self) -> Global___CardFigure:
+        """Share of the samples that was eligible."""
+
+    @_builtins.property
+    def deciders(self) -> _containers.RepeatedCompositeFieldContainer[Global___CardDecider]:
+        """The model first, and then the baselines."""
+
+    @_builtins.property
+    def reliability(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReliabilityBin]:
+        """By bin of the score, the lowest first; bins without a sample are left out. Empty where the evaluation is of a version of
+        pretrade that did not keep it.
+        """
+
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        standing: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        label: _builtins.str = ...,
+        samples: _builtins.int = ...,
+        independent_samples: _builtins.float = ...,
+        base_rate: Global___CardFigure | None = ...,
+        deciders: _abc.Iterable[Global___CardDecider] | None = ...,
+        reliability: _abc.Iterable[Global___ReliabilityBin] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_rate", b"base_rate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_rate", b"base_rate", "deciders", b"deciders", "independent_samples", b"independent_samples", "kind", b"kind", "label", b"label", "model_version", b"model_version", "problem", b"problem", "reliability", b"reliability", "samples", b"samples", "standing", b"standing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelCardResponse: _TypeAlias = GetModelCardResponse  # noqa: Y015
+
+@_typing.final
+class CardFigure(_message.Message):
+    """A figure and its 95 % interval."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """For example `precision`, `auc` or `saved_bps`."""
+    value: _builtins.float
+    """Absent where it is not defined, as precision without a trade."""
+    low: _builtins.float
+    """Lower end; absent without an interval."""
+    high: _builtins.float
+    """Upper end; absent without an interval."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.float | None = ...,
+        low: _builtins.float | None = ...,
+        high: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "_value", b"_value", "high", b"high", "low", b"low", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "_value", b"_value", "high", b"high", "low", b"low", "name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__high: _TypeAlias = _typing.Literal["high"]  # noqa: Y015
+    _WhichOneofArgType__high: _TypeAlias = _typing.Literal["_high", b"_high"]  # noqa: Y015
+    _WhichOneofReturnType__low: _TypeAlias = _typing.Literal["low"]  # noqa: Y015
+    _WhichOneofArgType__low: _TypeAlias = _typing.Literal["_low", b"_low"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low) -> _WhichOneofReturnType__low | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___CardFigure: _TypeAlias = CardFigure  # noqa: Y015
+
+@_typing.final
+class CardDecider(_message.Message):
+    """How well one decider did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The model's kind, or the name of a baseline."""
+    @_builtins.property
+    def figures(self) -> _containers.RepeatedCompositeFieldContainer[Global___CardFigure]:
+        """Shares are in [0, 1], markouts and what is derived of them in basis points."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        figures: _abc.Iterable[Global___CardFigure] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CardDecider: _TypeAlias = CardDecider  # noqa: Y015
+
+@_typing.final
+class ReliabilityBin(_message.Message):
+    """Samples whose scores lie in one bin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    MEAN_SCORE_FIELD_NUMBER: _builtins.int
+    ELIGIBLE_FIELD_NUMBER: _builtins.int
+    samples: _builtins.int
+    """How many there are."""
+    mean_score: _builtins.float
+    """Mean of their scores."""
+    eligible: _builtins.float
+    """Share of them that was eligible. A calibrated model has it at `mean_score`."""
+    def __init__(
+        self,
+        *,
+        samples: _builtins.int = ...,
+        mean_score: _builtins.float = ...,
+        eligible: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["eligible", b"eligible", "mean_score", b"mean_score", "samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReliabilityBin: _TypeAlias = ReliabilityBin  # noqa: Y015
 
 @_typing.final
 class LoadModelRequest(_message.Message):
@@ -3158,6 +3867,7 @@ class Signal(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     AGE_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
+    OTHER_FEATURES_FIELD_NUMBER: _builtins.int
     instrument: _builtins.str
     """The instrument."""
     @_builtins.property
@@ -3172,6 +3882,10 @@ class Signal(_message.Message):
     def decision(self) -> _audit_pb2.AuditedDecision:
         """The newest decision of the last 24 hours, by any process of any server that shares the audit database; absent without."""
 
+    @_builtins.property
+    def other_features(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstrumentFeatures]:
+        """What is known of the other sets that models of this server take and that a feature worker computes."""
+
     def __init__(
         self,
         *,
@@ -3179,10 +3893,11 @@ class Signal(_message.Message):
         features: Global___InstrumentFeatures | None = ...,
         age: _duration_pb2.Duration | None = ...,
         decision: _audit_pb2.AuditedDecision | None = ...,
+        other_features: _abc.Iterable[Global___InstrumentFeatures] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "decision", b"decision", "features", b"features"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "decision", b"decision", "features", b"features", "instrument", b"instrument"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "decision", b"decision", "features", b"features", "instrument", b"instrument", "other_features", b"other_features"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3190,7 +3905,9 @@ Global___Signal: _TypeAlias = Signal  # noqa: Y015
 
 @_typing.final
 class InstrumentFeatures(_message.Message):
-    """The features of an instrument, of the set `mf1`."""
+    """The features of an instrument, of one set: of those that it computes itself, and not of those that it takes from
+    another set or from the caller.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -3232,7 +3949,7 @@ class InstrumentFeatures(_message.Message):
     problem: _builtins.str
     """Why not; empty when usable."""
     vector_version: _builtins.str
-    """Feature set and fingerprint, for example `mf1/5c6f81d2`; empty without features."""
+    """Feature set and fingerprint, for example `mf1/5c6f81d2`."""
     sequence: _builtins.int
     """Increases with every vector of the instrument."""
     book: Global___BookState.ValueType
@@ -3294,6 +4011,7 @@ class WatchFeaturesRequest(_message.Message):
     INSTRUMENTS_FIELD_NUMBER: _builtins.int
     INTERVAL_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    FEATURE_SETS_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """Go on after the event that carried this `cursor`: instruments that have had no other features since are passed over at
     first. A vector may come twice. Empty to begin anew.
@@ -3306,16 +4024,21 @@ class WatchFeaturesRequest(_message.Message):
     def interval(self) -> _duration_pb2.Duration:
         """How often to look for changes, 0.1 s to 60 s; absent for 1 s."""
 
+    @_builtins.property
+    def feature_sets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of these sets, such as `mf1`; empty for `mf1` alone. Besides it a server follows those that its models take."""
+
     def __init__(
         self,
         *,
         instruments: _abc.Iterable[_builtins.str] | None = ...,
         interval: _duration_pb2.Duration | None = ...,
         cursor: _builtins.str = ...,
+        feature_sets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "instruments", b"instruments", "interval", b"interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "feature_sets", b"feature_sets", "instruments", b"instruments", "interval", b"interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3333,7 +4056,7 @@ class WatchFeaturesResponse(_message.Message):
     """Where to go on after a broken stream."""
     @_builtins.property
     def features(self) -> Global___InstrumentFeatures:
-        """Of one instrument."""
+        """Of one instrument and one set."""
 
     def __init__(
         self,

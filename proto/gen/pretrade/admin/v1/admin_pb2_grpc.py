@@ -141,6 +141,21 @@ class AdminServiceStub:
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapRequest.SerializeToString,
                 response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapResponse.FromString,
                 _registered_method=True)
+        self.ListAlertRules = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/ListAlertRules',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListAlertRulesRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListAlertRulesResponse.FromString,
+                _registered_method=True)
+        self.SetAlertRule = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/SetAlertRule',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetAlertRuleRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetAlertRuleResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlertRule = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/DeleteAlertRule',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DeleteAlertRuleRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DeleteAlertRuleResponse.FromString,
+                _registered_method=True)
         self.ReloadConfiguration = channel.unary_unary(
                 '/pretrade.admin.v1.AdminService/ReloadConfiguration',
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ReloadConfigurationRequest.SerializeToString,
@@ -180,6 +195,11 @@ class AdminServiceStub:
                 '/pretrade.admin.v1.AdminService/ListModels',
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.GetModelCard = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/GetModelCard',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelCardRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelCardResponse.FromString,
                 _registered_method=True)
         self.LoadModel = channel.unary_unary(
                 '/pretrade.admin.v1.AdminService/LoadModel',
@@ -342,6 +362,27 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAlertRules(self, request, context):
+        """The alert rules that users set, which Prometheus evaluates.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlertRule(self, request, context):
+        """Sets one alert rule: adds it, or replaces the one of its name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlertRule(self, request, context):
+        """Deletes one alert rule. NOT_FOUND: there is none of that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReloadConfiguration(self, request, context):
         """Reads this server's configuration again, in all of its processes, and applies it as a whole or not at all. Settings
         that need a restart are refused by name.
@@ -399,6 +440,14 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetModelCard(self, request, context):
+        """What was measured of a model version before it decided: its figures beside those of the baselines, and how far its
+        scores could be believed. FAILED_PRECONDITION: the server has no model store. NOT_FOUND: it has no such version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LoadModel(self, request, context):
         """Loads a version into replicas, warms it up and checks its canned scores. It gets no orders yet.
         """
@@ -415,7 +464,7 @@ class AdminServiceServicer:
 
     def ListSignals(self, request, context):
         """What the server knows of its instruments now: the features of each, and its newest decision.
-        NOT_FOUND: the server does not follow one of them.
+        NOT_FOUND: the server does not follow one of the instruments.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -423,7 +472,8 @@ class AdminServiceServicer:
 
     def WatchFeatures(self, request, context):
         """The features of instruments as they change: at first those of each, and then the newest of each one that has others
-        since. A slow reader gets the newest, and not what it missed. NOT_FOUND as above; RESOURCE_EXHAUSTED: too many watch.
+        since. A slow reader gets the newest, and not what it missed. NOT_FOUND: the server does not follow one of the
+        instruments or sets. RESOURCE_EXHAUSTED: too many watch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -502,6 +552,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapRequest.FromString,
                     response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelMapResponse.SerializeToString,
             ),
+            'ListAlertRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlertRules,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListAlertRulesRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListAlertRulesResponse.SerializeToString,
+            ),
+            'SetAlertRule': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlertRule,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetAlertRuleRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetAlertRuleResponse.SerializeToString,
+            ),
+            'DeleteAlertRule': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlertRule,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DeleteAlertRuleRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DeleteAlertRuleResponse.SerializeToString,
+            ),
             'ReloadConfiguration': grpc.unary_unary_rpc_method_handler(
                     servicer.ReloadConfiguration,
                     request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ReloadConfigurationRequest.FromString,
@@ -541,6 +606,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsRequest.FromString,
                     response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetModelCard': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelCard,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelCardRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelCardResponse.SerializeToString,
             ),
             'LoadModel': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadModel,
@@ -989,6 +1059,87 @@ class AdminService:
             _registered_method=True)
 
     @staticmethod
+    def ListAlertRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/ListAlertRules',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ListAlertRulesRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ListAlertRulesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlertRule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/SetAlertRule',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.SetAlertRuleRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.SetAlertRuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlertRule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/DeleteAlertRule',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.DeleteAlertRuleRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.DeleteAlertRuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ReloadConfiguration(request,
             target,
             options=(),
@@ -1194,6 +1345,33 @@ class AdminService:
             '/pretrade.admin.v1.AdminService/ListModels',
             pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsRequest.SerializeToString,
             pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelCard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/GetModelCard',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelCardRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.GetModelCardResponse.FromString,
             options,
             channel_credentials,
             insecure,

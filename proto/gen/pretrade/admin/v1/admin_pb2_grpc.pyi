@@ -100,6 +100,12 @@ class AdminServiceStub:
     """Which named model decides which orders, and the models that this server has."""
     SetModelMap: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetModelMapRequest, _admin_pb2.SetModelMapResponse]
     """Sets which named model decides which orders. Orders under way keep their model."""
+    ListAlertRules: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAlertRulesRequest, _admin_pb2.ListAlertRulesResponse]
+    """The alert rules that users set, which Prometheus evaluates."""
+    SetAlertRule: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetAlertRuleRequest, _admin_pb2.SetAlertRuleResponse]
+    """Sets one alert rule: adds it, or replaces the one of its name."""
+    DeleteAlertRule: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DeleteAlertRuleRequest, _admin_pb2.DeleteAlertRuleResponse]
+    """Deletes one alert rule. NOT_FOUND: there is none of that name."""
     ReloadConfiguration: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReloadConfigurationRequest, _admin_pb2.ReloadConfigurationResponse]
     """Reads this server's configuration again, in all of its processes, and applies it as a whole or not at all. Settings
     that need a restart are refused by name.
@@ -118,17 +124,22 @@ class AdminServiceStub:
     """Makes the previous champion the champion again."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListModelsRequest, _admin_pb2.ListModelsResponse]
     """Every model version in the registry, with its aliases and where it is loaded."""
+    GetModelCard: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetModelCardRequest, _admin_pb2.GetModelCardResponse]
+    """What was measured of a model version before it decided: its figures beside those of the baselines, and how far its
+    scores could be believed. FAILED_PRECONDITION: the server has no model store. NOT_FOUND: it has no such version.
+    """
     LoadModel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.LoadModelRequest, _admin_pb2.LoadModelResponse]
     """Loads a version into replicas, warms it up and checks its canned scores. It gets no orders yet."""
     SetModelAlias: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetModelAliasRequest, _admin_pb2.SetModelAliasResponse]
     """Points an alias at a version."""
     ListSignals: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListSignalsRequest, _admin_pb2.ListSignalsResponse]
     """What the server knows of its instruments now: the features of each, and its newest decision.
-    NOT_FOUND: the server does not follow one of them.
+    NOT_FOUND: the server does not follow one of the instruments.
     """
     WatchFeatures: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchFeaturesRequest, _admin_pb2.WatchFeaturesResponse]
     """The features of instruments as they change: at first those of each, and then the newest of each one that has others
-    since. A slow reader gets the newest, and not what it missed. NOT_FOUND as above; RESOURCE_EXHAUSTED: too many watch.
+    since. A slow reader gets the newest, and not what it missed. NOT_FOUND: the server does not follow one of the
+    instruments or sets. RESOURCE_EXHAUSTED: too many watch.
     """
 
 @_typing.type_check_only
@@ -203,6 +214,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Which named model decides which orders, and the models that this server has."""
     SetModelMap: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetModelMapRequest, _admin_pb2.SetModelMapResponse]  # type: ignore[assignment]
     """Sets which named model decides which orders. Orders under way keep their model."""
+    ListAlertRules: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAlertRulesRequest, _admin_pb2.ListAlertRulesResponse]  # type: ignore[assignment]
+    """The alert rules that users set, which Prometheus evaluates."""
+    SetAlertRule: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetAlertRuleRequest, _admin_pb2.SetAlertRuleResponse]  # type: ignore[assignment]
+    """Sets one alert rule: adds it, or replaces the one of its name."""
+    DeleteAlertRule: _aio.UnaryUnaryMultiCallable[_admin_pb2.DeleteAlertRuleRequest, _admin_pb2.DeleteAlertRuleResponse]  # type: ignore[assignment]
+    """Deletes one alert rule. NOT_FOUND: there is none of that name."""
     ReloadConfiguration: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReloadConfigurationRequest, _admin_pb2.ReloadConfigurationResponse]  # type: ignore[assignment]
     """Reads this server's configuration again, in all of its processes, and applies it as a whole or not at all. Settings
     that need a restart are refused by name.
@@ -221,17 +238,22 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Makes the previous champion the champion again."""
     ListModels: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListModelsRequest, _admin_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Every model version in the registry, with its aliases and where it is loaded."""
+    GetModelCard: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetModelCardRequest, _admin_pb2.GetModelCardResponse]  # type: ignore[assignment]
+    """What was measured of a model version before it decided: its figures beside those of the baselines, and how far its
+    scores could be believed. FAILED_PRECONDITION: the server has no model store. NOT_FOUND: it has no such version.
+    """
     LoadModel: _aio.UnaryUnaryMultiCallable[_admin_pb2.LoadModelRequest, _admin_pb2.LoadModelResponse]  # type: ignore[assignment]
     """Loads a version into replicas, warms it up and checks its canned scores. It gets no orders yet."""
     SetModelAlias: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetModelAliasRequest, _admin_pb2.SetModelAliasResponse]  # type: ignore[assignment]
     """Points an alias at a version."""
     ListSignals: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListSignalsRequest, _admin_pb2.ListSignalsResponse]  # type: ignore[assignment]
     """What the server knows of its instruments now: the features of each, and its newest decision.
-    NOT_FOUND: the server does not follow one of them.
+    NOT_FOUND: the server does not follow one of the instruments.
     """
     WatchFeatures: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchFeaturesRequest, _admin_pb2.WatchFeaturesResponse]  # type: ignore[assignment]
     """The features of instruments as they change: at first those of each, and then the newest of each one that has others
-    since. A slow reader gets the newest, and not what it missed. NOT_FOUND as above; RESOURCE_EXHAUSTED: too many watch.
+    since. A slow reader gets the newest, and not what it missed. NOT_FOUND: the server does not follow one of the
+    instruments or sets. RESOURCE_EXHAUSTED: too many watch.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -389,6 +411,30 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sets which named model decides which orders. Orders under way keep their model."""
 
     @_abc_1.abstractmethod
+    def ListAlertRules(
+        self,
+        request: _admin_pb2.ListAlertRulesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListAlertRulesResponse, _abc.Awaitable[_admin_pb2.ListAlertRulesResponse]]:
+        """The alert rules that users set, which Prometheus evaluates."""
+
+    @_abc_1.abstractmethod
+    def SetAlertRule(
+        self,
+        request: _admin_pb2.SetAlertRuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.SetAlertRuleResponse, _abc.Awaitable[_admin_pb2.SetAlertRuleResponse]]:
+        """Sets one alert rule: adds it, or replaces the one of its name."""
+
+    @_abc_1.abstractmethod
+    def DeleteAlertRule(
+        self,
+        request: _admin_pb2.DeleteAlertRuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.DeleteAlertRuleResponse, _abc.Awaitable[_admin_pb2.DeleteAlertRuleResponse]]:
+        """Deletes one alert rule. NOT_FOUND: there is none of that name."""
+
+    @_abc_1.abstractmethod
     def ReloadConfiguration(
         self,
         request: _admin_pb2.ReloadConfigurationRequest,
@@ -455,6 +501,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Every model version in the registry, with its aliases and where it is loaded."""
 
     @_abc_1.abstractmethod
+    def GetModelCard(
+        self,
+        request: _admin_pb2.GetModelCardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetModelCardResponse, _abc.Awaitable[_admin_pb2.GetModelCardResponse]]:
+        """What was measured of a model version before it decided: its figures beside those of the baselines, and how far its
+        scores could be believed. FAILED_PRECONDITION: the server has no model store. NOT_FOUND: it has no such version.
+        """
+
+    @_abc_1.abstractmethod
     def LoadModel(
         self,
         request: _admin_pb2.LoadModelRequest,
@@ -477,7 +533,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListSignalsResponse, _abc.Awaitable[_admin_pb2.ListSignalsResponse]]:
         """What the server knows of its instruments now: the features of each, and its newest decision.
-        NOT_FOUND: the server does not follow one of them.
+        NOT_FOUND: the server does not follow one of the instruments.
         """
 
     @_abc_1.abstractmethod
@@ -487,7 +543,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.WatchFeaturesResponse], _abc.AsyncIterator[_admin_pb2.WatchFeaturesResponse]]:
         """The features of instruments as they change: at first those of each, and then the newest of each one that has others
-        since. A slow reader gets the newest, and not what it missed. NOT_FOUND as above; RESOURCE_EXHAUSTED: too many watch.
+        since. A slow reader gets the newest, and not what it missed. NOT_FOUND: the server does not follow one of the
+        instruments or sets. RESOURCE_EXHAUSTED: too many watch.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

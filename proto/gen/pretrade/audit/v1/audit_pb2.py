@@ -27,15 +27,15 @@ from pretrade.audit.v1 import packet_pb2 as pretrade_dot_audit_dot_v1_dot_packet
 from pretrade.decision.v1 import decision_pb2 as pretrade_dot_decision_dot_v1_dot_decision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpretrade/audit/v1/audit.proto\x12\x11pretrade.audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1epretrade/audit/v1/packet.proto\x1a#pretrade/decision/v1/decision.proto\"\x9c\x02\n\x0f\x41uditedDecision\x12\x31\n\x06packet\x18\x01 \x01(\x0b\x32!.pretrade.audit.v1.DecisionPacket\x12\x14\n\x0creply_status\x18\x02 \x01(\t\x12\x10\n\x08\x66ound_in\x18\x03 \x01(\t\x12\x12\n\njournal_id\x18\x04 \x01(\t\x12\x10\n\x08position\x18\x05 \x01(\x03\x12\x0c\n\x04hash\x18\x06 \x01(\x0c\x12\x0b\n\x03row\x18\x07 \x01(\r\x12\x34\n\x0cheard_action\x18\x08 \x01(\x0e\x32\x1e.pretrade.audit.v1.HeardAction\x12\x37\n\rheard_reasons\x18\t \x03(\x0e\x32 .pretrade.decision.v1.ReasonCode\"\xbb\x02\n\x0e\x44\x65\x63isionFilter\x12)\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0binstruments\x18\x03 \x03(\t\x12\x12\n\nstrategies\x18\x04 \x03(\t\x12\x35\n\x0f\x64\x65\x63ided_actions\x18\x05 \x03(\x0e\x32\x1c.pretrade.decision.v1.Action\x12-\n\x07sources\x18\x06 \x03(\x0e\x32\x1c.pretrade.decision.v1.Source\x12\r\n\x05model\x18\x07 \x01(\t\x12\x35\n\rheard_actions\x18\x08 \x03(\x0e\x32\x1e.pretrade.audit.v1.HeardAction\")\n\x12GetDecisionRequest\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\"\x8d\x01\n\x13GetDecisionResponse\x12\x34\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\".pretrade.audit.v1.AuditedDecision\x12,\n\x08outcomes\x18\x02 \x03(\x0b\x32\x1a.pretrade.audit.v1.Outcome\x12\x12\n\nincomplete\x18\x03 \x01(\t\"p\n\x14ListDecisionsRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.pretrade.audit.v1.DecisionFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"{\n\x15ListDecisionsResponse\x12\x35\n\tdecisions\x18\x01 \x03(\x0b\x32\".pretrade.audit.v1.AuditedDecision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nincomplete\x18\x03 \x01(\t\"o\n\x15WatchDecisionsRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.pretrade.audit.v1.DecisionFilter\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x13\n\x0b\x66rom_oldest\x18\x03 \x01(\x08\"\x8e\x02\n\x16WatchDecisionsResponse\x12\x36\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\".pretrade.audit.v1.AuditedDecisionH\x00\x12@\n\x11reply_unconfirmed\x18\x02 \x01(\x0b\x32#.pretrade.audit.v1.ReplyUnconfirmedH\x00\x12+\n\x06missed\x18\x03 \x01(\x0b\x32\x19.pretrade.audit.v1.MissedH\x00\x12\x34\n\x0breply_heard\x18\x05 \x01(\x0b\x32\x1d.pretrade.audit.v1.ReplyHeardH\x00\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\tB\x07\n\x05\x65vent\"K\n\x06Missed\x12\x12\n\njournal_id\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\x03\x12\x15\n\rlast_position\x18\x03 \x01(\x03\"C\n\x14RecordOutcomeRequest\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"U\n\x15RecordOutcomeResponse\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\",\n\x15ReplayDecisionRequest\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\"\xee\x01\n\x16ReplayDecisionResponse\x12\r\n\x05\x65qual\x18\x01 \x01(\x08\x12\x37\n\x10\x66irst_difference\x18\x02 \x01(\x0b\x32\x1d.pretrade.audit.v1.Difference\x12,\n\x06\x61\x63tion\x18\x03 \x01(\x0e\x32\x1c.pretrade.decision.v1.Action\x12\x12\n\x05score\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x31\n\x07reasons\x18\x05 \x03(\x0e\x32 .pretrade.decision.v1.ReasonCode\x12\r\n\x05\x66\x61\x63ts\x18\x06 \x03(\tB\x08\n\x06_score\"-\n\x16\x45xplainDecisionRequest\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\"Q\n\x17\x45xplainDecisionResponse\x12\x36\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32!.pretrade.decision.v1.Explanation\"?\n\nDifference\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x10\n\x08recorded\x18\x02 \x01(\t\x12\x10\n\x08replayed\x18\x03 \x01(\t*\xac\x01\n\x0bHeardAction\x12\x1c\n\x18HEARD_ACTION_UNSPECIFIED\x10\x00\x12\x16\n\x12HEARD_ACTION_TRADE\x10\x01\x12\x19\n\x15HEARD_ACTION_NO_TRADE\x10\x02\x12\x18\n\x14HEARD_ACTION_ABSTAIN\x10\x03\x12\x18\n\x14HEARD_ACTION_NOTHING\x10\x04\x12\x18\n\x14HEARD_ACTION_UNKNOWN\x10\x05\x32\xee\x04\n\x0c\x41uditService\x12\\\n\x0bGetDecision\x12%.pretrade.audit.v1.GetDecisionRequest\x1a&.pretrade.audit.v1.GetDecisionResponse\x12\x62\n\rListDecisions\x12\'.pretrade.audit.v1.ListDecisionsRequest\x1a(.pretrade.audit.v1.ListDecisionsResponse\x12g\n\x0eWatchDecisions\x12(.pretrade.audit.v1.WatchDecisionsRequest\x1a).pretrade.audit.v1.WatchDecisionsResponse0\x01\x12\x62\n\rRecordOutcome\x12\'.pretrade.audit.v1.RecordOutcomeRequest\x1a(.pretrade.audit.v1.RecordOutcomeResponse\x12\x65\n\x0eReplayDecision\x12(.pretrade.audit.v1.ReplayDecisionRequest\x1a).pretrade.audit.v1.ReplayDecisionResponse\x12h\n\x0f\x45xplainDecision\x12).pretrade.audit.v1.ExplainDecisionRequest\x1a*.pretrade.audit.v1.ExplainDecisionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpretrade/audit/v1/audit.proto\x12\x11pretrade.audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1epretrade/audit/v1/packet.proto\x1a#pretrade/decision/v1/decision.proto\"\x9c\x02\n\x0f\x41uditedDecision\x12\x31\n\x06packet\x18\x01 \x01(\x0b\x32!.pretrade.audit.v1.DecisionPacket\x12\x14\n\x0creply_status\x18\x02 \x01(\t\x12\x10\n\x08\x66ound_in\x18\x03 \x01(\t\x12\x12\n\njournal_id\x18\x04 \x01(\t\x12\x10\n\x08position\x18\x05 \x01(\x03\x12\x0c\n\x04hash\x18\x06 \x01(\x0c\x12\x0b\n\x03row\x18\x07 \x01(\r\x12\x34\n\x0cheard_action\x18\x08 \x01(\x0e\x32\x1e.pretrade.audit.v1.HeardAction\x12\x37\n\rheard_reasons\x18\t \x03(\x0e\x32 .pretrade.decision.v1.ReasonCode\"\xbb\x02\n\x0e\x44\x65\x63isionFilter\x12)\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0binstruments\x18\x03 \x03(\t\x12\x12\n\nstrategies\x18\x04 \x03(\t\x12\x35\n\x0f\x64\x65\x63ided_actions\x18\x05 \x03(\x0e\x32\x1c.pretrade.decision.v1.Action\x12-\n\x07sources\x18\x06 \x03(\x0e\x32\x1c.pretrade.decision.v1.Source\x12\r\n\x05model\x18\x07 \x01(\t\x12\x35\n\rheard_actions\x18\x08 \x03(\x0e\x32\x1e.pretrade.audit.v1.HeardAction\")\n\x12GetDecisionRequest\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\"\xa4\x01\n\x13GetDecisionResponse\x12\x34\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\".pretrade.audit.v1.AuditedDecision\x12,\n\x08outcomes\x18\x02 \x03(\x0b\x32\x1a.pretrade.audit.v1.Outcome\x12\x12\n\nincomplete\x18\x03 \x01(\t\x12\x15\n\rfeature_names\x18\x04 \x03(\t\"p\n\x14ListDecisionsRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.pretrade.audit.v1.DecisionFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"{\n\x15ListDecisionsResponse\x12\x35\n\tdecisions\x18\x01 \x03(\x0b\x32\".pretrade.audit.v1.AuditedDecision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nincomplete\x18\x03 \x01(\t\"o\n\x15WatchDecisionsRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.pretrade.audit.v1.DecisionFilter\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x13\n\x0b\x66rom_oldest\x18\x03 \x01(\x08\"\x8e\x02\n\x16WatchDecisionsResponse\x12\x36\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\".pretrade.audit.v1.AuditedDecisionH\x00\x12@\n\x11reply_unconfirmed\x18\x02 \x01(\x0b\x32#.pretrade.audit.v1.ReplyUnconfirmedH\x00\x12+\n\x06missed\x18\x03 \x01(\x0b\x32\x19.pretrade.audit.v1.MissedH\x00\x12\x34\n\x0breply_heard\x18\x05 \x01(\x0b\x32\x1d.pretrade.audit.v1.ReplyHeardH\x00\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\tB\x07\n\x05\x65vent\"K\n\x06Missed\x12\x12\n\njournal_id\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\x03\x12\x15\n\rlast_position\x18\x03 \x01(\x03\"C\n\x14RecordOutcomeRequest\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"U\n\x15RecordOutcomeResponse\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\",\n\x15ReplayDecisionRequest\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\"\xee\x01\n\x16ReplayDecisionResponse\x12\r\n\x05\x65qual\x18\x01 \x01(\x08\x12\x37\n\x10\x66irst_difference\x18\x02 \x01(\x0b\x32\x1d.pretrade.audit.v1.Difference\x12,\n\x06\x61\x63tion\x18\x03 \x01(\x0e\x32\x1c.pretrade.decision.v1.Action\x12\x12\n\x05score\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x31\n\x07reasons\x18\x05 \x03(\x0e\x32 .pretrade.decision.v1.ReasonCode\x12\r\n\x05\x66\x61\x63ts\x18\x06 \x03(\tB\x08\n\x06_score\"-\n\x16\x45xplainDecisionRequest\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\"Q\n\x17\x45xplainDecisionResponse\x12\x36\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32!.pretrade.decision.v1.Explanation\"?\n\nDifference\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x10\n\x08recorded\x18\x02 \x01(\t\x12\x10\n\x08replayed\x18\x03 \x01(\t*\xac\x01\n\x0bHeardAction\x12\x1c\n\x18HEARD_ACTION_UNSPECIFIED\x10\x00\x12\x16\n\x12HEARD_ACTION_TRADE\x10\x01\x12\x19\n\x15HEARD_ACTION_NO_TRADE\x10\x02\x12\x18\n\x14HEARD_ACTION_ABSTAIN\x10\x03\x12\x18\n\x14HEARD_ACTION_NOTHING\x10\x04\x12\x18\n\x14HEARD_ACTION_UNKNOWN\x10\x05\x32\xee\x04\n\x0c\x41uditService\x12\\\n\x0bGetDecision\x12%.pretrade.audit.v1.GetDecisionRequest\x1a&.pretrade.audit.v1.GetDecisionResponse\x12\x62\n\rListDecisions\x12\'.pretrade.audit.v1.ListDecisionsRequest\x1a(.pretrade.audit.v1.ListDecisionsResponse\x12g\n\x0eWatchDecisions\x12(.pretrade.audit.v1.WatchDecisionsRequest\x1a).pretrade.audit.v1.WatchDecisionsResponse0\x01\x12\x62\n\rRecordOutcome\x12\'.pretrade.audit.v1.RecordOutcomeRequest\x1a(.pretrade.audit.v1.RecordOutcomeResponse\x12\x65\n\x0eReplayDecision\x12(.pretrade.audit.v1.ReplayDecisionRequest\x1a).pretrade.audit.v1.ReplayDecisionResponse\x12h\n\x0f\x45xplainDecision\x12).pretrade.audit.v1.ExplainDecisionRequest\x1a*.pretrade.audit.v1.ExplainDecisionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pretrade.audit.v1.audit_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HEARDACTION']._serialized_start=2287
-  _globals['_HEARDACTION']._serialized_end=2459
+  _globals['_HEARDACTION']._serialized_start=2310
+  _globals['_HEARDACTION']._serialized_end=2482
   _globals['_AUDITEDDECISION']._serialized_start=155
   _globals['_AUDITEDDECISION']._serialized_end=439
   _globals['_DECISIONFILTER']._serialized_start=442
@@ -43,31 +43,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETDECISIONREQUEST']._serialized_start=759
   _globals['_GETDECISIONREQUEST']._serialized_end=800
   _globals['_GETDECISIONRESPONSE']._serialized_start=803
-  _globals['_GETDECISIONRESPONSE']._serialized_end=944
-  _globals['_LISTDECISIONSREQUEST']._serialized_start=946
-  _globals['_LISTDECISIONSREQUEST']._serialized_end=1058
-  _globals['_LISTDECISIONSRESPONSE']._serialized_start=1060
-  _globals['_LISTDECISIONSRESPONSE']._serialized_end=1183
-  _globals['_WATCHDECISIONSREQUEST']._serialized_start=1185
-  _globals['_WATCHDECISIONSREQUEST']._serialized_end=1296
-  _globals['_WATCHDECISIONSRESPONSE']._serialized_start=1299
-  _globals['_WATCHDECISIONSRESPONSE']._serialized_end=1569
-  _globals['_MISSED']._serialized_start=1571
-  _globals['_MISSED']._serialized_end=1646
-  _globals['_RECORDOUTCOMEREQUEST']._serialized_start=1648
-  _globals['_RECORDOUTCOMEREQUEST']._serialized_end=1715
-  _globals['_RECORDOUTCOMERESPONSE']._serialized_start=1717
-  _globals['_RECORDOUTCOMERESPONSE']._serialized_end=1802
-  _globals['_REPLAYDECISIONREQUEST']._serialized_start=1804
-  _globals['_REPLAYDECISIONREQUEST']._serialized_end=1848
-  _globals['_REPLAYDECISIONRESPONSE']._serialized_start=1851
-  _globals['_REPLAYDECISIONRESPONSE']._serialized_end=2089
-  _globals['_EXPLAINDECISIONREQUEST']._serialized_start=2091
-  _globals['_EXPLAINDECISIONREQUEST']._serialized_end=2136
-  _globals['_EXPLAINDECISIONRESPONSE']._serialized_start=2138
-  _globals['_EXPLAINDECISIONRESPONSE']._serialized_end=2219
-  _globals['_DIFFERENCE']._serialized_start=2221
-  _globals['_DIFFERENCE']._serialized_end=2284
-  _globals['_AUDITSERVICE']._serialized_start=2462
-  _globals['_AUDITSERVICE']._serialized_end=3084
+  _globals['_GETDECISIONRESPONSE']._serialized_end=967
+  _globals['_LISTDECISIONSREQUEST']._serialized_start=969
+  _globals['_LISTDECISIONSREQUEST']._serialized_end=1081
+  _globals['_LISTDECISIONSRESPONSE']._serialized_start=1083
+  _globals['_LISTDECISIONSRESPONSE']._serialized_end=1206
+  _globals['_WATCHDECISIONSREQUEST']._serialized_start=1208
+  _globals['_WATCHDECISIONSREQUEST']._serialized_end=1319
+  _globals['_WATCHDECISIONSRESPONSE']._serialized_start=1322
+  _globals['_WATCHDECISIONSRESPONSE']._serialized_end=1592
+  _globals['_MISSED']._serialized_start=1594
+  _globals['_MISSED']._serialized_end=1669
+  _globals['_RECORDOUTCOMEREQUEST']._serialized_start=1671
+  _globals['_RECORDOUTCOMEREQUEST']._serialized_end=1738
+  _globals['_RECORDOUTCOMERESPONSE']._serialized_start=1740
+  _globals['_RECORDOUTCOMERESPONSE']._serialized_end=1825
+  _globals['_REPLAYDECISIONREQUEST']._serialized_start=1827
+  _globals['_REPLAYDECISIONREQUEST']._serialized_end=1871
+  _globals['_REPLAYDECISIONRESPONSE']._serialized_start=1874
+  _globals['_REPLAYDECISIONRESPONSE']._serialized_end=2112
+  _globals['_EXPLAINDECISIONREQUEST']._serialized_start=2114
+  _globals['_EXPLAINDECISIONREQUEST']._serialized_end=2159
+  _globals['_EXPLAINDECISIONRESPONSE']._serialized_start=2161
+  _globals['_EXPLAINDECISIONRESPONSE']._serialized_end=2242
+  _globals['_DIFFERENCE']._serialized_start=2244
+  _globals['_DIFFERENCE']._serialized_end=2307
+  _globals['_AUDITSERVICE']._serialized_start=2485
+  _globals['_AUDITSERVICE']._serialized_end=3107
 # @@protoc_insertion_point(module_scope)

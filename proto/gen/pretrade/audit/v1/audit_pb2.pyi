@@ -216,6 +216,7 @@ class GetDecisionResponse(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     OUTCOMES_FIELD_NUMBER: _builtins.int
     INCOMPLETE_FIELD_NUMBER: _builtins.int
+    FEATURE_NAMES_FIELD_NUMBER: _builtins.int
     incomplete: _builtins.str
     """What could not be read, for people: then outcomes may be missing. Empty when all is well."""
     @_builtins.property
@@ -226,16 +227,23 @@ class GetDecisionResponse(_message.Message):
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[_packet_pb2.Outcome]:
         """What was reported of its order, the oldest first."""
 
+    @_builtins.property
+    def feature_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the features in `decision.packet.model_input`, in their order; empty where this version of the server does not
+        know the packet's feature set.
+        """
+
     def __init__(
         self,
         *,
         decision: Global___AuditedDecision | None = ...,
         outcomes: _abc.Iterable[_packet_pb2.Outcome] | None = ...,
         incomplete: _builtins.str = ...,
+        feature_names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "incomplete", b"incomplete", "outcomes", b"outcomes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "feature_names", b"feature_names", "incomplete", b"incomplete", "outcomes", b"outcomes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

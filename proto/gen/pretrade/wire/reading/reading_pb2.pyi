@@ -230,6 +230,175 @@ class CompareDriftRequest(_message.Message):
 Global___CompareDriftRequest: _TypeAlias = CompareDriftRequest  # noqa: Y015
 
 @_typing.final
+class CheckAuditRequest(_message.Message):
+    """Request of `CheckAudit`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ChampionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CHAMPIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def champions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The version that decides, by the name of its model."""
+
+    def __init__(
+        self,
+        *,
+        champions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["champions", b"champions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckAuditRequest: _TypeAlias = CheckAuditRequest  # noqa: Y015
+
+@_typing.final
+class CheckAuditResponse(_message.Message):
+    """Response of `CheckAudit`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CalibrationsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Calibration: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Calibration | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class StrandedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CALIBRATIONS_FIELD_NUMBER: _builtins.int
+    LABEL_LAG_SECONDS_FIELD_NUMBER: _builtins.int
+    STRANDED_FIELD_NUMBER: _builtins.int
+    label_lag_seconds: _builtins.float
+    """From the newest decision with a label to the newest decision; absent while no decision has a label."""
+    @_builtins.property
+    def calibrations(self) -> _containers.MessageMap[_builtins.str, Global___Calibration]:
+        """By the name of a model; of those whose champion has labels."""
+
+    @_builtins.property
+    def stranded(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Entries that only a journal without a writer holds, by the name of the journal."""
+
+    def __init__(
+        self,
+        *,
+        calibrations: _abc.Mapping[_builtins.str, Global___Calibration] | None = ...,
+        label_lag_seconds: _builtins.float | None = ...,
+        stranded: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label_lag_seconds", b"_label_lag_seconds", "label_lag_seconds", b"label_lag_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_lag_seconds", b"_label_lag_seconds", "calibrations", b"calibrations", "label_lag_seconds", b"label_lag_seconds", "stranded", b"stranded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__label_lag_seconds: _TypeAlias = _typing.Literal["label_lag_seconds"]  # noqa: Y015
+    _WhichOneofArgType__label_lag_seconds: _TypeAlias = _typing.Literal["_label_lag_seconds", b"_label_lag_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label_lag_seconds) -> _WhichOneofReturnType__label_lag_seconds | None: ...
+
+Global___CheckAuditResponse: _TypeAlias = CheckAuditResponse  # noqa: Y015
+
+@_typing.final
+class Calibration(_message.Message):
+    """How far the scores of a model are from what labels say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    INDEPENDENT_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    OBSERVED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """The version."""
+    decisions: _builtins.int
+    """Decisions that were looked at."""
+    independent: _builtins.float
+    """Of these, groups that share their outcome."""
+    predicted: _builtins.float
+    """Mean score."""
+    observed: _builtins.float
+    """Share that was eligible."""
+    error: _builtins.float
+    """Mean distance of both, by bin of the score."""
+    limit: _builtins.float
+    """What the error of a calibrated model exceeds once in a thousand comparisons; absent with too few labels to say."""
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        decisions: _builtins.int = ...,
+        independent: _builtins.float = ...,
+        predicted: _builtins.float = ...,
+        observed: _builtins.float = ...,
+        error: _builtins.float = ...,
+        limit: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "decisions", b"decisions", "error", b"error", "independent", b"independent", "limit", b"limit", "model_version", b"model_version", "observed", b"observed", "predicted", b"predicted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+
+Global___Calibration: _TypeAlias = Calibration  # noqa: Y015
+
+@_typing.final
 class WarmUpRequest(_message.Message):
     """Request of `WarmUp`."""
 

@@ -56,6 +56,11 @@ class ReadingServiceStub:
                 request_serializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.CompareDriftRequest.SerializeToString,
                 response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DriftStatus.FromString,
                 _registered_method=True)
+        self.CheckAudit = channel.unary_unary(
+                '/pretrade.wire.reading.ReadingService/CheckAudit',
+                request_serializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.CheckAuditRequest.SerializeToString,
+                response_deserializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.CheckAuditResponse.FromString,
+                _registered_method=True)
         self.WarmUp = channel.unary_unary(
                 '/pretrade.wire.reading.ReadingService/WarmUp',
                 request_serializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.WarmUpRequest.SerializeToString,
@@ -96,6 +101,13 @@ class ReadingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckAudit(self, request, context):
+        """What the audit says of itself: whether scores are what labels say, how old labels are, and what is in no database.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WarmUp(self, request, context):
         """Loads a model and explains one row, so that the next explanation is quick. FAILED_PRECONDITION: it cannot be loaded.
         """
@@ -125,6 +137,11 @@ def add_ReadingServiceServicer_to_server(servicer, server):
                     servicer.CompareDrift,
                     request_deserializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.CompareDriftRequest.FromString,
                     response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DriftStatus.SerializeToString,
+            ),
+            'CheckAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckAudit,
+                    request_deserializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.CheckAuditRequest.FromString,
+                    response_serializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.CheckAuditResponse.SerializeToString,
             ),
             'WarmUp': grpc.unary_unary_rpc_method_handler(
                     servicer.WarmUp,
@@ -241,6 +258,33 @@ class ReadingService:
             '/pretrade.wire.reading.ReadingService/CompareDrift',
             pretrade_dot_wire_dot_reading_dot_reading__pb2.CompareDriftRequest.SerializeToString,
             pretrade_dot_admin_dot_v1_dot_admin__pb2.DriftStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.wire.reading.ReadingService/CheckAudit',
+            pretrade_dot_wire_dot_reading_dot_reading__pb2.CheckAuditRequest.SerializeToString,
+            pretrade_dot_wire_dot_reading_dot_reading__pb2.CheckAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,8 @@ class ReadingServiceStub:
     """The outcome that is on record already. ALREADY_EXISTS: its reporter said something else about the decision before."""
     CompareDrift: _grpc.UnaryUnaryMultiCallable[_reading_pb2.CompareDriftRequest, _admin_pb2.DriftStatus]
     """Compares recent decisions with what their model learnt from."""
+    CheckAudit: _grpc.UnaryUnaryMultiCallable[_reading_pb2.CheckAuditRequest, _reading_pb2.CheckAuditResponse]
+    """What the audit says of itself: whether scores are what labels say, how old labels are, and what is in no database."""
     WarmUp: _grpc.UnaryUnaryMultiCallable[_reading_pb2.WarmUpRequest, _reading_pb2.WarmUpResponse]
     """Loads a model and explains one row, so that the next explanation is quick. FAILED_PRECONDITION: it cannot be loaded."""
 
@@ -64,6 +66,8 @@ class ReadingServiceAsyncStub(ReadingServiceStub):
     """The outcome that is on record already. ALREADY_EXISTS: its reporter said something else about the decision before."""
     CompareDrift: _aio.UnaryUnaryMultiCallable[_reading_pb2.CompareDriftRequest, _admin_pb2.DriftStatus]  # type: ignore[assignment]
     """Compares recent decisions with what their model learnt from."""
+    CheckAudit: _aio.UnaryUnaryMultiCallable[_reading_pb2.CheckAuditRequest, _reading_pb2.CheckAuditResponse]  # type: ignore[assignment]
+    """What the audit says of itself: whether scores are what labels say, how old labels are, and what is in no database."""
     WarmUp: _aio.UnaryUnaryMultiCallable[_reading_pb2.WarmUpRequest, _reading_pb2.WarmUpResponse]  # type: ignore[assignment]
     """Loads a model and explains one row, so that the next explanation is quick. FAILED_PRECONDITION: it cannot be loaded."""
 
@@ -103,6 +107,14 @@ class ReadingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.DriftStatus, _abc.Awaitable[_admin_pb2.DriftStatus]]:
         """Compares recent decisions with what their model learnt from."""
+
+    @_abc_1.abstractmethod
+    def CheckAudit(
+        self,
+        request: _reading_pb2.CheckAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reading_pb2.CheckAuditResponse, _abc.Awaitable[_reading_pb2.CheckAuditResponse]]:
+        """What the audit says of itself: whether scores are what labels say, how old labels are, and what is in no database."""
 
     @_abc_1.abstractmethod
     def WarmUp(

@@ -49,7 +49,8 @@ def test_every_process_of_a_server_is_scraped(tmp_path: Path) -> None:
 
 def test_its_rules_are_those_of_the_deployment_and_its_alertmanager_that_of_the_stack(tmp_path: Path) -> None:
     found = written(tmp_path, STACK)
-    (pattern,) = map(Path, found["rule_files"])
+    pattern, users = map(Path, found["rule_files"])
+    assert users == tmp_path / "user.rules.yaml"
     assert {path.name for path in pattern.parent.glob(pattern.name)} == {"alerts.rules.yaml", "slo.rules.yaml"}
     (told,) = found["alerting"]["alertmanagers"]
     assert told["static_configs"][0]["targets"] == ["127.0.0.1:9093"]

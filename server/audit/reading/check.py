@@ -1,0 +1,98 @@
+"""What the audit says of itself: calibration of the champions, the age of labels, and stranded journals."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+
+from pretrade.wire.reading import reading_pb2
+from server.audit.reading.calibration import Calibration, ScoredLabel, calibration
+from server.audit.reading.query import AuditQuery
+from server.audit.reading.stranded import stranded
+from server.audit.store.outcomes import newest_decision, scored_labels
+from server.audit.store.schema import SHIPMENTS
+from server.decision.ids import made_at
+from server.errors import AuditUnavailableError, JournalError
+
+_WINDOW: Final = dt.timedelta(days=1)
+"""Before the newest label, from which decisions are taken for a model's calibration."""
+_PARTS: Final = 120
+"""Of that time: of each as many decisions are taken, so that a busy minute does not stand for the day."""
+_EACH: Final = 200
+"""Decisions of a part; at a thousand a second these are a fifth of a second of every twelve minutes."""
+
+
+class AuditCheck:
+    """Looks at the audit; used by one thread.
+
+    Args:
+        query: The audit.
+        journal: Where a server keeps its journal, or those of its processes.
+        horizon_seconds: Of the label that a model version has learnt.
+    """
+
+    def __init__(self, query: AuditQuery, journal: Path, horizon_seconds: Callable[[str], float]) -> None:
+        self._query = query
+        self._journal = journal
+        self._horizon_seconds = horizon_seconds
+        self._known: dict[tuple[str, str], Calibration | None] = {}
+        """By version and the newest label at that time: labels come once a day or so."""
+
+    def check(self, champions: Mapping[str, str]) -> reading_pb2.CheckAuditResponse:
+        """The answer about these champions, by the name of the model.
+
+        Raises:
+            AuditUnavailableError: The database or a journal cannot be read.
+        """
+        with self._query.connected() as connection:
+            rows = connection.execute(sa.select(SHIPMENTS.c.journal_id, SHIPMENTS.c.position))
+            shipped = {row.journal_id: row.position for row in rows}
+            newest, labelled = (newest_decision(connection, labelled=only) for only in (False, True))
+        response = reading_pb2.CheckAuditResponse(stranded=self._stranded(shipped))
+        made, seen = (None if one is None else made_at(one) for one in (newest, labelled))
+        if labelled is None or made is None or seen is None:
+            return response
+        response.label_lag_seconds = max(0.0, (made - seen).total_seconds())
+        keys = {model: (version, labelled) for model, version in champions.items() if version}
+        self._known = {key: one for key, one in self._known.items() if key in keys.values()}
+        for model, key in keys.items():
+            if key not in self._known:
+                horizon = self._horizon_seconds(key[0])
+                self._known[key] = calibration(list(self._labels(key[0], horizon, seen)), horizon)
+            if (found := self._known[key]) is not None:
+                response.calibrations[model].CopyFrom(_message(key[0], found))
+        return response
+
+    def _stranded(self, shipped: Mapping[str, int]) -> dict[str, int]:
+        try:
+            return stranded(self._journal, shipped)
+        except (JournalError, sqlite3.Error, OSError) as error:
+            raise AuditUnavailableError(f"a journal: {error}") from error
+
+    def _labels(self, version: str, horizon_seconds: float, until: dt.datetime) -> Iterator[ScoredLabel]:
+        end = until + dt.timedelta(milliseconds=1)
+        edges = [end - _WINDOW * (_PARTS - number) / _PARTS for number in range(_PARTS + 1)]
+        with self._query.connected() as connection:
+            for begin, stop in pairwise(edges):
+                for row in scored_labels(connection, version, horizon_seconds, begin, stop, _EACH):
+                    at = made_at(row.decision_id)
+                    if at is not None:
+                        yield ScoredLabel(row.instrument, at.timestamp(), row.score, row.eligible)
+
+
+def _message(version: str, found: Calibration) -> reading_pb2.Calibration:
+    return reading_pb2.Calibration(
+        model_version=version,
+        decisions=found.decisions,
+        independent=found.independent,
+        predicted=found.predicted,
+        observed=found.observed,
+        error=found.error,
+        limit=found.limit,
+    )
