@@ -388,11 +388,15 @@ def _events(path: str, method: MethodDescriptorProto) -> dict[str, Any]:
         "description": "One of the server-sent events.",
         "properties": {
             "id": {"type": "string", "description": "The message's `cursor`."},
-            "event": {"const": "error", "description": "Of the last event alone: its data is why the watch ended."},
+            "event": {
+                "enum": ["message", "error"],
+                "default": "message",
+                "description": "`error` of the last event alone: its data is why the watch ended.",
+            },
             "data": {"type": "string"},
         },
         "required": ["data"],
-        "if": {"required": ["event"]},
+        "if": {"properties": {"event": {"const": "error"}}, "required": ["event"]},
         "then": _event_data({"$ref": f"{_SCHEMA}Problem"}),
         "else": {"required": ["id"], **_event_data(_reference(method.output_type))},
     }

@@ -7,17 +7,26 @@ from dataclasses import dataclass
 from typing import Final
 
 from feature_cache.store.codec import BookState
-from feature_cache.store.l1 import FeatureCache
+from feature_cache.store.l1 import CachedFeatures, FeatureCache
 from feature_cache.store.report import InstrumentReport, ReportReader
 from pretrade.admin.v1 import admin_pb2 as pb
 from server.decision.other_sets import OtherSets
 from server.rpc.steering import duration
 
-_BOOKS: Final = {
+BOOKS: Final = {
     BookState.UNKNOWN: pb.BOOK_STATE_UNKNOWN,
     BookState.VALID: pb.BOOK_STATE_VALID,
     BookState.LOCKED: pb.BOOK_STATE_LOCKED,
 }
+
+
+def problem_of(entry: CachedFeatures | None, now: float, max_age_seconds: float) -> str:
+    """Why no decision could use these features at a monotonic instant; empty where one could."""
+    if entry is None:
+        return "no features"
+    if entry.snapshot.state is BookState.UNKNOWN:
+        return "book unknown"
+    return "stale" if entry.age_seconds(now) > max_age_seconds else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ class FeatureStatuses:
     def _of_instrument(self, instrument: str, report: InstrumentReport | None) -> pb.FeatureStatus:
         status = pb.FeatureStatus(instrument=instrument)
         if report is not None:
-            status.book = _BOOKS[report.state]
+            status.book = BOOKS[report.state]
             status.book_reason = report.unknown_because
             status.vector_version = report.vector_version
             status.worker = report.worker
@@ -78,19 +87,14 @@ class FeatureStatuses:
 
     def _add_newest(self, status: pb.FeatureStatus, cache: FeatureCache) -> None:
         """Adds what the newest vector says of the instrument; its own state is newer than the report."""
-        entry = cache.get(status.instrument)
+        entry, now = cache.get(status.instrument), self._clock()
+        status.problem = problem_of(entry, now, self._market.max_feature_age_seconds)
+        status.usable = not status.problem
         if entry is None:
-            status.problem = "no features"
             return
-        status.book = _BOOKS[entry.snapshot.state]
+        status.book = BOOKS[entry.snapshot.state]
         status.vector_version = cache.feature_set.version  # every vector of another version is refused
         status.sequence = entry.snapshot.sequence
-        age = entry.age_seconds(self._clock())
-        status.age.CopyFrom(duration(age))
-        if entry.snapshot.state is BookState.UNKNOWN:
-            status.problem = "book unknown"
-        else:
+        status.age.CopyFrom(duration(entry.age_seconds(now)))
+        if entry.snapshot.state is not BookState.UNKNOWN:
             status.book_reason = ""
-            if age > self._market.max_feature_age_seconds:
-                status.problem = "stale"
-        status.usable = not status.problem

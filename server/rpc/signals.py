@@ -17,7 +17,6 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from feature_cache.store.codec import BookState
 from feature_cache.store.l1 import CachedFeatures, FeatureCache
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.audit.v1 import audit_pb2
@@ -32,6 +31,7 @@ from server.errors import (
 )
 from server.rpc.call import Call
 from server.rpc.events import Event, json_of
+from server.rpc.feature_status import BOOKS, problem_of
 from server.rpc.steering import duration
 
 _log = structlog.get_logger(__name__)
@@ -48,11 +48,6 @@ _OVERLAP_NS: Final = 1_000_000_000
 _AT_A_TIME: Final = 8
 """Instruments that are made into messages before other calls get their turn. One takes some 0.1 ms."""
 _MOST_SHOWN: Final = 64
-_BOOKS: Final = {
-    BookState.UNKNOWN: pb.BOOK_STATE_UNKNOWN,
-    BookState.VALID: pb.BOOK_STATE_VALID,
-    BookState.LOCKED: pb.BOOK_STATE_LOCKED,
-}
 
 
 class _Known(NamedTuple):
@@ -238,12 +233,7 @@ class Signals:
         return _Known(0 if entry is None else entry.sequence, self._problem(entry))
 
     def _problem(self, entry: CachedFeatures | None) -> str:
-        """Why no decision could use these features now; empty where one could."""
-        if entry is None:
-            return "no features"
-        if entry.snapshot.state is BookState.UNKNOWN:
-            return "book unknown"
-        return "stale" if entry.age_seconds(self._clock()) > self._max_age_seconds else ""
+        return problem_of(entry, self._clock(), self._max_age_seconds)
 
     def _text(self, cache: FeatureCache, name: str) -> bytes:
         key, known = (cache.feature_set.id, name), self._known(cache, name)
@@ -266,7 +256,7 @@ class Signals:
         found.sequence = snapshot.sequence
         found.event_time.FromNanoseconds(snapshot.event_time_ns)
         found.published_at.FromNanoseconds(snapshot.publish_time_ns)
-        found.book = _BOOKS[snapshot.state]
+        found.book = BOOKS[snapshot.state]
         if not math.isnan(snapshot.bid):
             found.bid = snapshot.bid
         if not math.isnan(snapshot.ask):

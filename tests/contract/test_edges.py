@@ -494,7 +494,7 @@ def test_envoy_refuses_calls_beyond_the_limit_before_anybody_takes_them_up(tmp_p
 
 @pytest.mark.parametrize("edge", ["envoy", "grpcio"])
 def test_batches_are_decided_where_there_is_no_place_for_all_of_their_orders(tmp_path: Path, edge: str) -> None:
-    limit, size, callers = 40, 256, 6
+    limit, size, callers = 40, 192, 4
     changes = {
         "PRETRADE_GRPC__EDGE": edge,
         "PRETRADE_ADMISSION__MAX_IN_FLIGHT": f"{limit}",

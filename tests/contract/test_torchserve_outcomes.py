@@ -56,7 +56,7 @@ class Handler:
         if command == "too large for us":
             return [bytes(200_000)]
         if command == "too large for it":
-            return [bytes(2_000_000)]
+            return [bytes(5_000_000)]
         if command == "NaN":
             return [float("nan")]
         return [b"OK"]
@@ -115,7 +115,7 @@ def ended(call: grpc._CallFuture[PredictionResponse]) -> tuple[grpc.StatusCode, 
         ("exit", "INTERNAL", "Worker died.", Outcome.MODEL_ERROR),
         ("too large for it", "INTERNAL", "Worker died.", Outcome.MODEL_ERROR),
         ("too large for us", "RESOURCE_EXHAUSTED", "Received message larger than max", Outcome.BAD_ANSWER),
-        ("x" * 2_000_000, "CANCELLED", "RST_STREAM", Outcome.TRANSPORT),
+        ("x" * 5_000_000, "CANCELLED", "RST_STREAM", Outcome.TRANSPORT),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )

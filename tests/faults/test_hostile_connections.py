@@ -56,6 +56,7 @@ def unharmed(rig: Rig, seen: Seen, growth_bytes: int, refused: float = 0.0) -> I
     seen(rig.check())
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "E2",
     "A caller never reads the answers of a stream and of 500 calls",

@@ -19,6 +19,7 @@ import grpc
 import psutil
 import pytest
 from support.bare_server import admin_channel, environment, is_ready
+from support.every_way import EveryWay
 from support.harness import INSTRUMENTS, MID, Product, eventually
 from support.server_group import (
     EDGES,
@@ -339,6 +340,32 @@ def test_a_killed_process_costs_no_call_and_is_started_again_with_its_journal(
         assert group.stop() == 0
         assert group.audited() == {decision.order_ref: [decision.decision_id] for decision in decisions}
         group.verify()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.fault(
+    "F3",
+    "Callers ask in every way that Python has, while both processes are replaced and one is killed with SIGKILL",
+    "No call fails, with the client library. Every order is in the audit once.",
+)
+@pytest.mark.parametrize("edge", EDGES)
+def test_no_way_of_asking_loses_a_call_with_a_process(tmp_path: Path, edge: str, seen: Seen) -> None:
+    # This is about who answers, not how fast: what starts takes the cores from what serves.
+    changes = {"PRETRADE_GRPC__EDGE": edge, "PRETRADE_BUDGET__CAP_SECONDS": "5"}
+    with server_group(tmp_path, 2, **changes) as group:
+        with EveryWay(group.decision) as callers:
+            callers.wait_for_more(20)
+            group.replace()
+            callers.wait_for_more(20)
+            before = group.processes()
+            os.kill(group.pids()[-1], signal.SIGKILL)  # the newest: the others may be on their way out
+            eventually(group.processes, lambda found: len(found) == 2 and found != before, 120.0)
+            callers.wait_for_more(20)
+        assert group.stop() == 0
+        seen(f"{len(callers.heard)} orders in seven ways, {len(callers.errors)} without decision")
+        assert callers.errors == [], Counter(callers.errors)
+        assert group.audited() == {one.order_ref: [one.decision_id] for one in callers.heard}
 
 
 DIES_ONCE = """

@@ -108,6 +108,7 @@ async def test_a_process_that_is_killed_goes_on_and_no_bar_is_missing_or_there_t
     store.close()
 
 
+@pytest.mark.long
 async def test_two_processes_share_the_partitions_and_one_takes_over_what_a_killed_one_had(
     kafka_bootstrap_servers: str, tmp_path: Path
 ) -> None:

@@ -82,6 +82,7 @@ def stack(registry: Registry, versions: dict[str, str], served_in: Path) -> Iter
             yield stack
 
 
+@pytest.mark.long
 async def test_versions_of_every_kind_are_served_side_by_side_with_their_librarys_scores(
     stack: Stack, registry: Registry, versions: dict[str, str], trained: dict[str, Trained], served_in: Path
 ) -> None:

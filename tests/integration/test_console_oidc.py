@@ -313,6 +313,7 @@ def test_what_is_kept_at_the_browser_is_for_the_answer_alone(deployment: Deploym
     assert re.match(r"pretrade-login=[^;]+; HttpOnly; Max-Age=600; Path=/; SameSite=lax$", cookie)
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_a_session_outlives_its_first_token_and_ends_when_the_provider_renews_no_more(
     deployment: Deployment, visitor: Visitor

@@ -189,6 +189,7 @@ async def test_two_models_with_different_sets_decide_different_orders_at_once_an
             assert (await replayer.replay(packet)).first_difference is None, packet
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("models", [["surge"]])
 def test_the_challenger_of_a_named_model_scores_its_orders_and_no_others(
     rig: Rig, version: str, store: Path, tmp_path: Path

@@ -110,6 +110,7 @@ def test_features_are_watched_as_they_change(product: Product, web: httpx.Client
     eventually(lambda: product.metric("pretrade_feature_watchers"), lambda watchers: watchers == 0)
 
 
+@pytest.mark.long
 def test_the_features_of_a_set_that_a_model_takes_are_shown_and_watched_beside_those_of_mf1(
     open_rig: OpenRig, replica_stack: Stack, model_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

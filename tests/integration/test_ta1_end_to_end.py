@@ -185,6 +185,7 @@ async def vector(
     raise AssertionError
 
 
+@pytest.mark.long
 async def test_a_model_of_ta1_decides_the_decision_replays_and_a_restart_of_the_worker_changes_no_indicator(
     stack: Stack, store: Path
 ) -> None:

@@ -23,7 +23,7 @@ _EXIT_CODES: Final = "Exit codes: 0 done; 1 Alertmanager refused; 2 wrong usage;
 alerts_app = typer.Typer(
     name="alerts",
     no_args_is_help=True,
-    help="List the alerts that fire, silence some of them, end a silence, or define alerts of your own.",
+    help="List the alerts that fire, silence some, end a silence, or define your own.",
 )
 alerts_app.add_typer(rules_app)
 app = typer.Typer()

@@ -68,7 +68,11 @@ COMMANDS: Final = {
         ("changes", "Show who changed what, when and why, the newest first.", f"{_OURS}.steering"),
         ("replica", "List replicas, drain one, or resume it.", f"{_OURS}.steering"),
         ("config", "Reload the servers' configuration.", f"{_OURS}.steering"),
-        ("alerts", "List the alerts that fire, silence some of them, or define your own.", f"{_OURS}.alerts"),
+        (
+            "alerts",
+            "List the alerts that fire, silence some, end a silence, or define your own.",
+            f"{_OURS}.alerts",
+        ),
         ("audit", "Look decisions up, recompute and export them, and verify that none was changed."),
     ),
     **_panel(

@@ -133,6 +133,7 @@ def test_what_is_not_whole_rows_is_refused(scorer: EmbeddedScorer, rows: bytes) 
         scorer.scores(rows)
 
 
+@pytest.mark.long
 @given(
     rows=arrays.arrays(
         np.float32, st.tuples(st.integers(1, 40), st.just(features.N_FEATURES)), elements=FEATURES, fill=st.nothing()
