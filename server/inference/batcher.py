@@ -25,11 +25,11 @@ from typing import Final
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fallback.block import Scores
 from feature_cache.constants import Constant
+from server.inference.flight import Flight, Report, Split
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome
 from server.inference.pacing import HOLD_SECONDS, Departure, RowLimit
-from server.inference.rows import Lane, Result, Row, RowBlock, RowQueue, Scored
+from server.inference.rows import Lane, Result, Row, RowBlock, RowQueue, watch_together
 from server.inference.shadow_queue import ShadowQueue
 from server.inference.wire import ScoreBatch
 from server.timing.deadlines import Deadlines
@@ -42,9 +42,6 @@ _LATELY_SECONDS: Final = 1.0
 """A replica that was asked for an order within this time serves orders: no large block is put in their way."""
 _CLOCK_RESOLUTION_SECONDS: Final = 0.001
 """Rows that are to leave sooner than this leave now: an event loop's timers are no finer."""
-_SLICE_ROWS: Final = 32
-"""Shadow rows that get their scores in one turn of the event loop. Comparing a row takes several microseconds, so a
-whole block in one turn would hold up every order for milliseconds."""
 
 
 class BatcherSettings(BaseModel):
@@ -83,7 +80,6 @@ class BatcherSettings(BaseModel):
     wanted_seconds: Constant[float] = 0.01
     """A batch gets no more rows than should be back within this, in seconds. A batch that takes longer makes the rows
     behind it late."""
-
     split_parts: Constant[int] = 8
     """Parts in which a batch that failed as a whole is sent once more; 1 for not at all. Eight parts find one bad row
     among 256 with few more calls, and let the others have their scores."""
@@ -95,129 +91,6 @@ class BatcherSettings(BaseModel):
         if self.min_patience_seconds > self.max_patience_seconds:
             raise ValueError("min_patience_seconds cannot exceed max_patience_seconds")
         return self
-
-
-Report = Callable[[Outcome, float], None]
-"""Reports a batch's outcome and its time in seconds."""
-
-
-class _Flight:
-    """One batch under way."""
-
-    __slots__ = ("abandoned", "count", "divisible", "report", "rows", "shadow", "started", "timer", "traceparent")
-
-    def __init__(
-        self, rows: Sequence[Row | RowBlock], started: float, report: Report, divisible: bool, shadow: bool
-    ) -> None:
-        self.rows = rows
-        self.count = sum(map(len, rows))
-        """Of the rows."""
-        self.traceparent = rows[0].traceparent if isinstance(rows[0], Row) else ""
-        """Of the call."""
-        self.started = started
-        self.shadow = shadow
-        """True when no caller waits for its rows."""
-        self.report: Report | None = report
-        """None once its parts report in its place."""
-        self.divisible = divisible
-        """True when it may be split: a part may not."""
-        self.abandoned = False
-        self.timer: asyncio.TimerHandle | None = None
-
-    def payloads(self) -> list[bytes]:
-        """Of the rows, in their sequence."""
-        payloads: list[bytes] = []
-        for row in self.rows:
-            if isinstance(row, Row):
-                payloads.append(row.payload)
-            else:
-                payloads += row.payloads
-        return payloads
-
-
-class _Given:
-    """What a model server has given the rows of a batch, which is back after so many seconds."""
-
-    __slots__ = ("_answer", "_count", "_parts", "_seconds", "_started", "_traceparent", "scores")
-
-    def __init__(self, flight: _Flight, answer: ScoreBatch, seconds: float) -> None:
-        self.scores: list[float] = answer.scores.tolist()
-        """Of the rows, not yet checked."""
-        self._answer = answer
-        self._parts: list[list[float]] | None = None if answer.of_parts is None else answer.of_parts.tolist()
-        # Not the batch itself: its rows know their blocks, and those keep this.
-        self._count, self._started, self._traceparent = flight.count, flight.started, flight.traceparent
-        self._seconds = seconds
-
-    def are_usable(self, first: int, end: int) -> bool:
-        """Whether all of these scores are."""
-        scores = self._answer.scores[first:end]
-        return bool(scores.min() >= 0.0 and scores.max() <= 1.0)  # both are NaN where a score is
-
-    def to_row(self, index: int, queued_at: float) -> Scored:
-        """What the row at this place gets, which is usable."""
-        model, queued = self._answer.model, self._started - queued_at
-        parts = () if self._parts is None else tuple(self._parts[index])
-        return Scored(self.scores[index], model, self._count, index, self._seconds, queued, self._traceparent, parts)
-
-    def to_block(self, first: int, rows: RowBlock) -> Scores:
-        """The same for the rows of a block, which begin at this place."""
-        end, queued_at = first + len(rows), rows.queued_at
-        return Scores(
-            self.scores[first:end],
-            self._answer.model,
-            self._count,
-            first,
-            None if self._parts is None else self._parts[first:end],
-            lambda place: self.to_row(first + place, queued_at),
-        )
-
-
-class _Split:
-    """A batch that failed as a whole and is sent once more in parts. To the breaker it stays one batch.
-
-    SUCCESS as soon as a part succeeds: the replica is sound and some of the rows are not. Its own failure when every
-    part has ended and none did, so a model that is really broken counts as it would without the split.
-    """
-
-    __slots__ = ("_open_parts", "_outcome", "_report", "_seconds", "_settled")
-
-    def __init__(self, report: Report, outcome: Outcome, seconds: float, parts: int) -> None:
-        self._report = report
-        self._outcome = outcome
-        self._seconds = seconds
-        self._open_parts = parts
-        self._settled = False
-
-    def part_ended(self, outcome: Outcome, seconds: float) -> None:
-        """Counts one part's outcome."""
-        self._open_parts -= 1
-        if self._settled:
-            return
-        if outcome is Outcome.SUCCESS:
-            self._settled = True
-            self._report(outcome, seconds)
-        elif not self._open_parts:
-            self._settled = True
-            self._report(self._outcome, self._seconds)
-
-
-class _Together:
-    """Rows that came at one instant. To `Deadlines` they are one future that is due with the first of them."""
-
-    __slots__ = ("_time_is_up", "waiting")
-
-    def __init__(self, rows: Sequence[Row], time_is_up: Callable[[_Together], None]) -> None:
-        self.waiting = rows
-        self._time_is_up = time_is_up
-
-    def done(self) -> bool:
-        """True when every row has its result, or nobody wants it any more."""
-        return all(row.taker.done() for row in self.waiting)
-
-    def set_result(self, _: bool) -> None:
-        """Called when it is due."""
-        self._time_is_up(self)
 
 
 class MicroBatcher:
@@ -269,9 +142,9 @@ class MicroBatcher:
         self._row_limit = RowLimit(settings.max_rows, settings.wanted_seconds)
         self._lanes = {lane: RowQueue() for lane in Lane}
         self._live, self._canary = self._lanes[Lane.LIVE], self._lanes[Lane.CANARY]
-        self._parts: deque[tuple[list[Row], _Split]] = deque()
+        self._parts: deque[tuple[list[Row], Split]] = deque()
         self._shadow = ShadowQueue(settings.max_queued_shadow_rows, settings.shadow_linger_seconds, self._pump)
-        self._shadow_parts: deque[tuple[list[Row], _Split]] = deque()
+        self._shadow_parts: deque[tuple[list[Row], Split]] = deque()
         self._shadow_active = 0
         self._asked_at = -math.inf
         """When the last row came that a caller waits for."""
@@ -279,7 +152,7 @@ class MicroBatcher:
         self._abandoned = 0
         self._pump_scheduled = False
         self._closed = False
-        self._flights: dict[_Flight, asyncio.Task[None]] = {}
+        self._flights: dict[Flight, asyncio.Task[None]] = {}
         self.batches = 0
         """Batches that came back in time with a usable answer."""
         self.rows = 0
@@ -398,7 +271,7 @@ class MicroBatcher:
         self._asked_at = row.queued_at
         self._deadlines.watch(row.taker, row.deadline, late=Outcome.TIMEOUT)
         if len(self._live) + len(self._canary) >= self._settings.max_queued_rows:
-            self._displace()
+            self.displaced += self._canary.pop_last().resolve(Outcome.OVERLOAD)  # the one with the latest deadline
         if not self._live and not self._canary:
             self._waiting_since = row.queued_at
         self._lanes[lane].push(row)
@@ -409,53 +282,39 @@ class MicroBatcher:
 
         Each row's taker takes its result as a future would.
         """
-        live, most = self._live, self._settings.max_queued_rows
-        if self._closed or self.stuck or len(live) + len(self._canary) + len(rows) > most:
+        if self._push(rows):
+            watch_together(rows, self._deadlines, self._clock)
+        else:
             for row in rows:
                 self._queue(row, Lane.LIVE)
-            return
-        self._asked_at = now = rows[0].queued_at
-        if not live and not self._canary:
-            self._waiting_since = now
-        for row in rows:
-            live.push(row)
-        self._watch_together(_Together(rows, self._time_is_up))
-        self._schedule_pump(asyncio.get_running_loop())
 
     def submit_block(self, rows: RowBlock) -> None:
         """The same for live rows of orders in columns, which leave in one batch if a batch may have so many."""
-        live, most = self._live, self._settings.max_queued_rows
-        if self._closed or self.stuck or len(live) + len(self._canary) + len(rows) > most:
+        if self._push((rows,)):
+            self._deadlines.watch(rows, rows.deadline, late=Outcome.TIMEOUT)
+        else:
             for row in rows.apart():
                 self._queue(row, Lane.LIVE)
-            return
-        self._asked_at = rows.queued_at
-        if not live and not self._canary:
-            self._waiting_since = rows.queued_at
-        live.push(rows)
-        self._deadlines.watch(rows, rows.deadline, late=Outcome.TIMEOUT)
+
+    def _push(self, rows: Sequence[Row | RowBlock]) -> bool:
+        """Queues live rows that come at one instant; False, and none of them queued, where there is no room for all."""
+        live, waiting = self._live, len(self._live) + len(self._canary)
+        if self._closed or self.stuck or waiting + sum(map(len, rows)) > self._settings.max_queued_rows:
+            return False
+        self._asked_at = rows[0].queued_at
+        if not waiting:
+            self._waiting_since = self._asked_at
+        for row in rows:
+            live.push(row)
         self._schedule_pump(asyncio.get_running_loop())
+        return True
 
     def _apart(self, block: RowBlock) -> list[Row]:
         """The rows of a block, which wait on one by one."""
         rows = block.apart()
         if rows:
-            self._watch_together(_Together(rows, self._time_is_up))
+            watch_together(rows, self._deadlines, self._clock)
         return rows
-
-    def _watch_together(self, rows: _Together) -> None:
-        self._deadlines.watch(rows, min(row.deadline for row in rows.waiting), late=True)
-
-    def _time_is_up(self, rows: _Together) -> None:
-        """The time of at least one of these rows is up."""
-        now = self._clock()
-        waiting = [row for row in rows.waiting if not row.taker.done()]
-        rows.waiting = [row for row in waiting if row.deadline > now]
-        if rows.waiting:
-            self._watch_together(rows)
-        for row in waiting:
-            if row.deadline <= now:
-                row.resolve(Outcome.TIMEOUT)
 
     def submit_shadow(self, rows: Sequence[Row]) -> int:
         """Queues shadow rows, without a deadline, to be sent with others when no live row waits.
@@ -474,9 +333,8 @@ class MicroBatcher:
         self._closed = True
         if self._hold is not None:
             self._hold.cancel()
-        waiting: list[Row | RowBlock] = [*self._live.clear(), *self._canary.clear(), *self._shadow.clear()]
-        waiting += [row for rows, _ in (*self._parts, *self._shadow_parts) for row in rows]
-        for row in waiting:
+        in_parts = (row for rows, _ in (*self._parts, *self._shadow_parts) for row in rows)
+        for row in (*self._live.clear(), *self._canary.clear(), *self._shadow.clear(), *in_parts):
             row.resolve(Outcome.OVERLOAD)
         self._parts.clear()
         self._shadow_parts.clear()
@@ -487,10 +345,6 @@ class MicroBatcher:
         # A task that is cancelled before its first step runs none of its code, not even `finally`.
         for flight in list(self._flights):
             self._land(flight, Outcome.IGNORED)
-
-    def _displace(self) -> None:
-        """Gives up the canary row with the latest deadline."""
-        self.displaced += self._canary.pop_last().resolve(Outcome.OVERLOAD)
 
     def _schedule_pump(self, loop: asyncio.AbstractEventLoop) -> None:
         """Lets the rows of this iteration of the event loop gather before a batch leaves."""
@@ -523,9 +377,8 @@ class MicroBatcher:
         rows = len(self._live) + len(self._canary)
         if not rows or rows >= self._departure.awaited:
             return False
-        first_deadline = min(self._live.first_deadline, self._canary.first_deadline)
         latest = self._waiting_since + HOLD_SECONDS
-        due = min(latest, first_deadline - self._latency.p95)
+        due = min(latest, min(self._live.first_deadline, self._canary.first_deadline) - self._latency.p95)
         if due - self._clock() <= _CLOCK_RESOLUTION_SECONDS:
             return False
         if self._hold is None or self._hold.when() > due:
@@ -556,15 +409,15 @@ class MicroBatcher:
     def _depart_anew(self, rows: Sequence[Row | RowBlock], shadow: bool) -> None:
         """Sends rows that have not been sent before."""
         report = self._begin(any(isinstance(row, Row) and row.from_caller for row in rows), shadow)
-        self._depart(_Flight(rows, self._clock(), report, self._settings.split_parts > 1, shadow))
+        self._depart(Flight(rows, self._clock(), report, self._settings.split_parts > 1, shadow))
 
-    def _depart_part(self, parts: deque[tuple[list[Row], _Split]], shadow: bool) -> None:
+    def _depart_part(self, parts: deque[tuple[list[Row], Split]], shadow: bool) -> None:
         """Sends the next part of a split batch, unless no caller waits for it any more."""
         rows, split = parts.popleft()
         earliest_useful = self._clock() + self._latency.expected
         rows = [row for row in rows if row.is_worth_sending(earliest_useful)]
         if rows:
-            self._depart(_Flight(rows, self._clock(), split.part_ended, False, shadow))
+            self._depart(Flight(rows, self._clock(), split.part_ended, False, shadow))
         else:
             split.part_ended(Outcome.IGNORED, 0.0)
 
@@ -588,7 +441,7 @@ class MicroBatcher:
             self._hold = None
         return taken
 
-    def _depart(self, flight: _Flight) -> None:
+    def _depart(self, flight: Flight) -> None:
         """Sends one batch."""
         self._count(flight, 1)
         self.batch_sizes.observe(flight.count)
@@ -598,15 +451,15 @@ class MicroBatcher:
         self._watch(flight)
         self._flights[flight] = asyncio.get_running_loop().create_task(self._fly(flight))
 
-    async def _fly(self, flight: _Flight) -> None:
+    async def _fly(self, flight: Flight) -> None:
         """Waits for one batch, for as long as the call takes."""
         outcome = Outcome.IGNORED
         try:
             answer = await self._send(flight.payloads(), flight.traceparent)
-            if flight.shadow:
-                outcome = await self._hand_out_shadow(flight, answer)
-            else:
-                outcome = self._hand_out(flight, answer)
+            seconds = self._clock() - flight.started
+            outcome = (
+                await flight.hand_out_shadow(answer, seconds) if flight.shadow else flight.hand_out(answer, seconds)
+            )
         except BatchFailedError as failure:
             outcome = failure.outcome
             if outcome in BLAMES_CONTENT and flight.divisible and not flight.abandoned:
@@ -618,47 +471,7 @@ class MicroBatcher:
         finally:
             self._land(flight, outcome)
 
-    def _hand_out(self, flight: _Flight, answer: ScoreBatch) -> Outcome:
-        """Gives each row its score; an unusable one fails its own row only. BAD_ANSWER when none was usable."""
-        given, outcome = _Given(flight, answer, self._clock() - flight.started), Outcome.BAD_ANSWER
-        index = 0
-        for rows in flight.rows:
-            if isinstance(rows, RowBlock) and rows.is_whole() and given.are_usable(index, index + len(rows)):
-                self.rows += len(rows)
-                outcome = Outcome.SUCCESS
-                rows.put_all(given.to_block(index, rows))
-            else:
-                each = (rows,) if isinstance(rows, Row) else rows.apart()
-                if self._hand_out_rows(given, each, index) is Outcome.SUCCESS:
-                    outcome = Outcome.SUCCESS
-            index += len(rows)
-        return outcome
-
-    async def _hand_out_shadow(self, flight: _Flight, answer: ScoreBatch) -> Outcome:
-        """The same for shadow rows, a few in each turn of the event loop."""
-        given, outcome = _Given(flight, answer, self._clock() - flight.started), Outcome.BAD_ANSWER
-        rows = [row for row in flight.rows if isinstance(row, Row)]
-        for start in range(0, len(rows), _SLICE_ROWS):
-            if start:
-                await asyncio.sleep(0)
-            if self._hand_out_rows(given, rows[start : start + _SLICE_ROWS], start) is Outcome.SUCCESS:
-                outcome = Outcome.SUCCESS
-        return outcome
-
-    def _hand_out_rows(self, given: _Given, rows: Sequence[Row], first: int) -> Outcome:
-        """Gives these rows, of which the first has this place in the batch, their scores."""
-        outcome = Outcome.BAD_ANSWER
-        for index, row in enumerate(rows, first):
-            if not 0.0 <= given.scores[index] <= 1.0:  # also for NaN
-                row.resolve(Outcome.BAD_ANSWER)
-                continue
-            outcome = Outcome.SUCCESS
-            if not row.taker.done():
-                row.taker.set_result(given.to_row(index, row.queued_at))
-                self.rows += 1
-        return outcome
-
-    def _split(self, flight: _Flight, outcome: Outcome) -> None:
+    def _split(self, flight: Flight, outcome: Outcome) -> None:
         """Queues a failed batch's rows once more, in parts, those with the earliest deadlines first."""
         rows = chain.from_iterable((row,) if isinstance(row, Row) else self._apart(row) for row in flight.rows)
         waiting = [row for row in rows if not row.taker.done()]
@@ -667,16 +480,17 @@ class MicroBatcher:
         count = min(len(waiting), self._settings.split_parts)
         edges = [len(waiting) * part // count for part in range(count + 1)]
         assert flight.report is not None
-        split = _Split(flight.report, outcome, self._clock() - flight.started, count)
+        split = Split(flight.report, outcome, self._clock() - flight.started, count)
         parts = self._shadow_parts if flight.shadow else self._parts
         parts.extend((waiting[start:end], split) for start, end in pairwise(edges))
         flight.rows = []
         flight.report = None
         self.splits += 1
 
-    def _land(self, flight: _Flight, outcome: Outcome) -> None:
+    def _land(self, flight: Flight, outcome: Outcome) -> None:
         """Ends a batch's account: its slot is free and no row of it stays without a result."""
         del self._flights[flight]
+        self.rows += flight.scored
         if flight.timer is not None:
             flight.timer.cancel()
         if outcome is not Outcome.SUCCESS:
@@ -699,14 +513,14 @@ class MicroBatcher:
                 flight.report(outcome, seconds)
         self._schedule_pump(asyncio.get_running_loop())
 
-    def _count(self, flight: _Flight, change: int) -> None:
+    def _count(self, flight: Flight, change: int) -> None:
         """Counts a batch that leaves or ends."""
         if flight.shadow:
             self._shadow_active += change
         else:
             self._active += change
 
-    def _watch(self, flight: _Flight) -> None:
+    def _watch(self, flight: Flight) -> None:
         """Sets the time at which a batch is given up."""
         settings = self._settings
         patience = min(settings.max_patience_seconds, max(settings.min_patience_seconds, 4 * self._latency.p95))
@@ -715,7 +529,7 @@ class MicroBatcher:
         due = self._clock() + patience
         flight.timer = asyncio.get_running_loop().call_at(due, self._abandon, flight, due)
 
-    def _abandon(self, flight: _Flight, due: float) -> None:
+    def _abandon(self, flight: Flight, due: float) -> None:
         """Gives a batch up: its rows try elsewhere and its slot is free; its call goes on, counted, until it ends."""
         if self._clock() - due > self._settings.min_patience_seconds:
             # The event loop itself stood still: the answer may be waiting to be read, so the replica is not to blame.

@@ -14,9 +14,10 @@ from server.inference.outcome import Outcome
 from server.inference.wire import ModelIdentity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from fallback.block import Block
+    from server.timing.deadlines import Deadlines
 
 
 @dataclass(slots=True)
@@ -199,6 +200,41 @@ class _OfBlock:
             self._block.put(self._place, result)
         else:
             self._block.put_failure(self._place, result)
+
+
+class _Together:
+    """Rows that came at one instant. To `Deadlines` they are one future that is due with the first of them."""
+
+    __slots__ = ("_clock", "_deadlines", "_waiting")
+
+    def __init__(self, rows: Sequence[Row], deadlines: Deadlines, clock: Callable[[], float]) -> None:
+        self._waiting = rows
+        self._deadlines = deadlines
+        self._clock = clock
+        self._watch()
+
+    def _watch(self) -> None:
+        self._deadlines.watch(self, min(row.deadline for row in self._waiting), late=True)
+
+    def done(self) -> bool:
+        """True when every row has its result, or nobody wants it any more."""
+        return all(row.taker.done() for row in self._waiting)
+
+    def set_result(self, _: bool) -> None:
+        """The time of at least one of these rows is up."""
+        now = self._clock()
+        waiting = [row for row in self._waiting if not row.taker.done()]
+        self._waiting = [row for row in waiting if row.deadline > now]
+        if self._waiting:
+            self._watch()
+        for row in waiting:
+            if row.deadline <= now:
+                row.resolve(Outcome.TIMEOUT)
+
+
+def watch_together(rows: Sequence[Row], deadlines: Deadlines, clock: Callable[[], float]) -> None:
+    """Resolves each of these rows, at least one, to TIMEOUT at its deadline, unless it has its result by then."""
+    _Together(rows, deadlines, clock)
 
 
 class RowQueue:

@@ -177,7 +177,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a score that is no number decides",
-        "server/inference/batcher.py",
+        "server/inference/flight.py",
         "if not 0.0 <= given.scores[index] <= 1.0:",
         "if False:",
         "I4:",

@@ -37,6 +37,9 @@ class Together(Block):
     def complete(self) -> None:
         """All are there."""
 
+    def is_left(self) -> bool:
+        return False
+
     def is_gone(self, place: int) -> bool:
         return False
 
