@@ -95,8 +95,8 @@ class Admission:
 
     Per window of at least 0.1 s and 20 orders, with w = the 90th percentile of time / target (infinite when dropped)::
 
-        w <= 1:  limit ← limit + √limit                 at most 512 unless it was needed, or `max_in_flight`
-        w <= ½:  limit ← limit · 1.5                    at most `max_in_flight`, where it was needed
+        w <= 1:  limit ← limit + √limit                 at most 512, or `max_in_flight` where it was needed
+        w <= ½:  limit ← limit · 1.5                    the same, from 512 on and where it was needed
         w >  1:  limit ← limit · max(0.7, 1 / w)        at least `min_in_flight`
 
     It starts at 512. Up to there it grows in every good window, used or not, so that a burst is not refused for an
@@ -296,13 +296,13 @@ class Admission:
         self.keeps_up = share <= 1
         if not self.keeps_up:
             self._limit = max(settings.min_in_flight, limit * max(_STEEPEST_FALL, 1 / share))
+        elif limit < _FIRST_LIMIT:
+            self._limit = min(_FIRST_LIMIT, settings.max_in_flight, limit + math.sqrt(limit))
         elif was_needed:
             rise = limit * _STEEPEST_RISE if share <= _EASY_SHARE else limit + math.sqrt(limit)
             self._limit = min(settings.max_in_flight, rise)
-        elif limit > _FIRST_LIMIT:
-            self._limit = max(_FIRST_LIMIT, limit - math.sqrt(limit))
         else:
-            self._limit = min(_FIRST_LIMIT, settings.max_in_flight, limit + math.sqrt(limit))
+            self._limit = max(_FIRST_LIMIT, limit - math.sqrt(limit))
 
 
 def _resolve(turn: asyncio.Future[bool], came: bool) -> None:

@@ -456,10 +456,7 @@ class MicroBatcher:
         outcome = Outcome.IGNORED
         try:
             answer = await self._send(flight.payloads(), flight.traceparent)
-            seconds = self._clock() - flight.started
-            outcome = (
-                await flight.hand_out_shadow(answer, seconds) if flight.shadow else flight.hand_out(answer, seconds)
-            )
+            outcome = await flight.hand_out(answer, self._clock())
         except BatchFailedError as failure:
             outcome = failure.outcome
             if outcome in BLAMES_CONTENT and flight.divisible and not flight.abandoned:

@@ -17,7 +17,7 @@ from support.scripted_replica import answers, fails, hangs
 
 from fallback.chain import StageName
 from fallback.guards import GuardSettings
-from fallback.order import Part
+from fallback.order import Answer, Part
 from feature_cache import features
 from feature_cache.store.codec import encode
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -179,6 +179,33 @@ async def test_a_bug_of_a_stage_that_begins_with_them_costs_no_order_its_answer(
         assert {one.source for one in decisions} == {pb.SOURCE_PRIMARY}
         assert p.chain.broken == {"model": 1}
         assert len(packets_in(tmp_path)) == 4
+        assert p.admission.in_flight == 0
+
+
+async def test_an_order_whose_stray_result_comes_with_its_answer_is_written_down_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with plane(tmp_path, answers(0.75), hangs, max_in_flight=MANY) as p:
+        fresh(p)
+        stray: list[Row] = []
+        decide = p.chain.decide
+
+        def broken(rows: list[Row]) -> None:
+            stray.append(rows[0])
+            raise ZeroDivisionError("a bug, when one row was submitted already")
+
+        async def with_stray_result(case: Pending) -> Answer:
+            answer = await decide(case)
+            if case is stray[0].taker:
+                stray[0].taker.set_result(Outcome.TRANSPORT)
+            return answer
+
+        monkeypatch.setattr(p.primary.batcher, "submit_together", broken)
+        monkeypatch.setattr(p.chain, "decide", with_stray_result)
+        decisions = await asyncio.gather(*begun(p, 4))
+        assert {one.source for one in decisions} == {pb.SOURCE_PRIMARY}
+        assert len(packets_in(tmp_path)) == 4
+        assert p.metrics.decisions.total() == 4
         assert p.admission.in_flight == 0
 
 
