@@ -1,8 +1,9 @@
 """Orders that came together on their way through the usual case, in columns: what they have in common is there once.
 
-The usual case is that an instrument is known and fresh, that the first stage asks one model and gets all scores from
-one version of it, and that no guard objects. What else may happen to an order is `Case`'s affair: who meets it is taken
-out of the block, and goes on alone from where the block stands. So there is one account of everything unusual, and a
+The usual case is that an instrument is known and fresh, that the first stage that can be asked asks one model and gets
+all scores from one version of it, and that no guard objects. Stages that can be asked for none of the orders are passed
+over for all of them. What else may happen to an order is `Case`'s affair: who meets it is taken out of the block, and
+goes on alone from where the block stands. So there is one account of everything unusual, and a
 block is never more than a short way to what each of its orders would have got by itself; tests hold one against the
 other.
 """
@@ -197,6 +198,7 @@ class Block(ABC):
         "before_model",
         "budget",
         "chosen",
+        "degradations",
         "missing",
         "model",
         "objections",
@@ -227,7 +229,9 @@ class Block(ABC):
         self.views = views
         self.budget = budget
         self.before_model = len(budget.uses)
-        """How many entries the ledger has before those of the model."""
+        """How many entries the ledger has before those of the stage that is asked."""
+        self.degradations: list[pb.Degradation.ValueType] = []
+        """Of every order: why stages were passed over."""
         self.asked_at = math.nan
         """When the attempt began, in monotonic seconds."""
         self.asked_of = ""
@@ -254,6 +258,13 @@ class Block(ABC):
     def __len__(self) -> int:
         """The orders that are still in it."""
         return len(self.orders)
+
+    def pass_over(self, stage: pb.Stage.ValueType, allowed_seconds: float, reason: pb.Degradation.ValueType) -> None:
+        """Notes why a stage is asked for none of the orders."""
+        self.budget.skip(stage, allowed_seconds, reason)
+        self.before_model = len(self.budget.uses)
+        if reason not in self.degradations:
+            self.degradations.append(reason)
 
     def put_all(self, scores: Scores) -> None:
         """Takes the scores of all orders, of which none has a result."""
@@ -348,6 +359,7 @@ class Block(ABC):
         case.model, case.others, case.stages = self.chosen, view.others, self.stages
         case.snapshot, case.snapshot_age_seconds = view.snapshot, view.age_seconds
         case.mid, case.feature_age_seconds = view.mid, view.age_seconds
+        case.degradations += self.degradations
         case.take_vector(view.features, view.row)
 
     def each(self) -> list[tuple[Case, Answer]]:

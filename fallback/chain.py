@@ -8,6 +8,7 @@ therefore never fails.
 
 from __future__ import annotations
 
+import enum
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +82,17 @@ class JointStage(Protocol[CaseT]):
         ...
 
 
+class Taken(enum.Enum):
+    """What became of a block that a stage was to begin with."""
+
+    BEGUN = enum.auto()
+    """Its orders get their results."""
+    PASSED_OVER = enum.auto()
+    """The stage can be asked for none of them; the block says why. The next one is asked for all of them."""
+    LEFT = enum.auto()
+    """Nothing was done: each of them goes alone."""
+
+
 @runtime_checkable
 class BlockStage(Protocol):
     """A stage that can begin with orders in columns."""
@@ -98,8 +110,8 @@ class BlockStage(Protocol):
         """Registers a function that is called when the stage may be busy no longer."""
         ...
 
-    def begin_block(self, block: Block) -> bool:
-        """Begins with all orders of a block, which gets its results; False, and nothing done, where it cannot."""
+    def begin_block(self, block: Block) -> Taken:
+        """Begins with all orders of a block, or with none."""
         ...
 
     def settle_block(self, block: Block) -> bool:
@@ -158,6 +170,10 @@ class Chain:
         """What is asked now, as orders in columns need it."""
         asked = self._asked
         return ForBlocks(self._in_blocks.get(asked[0][0]), asked, self._said)
+
+    def in_blocks(self, name: StageName) -> BlockStage | None:
+        """A stage, if it takes orders in columns."""
+        return self._in_blocks.get(name)
 
     def on_free(self, listener: Callable[[], None]) -> None:
         """Registers a function that is called when a stage may be busy no longer."""

@@ -20,6 +20,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from fallback.block import Scores
+from fallback.chain import Taken
 from fallback.order import Answer, Attempt, held_against
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -179,27 +180,32 @@ class Embedded:
     def on_free(self, listener: Callable[[], None]) -> None:
         """Nothing: it is never busy."""
 
-    def begin_block(self, block: Block) -> bool:
-        """Scores a block's rows in one call; False, and nothing done, where it is not the usual."""
+    def begin_block(self, block: Block) -> Taken:
+        """Scores a block's rows in one call."""
         scorer = self._holder.scorer
-        if scorer is None or not self._enabled() or self._is_trial():
-            return False
-        rows = block.whole_rows_of(scorer.feature_set)
+        reason = self._holder.lack if scorer is None else pb.DEGRADATION_UNSPECIFIED
+        if (scorer is not None or reason) and not self._enabled():
+            reason = pb.DEGRADATION_EMBEDDED_OFF
+        if scorer is None or reason:
+            if reason:
+                block.pass_over(pb.STAGE_EMBEDDED, 0.0, reason)
+            return Taken.PASSED_OVER
+        rows = None if self._is_trial() else block.whole_rows_of(scorer.feature_set)
         if rows is None:
-            return False
+            return Taken.LEFT
         block.asked_at = self._clock()
         block.asked_of, block.allowed = NAME, max(0.0, block.budget.remaining(block.asked_at))
         try:
             array, of_parts = scorer.scores_and_parts(b"".join(rows))
         except ValueError:
-            return False
+            return Taken.LEFT
         scores, parts, count = array.tolist(), None if of_parts is None else of_parts.tolist(), len(rows)
 
         def result(place: int) -> _Scored:
             return _Scored(scores[place], scorer, count, place, () if parts is None else tuple(parts[place]))
 
         block.put_all(Scores(scores, scorer, count, 0, parts, result))
-        return True
+        return Taken.BEGUN
 
     def settle_block(self, block: Block) -> bool:
         """Makes the results of a block answers, if all of them are scores."""

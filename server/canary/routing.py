@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from fallback.budget import BudgetSettings
+from fallback.chain import Taken
 from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.evidence import FirstAttempt, Side
@@ -124,11 +125,11 @@ class CanaryRouting:
         """See `fallback.chain.BlockStage`."""
         self._champion.on_free(listener)
 
-    def begin_block(self, block: Block) -> bool:
+    def begin_block(self, block: Block) -> Taken:
         """The same for orders in columns, where a canary covers none of them."""
         canary = self.canary
         if canary is not None and any(canary.covers(order.instrument, order.strategy) for order in block.orders):
-            return False
+            return Taken.LEFT
         return self._champion.begin_block(block)
 
     def settle_block(self, block: Block) -> bool:

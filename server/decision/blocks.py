@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fallback.block import Own
 from fallback.budget import Budget
+from fallback.chain import Taken
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.many_calls import ManyCalls
 from server.decision.pending_block import OneCall, Parts, PendingBlock
@@ -208,15 +209,27 @@ class Blocks:
                 self._went_alone,
             )
         )
-        try:
-            begun = asked.stage.begin_block(block)
-        except Exception:
-            self._chain.broke(asked.asked[0][0])
-            begun = False
-        if not begun:
+        if not self._ask(block):
             block.give_up()
             return None
         return block
+
+    def _ask(self, block: PendingBlock) -> bool:
+        """Has the first stage that can be asked begin with a block; False where its orders go alone."""
+        asked = block.asked
+        for place, (name, _) in enumerate(asked):
+            stage = self._chain.in_blocks(name)
+            if stage is None:
+                return False
+            block.stage, block.asked = stage, asked[place:]
+            try:
+                taken = stage.begin_block(block)
+            except Exception:
+                self._chain.broke(name)
+                return False
+            if taken is not Taken.PASSED_OVER:
+                return taken is Taken.BEGUN
+        return False
 
     def _went_alone(self, why: Alone, orders: int) -> None:
         """So many orders have left their block."""

@@ -302,6 +302,7 @@ cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) e
     cdef double deadline = block.budget.deadline
     threshold, expires_at, parts = model.threshold, model.expires_at, model.parts
     name, version, replica = model.name, model.version, block.asked_of
+    cdef bytes degradations = bytes(block.degradations)
     arrived, used = block.budget.arrived, block.used
     chosen = block.chosen
     stages = block.stages
@@ -318,7 +319,7 @@ cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) e
         put_text(columns, DECISION_ID, ids[place])
         add_order(columns, tables, order)
         reasons = bytes((all_reasons[place],)) if not objections else bytes((all_reasons[place], *objections[place]))
-        key = (actions[place], source, reasons, b"", name, version, threshold, expires_at, parts)
+        key = (actions[place], source, reasons, degradations, name, version, threshold, expires_at, parts)
         choose(columns, ANSWER, ANSWERS, tables.answers, key, tables.answer)
         put_double(&columns[SCORE], scores[place])
         if parts:

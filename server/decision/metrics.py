@@ -189,6 +189,8 @@ class DecisionMetrics:
         self.reasons.update(block.reasons)
         for objections in block.objections:
             self.reasons.update(objections)
+        for degradation in block.degradations:
+            self.degradations[degradation] += count
         if block.own is None:
             self.latency.observe(now - decided.arrived, count)
             tally.count([block.budget.uses], self.stages, self.allowances, self.skips, count)

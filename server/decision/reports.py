@@ -132,8 +132,10 @@ class Sink:
         return chosen
 
     def choose_block(self, decided: DecidedBlock, now: float) -> list[tuple[int, Cause]]:
-        """The same of decisions that were made in columns, by their places: none is degraded or in a trace."""
+        """The same of decisions that were made in columns, by their places: all are degraded or none, and in no trace."""
         places: Sequence[int] = range(len(decided))
+        if decided.block.degradations:
+            return [(place, "degraded") for place in places if self.admits("degraded", now)]
         slow: Sequence[int] = ()
         if now - decided.arrived > self._slow_seconds:
             is_slow = [now - arrived > self._slow_seconds for arrived, _ in decided.block.times()]

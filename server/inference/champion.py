@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fallback.block import Scores
 from fallback.budget import BudgetSettings
+from fallback.chain import Taken
 from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.attempt import settle
@@ -71,6 +72,17 @@ class _Choice(NamedTuple):
     """True where another replica of the same role comes before it."""
 
 
+class _Picked(NamedTuple):
+    """Where first attempts are made that are not hedged."""
+
+    seat: _Seat
+    replica: Replica
+    passed_over: _Seat | None
+    """The other role, if nobody of it can be asked."""
+    retry_seconds: float
+    """That another attempt takes; infinite where there can be none."""
+
+
 class Champion:
     """Scores with the champion. At most two attempts, the second on another replica and only if it can still finish.
 
@@ -126,6 +138,8 @@ class Champion:
             )
         )
         self._seats = (self._first,) if self._second is None else (self._first, self._second)
+        self._seat_of = {name: seat for seat in self._seats for name in seat.role.names}
+        """By the replica that is asked."""
         self._several = any(seat.role.several for seat in self._seats)
         self._retry_budget = retry_budget
         self._hedge = hedge
@@ -147,17 +161,17 @@ class Champion:
         return await self._ask(case, self._choices(case, self._seats, ()), tried=False)
 
     def begin(self, cases: Sequence[JointCase]) -> list[JointCase]:
-        """Begins the first attempt for all cases that `answer` would make one for at the primary, without a hedge.
+        """Begins the first attempt for all cases that `answer` would make one for, without a hedge.
 
         Cases that come together go to one endpoint together, as long as their rows fill no more than a batch.
 
         Returns:
             Those that it began. Each gets its result from the batcher; `settle` then makes it an answer.
         """
-        first, picked = self._first, self._pick()
+        picked = self._pick()
         if picked is None:
             return []
-        replica, passed_over, retry_seconds = picked
+        seat, replica, passed_over, retry_seconds = picked
         now, expected, begun = self._clock(), math.inf, []
         batcher, name, rows = replica.batcher, replica.name, list[Row]()
         left_before, allowed = math.nan, 0.0
@@ -165,8 +179,8 @@ class Champion:
         for place, case in enumerate(cases):
             if not place % _EXPECTED_ANEW:
                 _submit(batcher, rows)
-                if place and first.role.several:
-                    replica = first.role.pick() or replica
+                if place and seat.role.several:
+                    replica = seat.role.pick() or replica
                     batcher, name, feature_set = replica.batcher, replica.name, replica.feature_set
                 expected = math.inf if batcher.full else batcher.expected_seconds
             budget = case.budget
@@ -188,48 +202,55 @@ class Champion:
             self._retry_budget.count_attempts(len(begun))
         return begun
 
-    def _pick(self) -> tuple[Replica, _Seat | None, float] | None:
-        """Where first attempts without a hedge are made now; None where none can be.
-
-        Also the second role if nobody of it can be asked, and the seconds that a retry takes, infinite without one.
-        """
-        first, second = self._first, self._second
-        replica = None if self._hedge else first.role.pick()
-        if replica is None:
+    def _pick(self) -> _Picked | None:
+        """Where first attempts without a hedge are made now; None where none can be."""
+        if self._hedge:
             return None
+        first, second = self._first, self._second
+        seat, replica = first, first.role.pick()
         spare = None if second is None else second.role.pick()
         passed_over = None if spare is not None else second
-        if spare is None and first.role.several:
-            spare = first.role.pick((replica.name,))
-        return replica, passed_over, math.inf if spare is None else spare.latency.p95
+        if replica is None:
+            if second is None or spare is None:
+                return None
+            seat, replica, spare, passed_over = second, spare, None, first
+        if spare is None and seat.role.several:
+            spare = seat.role.pick((replica.name,))
+        return _Picked(seat, replica, passed_over, math.inf if spare is None else spare.latency.p95)
 
     answers_at_once: Final = False
 
     def is_busy(self, orders: int) -> bool:
-        """Whether so many rows would not leave the primary's queue yet."""
-        return self._first.role.would_wait(orders)
+        """Whether so many rows would not leave the queue yet of the replica that is asked."""
+        role = next((seat.role for seat in self._seats if seat.role.available), None)
+        return role is not None and role.would_wait(orders)
 
     def on_free(self, listener: Callable[[], None]) -> None:
         """See `fallback.chain.BlockStage`."""
-        self._first.role.on_batch(lambda outcome, seconds: listener())
+        for seat in self._seats:
+            seat.role.on_batch(lambda outcome, seconds: listener())
 
-    def begin_block(self, block: Block) -> bool:
-        """Begins the first attempt of a block as `begin` does; False, and nothing done, where it is not the usual."""
+    def begin_block(self, block: Block) -> Taken:
+        """Begins the first attempt of a block as `begin` does."""
+        if self._hedge:
+            return Taken.LEFT
         picked = self._pick()
         if picked is None:
-            return False
-        replica, passed_over, retry_seconds = picked
-        rows = None if passed_over is not None else block.whole_rows_of(replica.feature_set)
-        if rows is None:
-            return False
+            for seat in self._seats:
+                block.pass_over(seat.stage, 0.0, _closed(seat))
+            return Taken.PASSED_OVER
+        seat, replica, passed_over, retry_seconds = picked
         batcher, now = replica.batcher, self._clock()
+        rows = block.whole_rows_of(replica.feature_set)
         allowed = self._allowance(block.budget.for_models(now), retry_seconds)
-        if batcher.full or allowed < batcher.expected_seconds:
-            return False
+        if rows is None or batcher.full or allowed < batcher.expected_seconds:
+            return Taken.LEFT
+        if passed_over is not None:
+            block.pass_over(passed_over.stage, 0.0, _closed(passed_over))
         block.asked_at, block.asked_of, block.allowed = now, replica.name, allowed
         batcher.submit_block(RowBlock(rows, now + allowed, block, now))
         self._retry_budget.count_attempts(len(block))
-        return True
+        return Taken.BEGUN
 
     def settle_block(self, block: Block) -> bool:
         """Makes the scores of a block's attempt answers, if all of them are of one version."""
@@ -240,29 +261,29 @@ class Champion:
             model = results[0].model
             if not all(one.model is model or one.model == model for one in results):
                 return False
-        block.answered(self._first.source, model, used)
+        block.answered(self._seat_of[block.asked_of].source, model, used)
         return True
 
     def count_block(self, block: Block) -> None:
         """Counts the attempt of the orders that a block still has, and writes it into the ledger."""
         self.attempts[block.asked_of, Outcome.SUCCESS] += len(block)
-        block.budget.charge(self._first.stage, block.allowed, block.used)
+        block.budget.charge(self._seat_of[block.asked_of].stage, block.allowed, block.used)
 
     def settle(self, case: JointCase) -> Answer | None:
         """The answer of a case whose first attempt has a result, if that is a score."""
         assert case.result is not None
-        seat, used = self._first, self._clock() - case.asked_at
+        seat, used = self._seat_of[case.asked_of], self._clock() - case.asked_at
         case.budget.charge(seat.stage, case.allowed, used)
         return self._outcome(case, seat, case.asked_of, case.result, used, "")
 
     async def go_on(self, case: JointCase) -> Answer | None:
         """What is left to do for a case whose first attempt, begun with others, gave no score."""
-        second = self._second
-        passed_over = second is None or any(use[0] == second.stage for use in case.budget.uses)
-        seats = () if second is None or passed_over else (second,)
+        seat, second = self._seat_of[case.asked_of], self._second
+        is_used = second is None or any(use[0] == second.stage for use in case.budget.uses)
+        seats = () if second is None or is_used else (second,)
         choices = self._choices(case, seats, (case.asked_of,))
-        if self._first.role.several and (other := self._first.role.pick((case.asked_of,))) is not None:
-            choices.append(_Choice(self._first, other, again=True))
+        if seat.role.several and (other := seat.role.pick((case.asked_of,))) is not None:
+            choices.append(_Choice(seat, other, again=True))
         return await self._ask(case, choices, tried=True)
 
     async def _ask(self, case: Case, choices: Sequence[_Choice], tried: bool) -> Answer | None:

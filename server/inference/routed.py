@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from fallback.chain import Taken
 from pretrade.decision.v1 import decision_pb2 as pb
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class _Stage(Protocol):
 
     def on_free(self, listener: Callable[[], None]) -> None: ...
 
-    def begin_block(self, block: Block) -> bool: ...
+    def begin_block(self, block: Block) -> Taken: ...
 
     def settle_block(self, block: Block) -> bool: ...
 
@@ -144,10 +145,10 @@ class RoutedStage:
         for stage in self._stages.values():
             stage.on_free(listener)
 
-    def begin_block(self, block: Block) -> bool:
+    def begin_block(self, block: Block) -> Taken:
         """Begins with orders of one model; see `fallback.chain.BlockStage`."""
         stage = self._stages.get(block.chosen)
-        return stage is not None and stage.begin_block(block)
+        return Taken.LEFT if stage is None else stage.begin_block(block)
 
     def settle_block(self, block: Block) -> bool:
         """See `fallback.chain.BlockStage`."""

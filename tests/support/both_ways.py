@@ -132,6 +132,8 @@ class Circumstances:
     failure: Outcome | None = None
     """Of every call to the primary."""
     secondary_fails: bool = False
+    out: tuple[str, ...] = ()
+    """Replicas whose breakers are open."""
     state: admin_pb2.TradingState.ValueType = admin_pb2.TRADING_STATE_ACTIVE
     guards: GuardSettings = _GUARDS
     limits: Literal["none", "band", "domain", "unknown"] = "none"
@@ -297,7 +299,7 @@ async def _arrange(p: Plane, about: Circumstances) -> None:
         if kind != "missing":
             p.feature_cache.accept(encode(replace(snapshot, instrument=name, values=values, state=state, bid=bid)))
     for replica in p.replicas:  # after how many orders a breaker opens goes by with whom a row is scored
-        replica.breaker.force(Mode.FORCED_CLOSED)
+        replica.breaker.force(Mode.FORCED_OPEN if replica.name in about.out else Mode.FORCED_CLOSED)
     retries = RetryBudget(RetrySettings(share=1.0), p.clock)
     p.champion._retry_budget = retries
     p.embedded.scorer = _InProcess(about, _expires_at(about))
@@ -433,6 +435,7 @@ _UNUSUAL: Final[dict[str, st.SearchStrategy[Any]]] = {
     "scores": st.tuples(*[st.sampled_from((0.9, 0.1, 0.5, 1.0, 0.0, -0.0, math.nan, 1.5, -0.1, math.inf))] * 6),
     "failure": st.sampled_from((Outcome.TRANSPORT, Outcome.OVERLOAD, Outcome.MODEL_ERROR)),
     "secondary_fails": st.just(True),
+    "out": st.sampled_from((("primary",), ("secondary",), ("primary", "secondary"))),
     "state": st.sampled_from((admin_pb2.TRADING_STATE_REDUCING, admin_pb2.TRADING_STATE_HALTED)),
     "guards": st.builds(
         GuardSettings,
@@ -452,7 +455,15 @@ _UNUSUAL: Final[dict[str, st.SearchStrategy[Any]]] = {
     "limits": st.sampled_from(("band", "domain", "unknown")),
     "expires": st.sampled_from(("later", "long ago")),
     "first": st.just("embedded"),
-    "chain": st.sampled_from((("model", "rules"), ("rules", "model"), ("cached_score", "rules"))),
+    "chain": st.sampled_from(
+        (
+            ("model", "rules"),
+            ("model", "embedded", "rules"),
+            ("model", "embedded", "rules"),
+            ("rules", "model"),
+            ("cached_score", "rules"),
+        )
+    ),
     "control_is_stale": st.just(True),
     "shadow": st.just(True),
     "journal": st.just("full"),

@@ -16,6 +16,7 @@ from support.scripted_replica import Script, ScriptedReplica, answers, fails, ha
 
 from fallback.block import Block, View
 from fallback.budget import BudgetSettings
+from fallback.chain import Taken
 from fallback.joint_case import JointCase
 from fallback.order import Brought, Case
 from feature_cache import features
@@ -174,12 +175,12 @@ class Columns(Block):
 async def test_orders_in_columns_stay_there_where_a_canary_covers_none_of_them() -> None:
     async with desk(answers(0.75, version=VERSION)) as d:
         own, *others = (d.case(strategy=one) for one in ("sweep-1", "sweep-10", "twap"))
-        assert not d.routing.begin_block(Columns(others)), "this one covers every order"
+        assert d.routing.begin_block(Columns(others)) is Taken.LEFT, "this one covers every order"
         d.routing.canary = CANARY.model_copy(update={"strategy": "sweep-?"})
-        assert not d.routing.begin_block(Columns([*others, own]))
+        assert d.routing.begin_block(Columns([*others, own])) is Taken.LEFT
         assert d.primary.calls == 0
         block = Columns(others)
-        assert d.routing.begin_block(block)
+        assert d.routing.begin_block(block) is Taken.BEGUN
         await block.ended.wait()
         assert d.routing.settle_block(block)
         assert (block.source, d.primary.calls, d.canary.calls) == (pb.SOURCE_PRIMARY, 1, 0)
