@@ -132,7 +132,7 @@ class Sink:
         return chosen
 
     def choose_block(self, decided: DecidedBlock, now: float) -> list[tuple[int, Cause]]:
-        """The same of decisions that were made in columns, by their places: all are degraded or none, and in no trace."""
+        """The same of decisions that were made in columns, by their places: all are degraded or none is; no traces."""
         places: Sequence[int] = range(len(decided))
         if decided.block.degradations:
             return [(place, "degraded") for place in places if self.admits("degraded", now)]
