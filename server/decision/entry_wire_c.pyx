@@ -281,7 +281,7 @@ cdef unsigned long long microseconds(double since, double until) noexcept:
 
 cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) except -1:
     """Adds decisions that were made in columns; see `DecidedBlock.rows`."""
-    cdef double age, arrived, used
+    cdef double age, arrived, used, mid
     cdef Py_ssize_t place, batch_index
     cdef bytes reasons
     block, ids = decided.block, decided.ids
@@ -354,7 +354,8 @@ cdef int add_block(Column* columns, _Tables tables, Py_ssize_t first, decided) e
         put_small(&columns[ATTEMPT_INDEX], batch_index)
         put_fixed(&columns[ARRIVED], <long long> (arrived * 1e9))
         put_fixed(&columns[DECIDED], now_ns)
-        put_double(&columns[MID], view.mid)
+        mid = view.mid
+        put_double(&columns[MID], mid if mid == mid else 0.0)
         context = order.context
         if is_named or view.others is not None or context is not NO_CONTEXT:
             kind = (id(view), id(context))

@@ -9,6 +9,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from support.both_ways import Asked, Circumstances, asked, circumstances, decided, least_in_block
 
+from fallback.guards import GuardSettings
+
 LEAST = 4
 """Orders that make a block here."""
 
@@ -46,3 +48,10 @@ def test_orders_get_in_columns_what_each_gets_alone(together: bool, examples: in
 
     whatever_comes()
     assert met["in columns"] > examples, "the test tests something"
+
+
+def test_an_order_that_no_mid_is_known_for_is_written_down_in_columns_as_alone() -> None:
+    met = collections.Counter[str]()
+    no_mid = Circumstances(("no mid",) * 3, scores=(0.1,) * 6, guards=GuardSettings())
+    same_both_ways([Asked()] * LEAST, no_mid, met, together=True)
+    assert met["in columns"] == LEAST
