@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from feature_cache.constants import Constant
 from server.inference.flight import Flight, Report, Split
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome
-from server.inference.pacing import HOLD_SECONDS, Departure, RowLimit
+from server.inference.pacing import HOLD_SECONDS, Departure, Patience, RowLimit
 from server.inference.rows import Lane, Result, Row, RowBlock, RowQueue, watch_together
 from server.inference.shadow_queue import ShadowQueue
 from server.inference.wire import ScoreBatch
@@ -76,7 +76,8 @@ class BatcherSettings(BaseModel):
     well."""
     max_patience_seconds: float = Field(default=0.05, gt=0, le=10)
     """A batch is abandoned at the latest after this time, in seconds; between the two bounds, after four times the
-    recent p95. Keep it below your callers' deadlines."""
+    recent p95. Keep it below your callers' deadlines. While a replica answers batches that were given up, the next ones
+    are waited for longer."""
     wanted_seconds: Constant[float] = 0.01
     """A batch gets no more rows than should be back within this, in seconds. A batch that takes longer makes the rows
     behind it late."""
@@ -139,6 +140,7 @@ class MicroBatcher:
         self._waiting_since = math.nan
         """When the oldest of the rows that a caller waits for came, or the last batch left rows behind."""
         self._hold: asyncio.TimerHandle | None = None
+        self._patience = Patience(settings.min_patience_seconds, settings.max_patience_seconds, latency)
         self._row_limit = RowLimit(settings.max_rows, settings.wanted_seconds)
         self._lanes = {lane: RowQueue() for lane in Lane}
         self._live, self._canary = self._lanes[Lane.LIVE], self._lanes[Lane.CANARY]
@@ -495,6 +497,8 @@ class MicroBatcher:
                 row.resolve(outcome)
         if flight.abandoned:
             self._abandoned -= 1
+            if outcome is Outcome.SUCCESS and not flight.shadow:
+                self._patience.came_late(self._clock() - flight.started, self._clock())
         else:
             self._count(flight, -1)
             seconds = self._clock() - flight.started
@@ -519,11 +523,10 @@ class MicroBatcher:
 
     def _watch(self, flight: Flight) -> None:
         """Sets the time at which a batch is given up."""
-        settings = self._settings
-        patience = min(settings.max_patience_seconds, max(settings.min_patience_seconds, 4 * self._latency.p95))
-        if flight.shadow:
-            patience = settings.shadow_patience_seconds
-        due = self._clock() + patience
+        now, patience = self._clock(), self._settings.shadow_patience_seconds
+        if not flight.shadow:
+            patience = self._patience.seconds(now, max(row.deadline for row in flight.rows))
+        due = now + patience
         flight.timer = asyncio.get_running_loop().call_at(due, self._abandon, flight, due)
 
     def _abandon(self, flight: Flight, due: float) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from server.timing.latency import LatencyWindow
 
 HOLD_SECONDS: Final = 0.004
 """The longest that a row waits for others while the replica is free."""
@@ -47,6 +50,40 @@ class Departure:
     def waited_in_vain(self) -> None:
         """Learns that too few rows came in all the time that they were waited for."""
         self._share = max(self._share / 2, _SMALLEST_SHARE)
+
+
+class Patience:
+    """How long a batch is waited for before it is given up: four times the recent p95, within bounds.
+
+    A replica that answers a batch after that was given up is slow, and not lost. To give up the next ones as early would
+    cost its rows their scores and the machine their calls, which it makes all the same, just when neither has enough
+    time. For a second from then on, batches are waited for twice as long as that one took, as long as a caller can
+    still use a score. One that does not answer at all is given up as early as ever.
+
+    Args:
+        least, most: Bounds, in seconds.
+        latency: Recent time of a batch.
+    """
+
+    _MEMORY_SECONDS: Final = 1.0
+
+    def __init__(self, least: float, most: float, latency: LatencyWindow) -> None:
+        self._least = least
+        self._most = most
+        self._latency = latency
+        self._late_seconds = 0.0
+        self._late_at = -math.inf
+
+    def came_late(self, seconds: float, now: float) -> None:
+        """Learns that a batch that was given up has its answer, after so many seconds."""
+        self._late_seconds, self._late_at = seconds, now
+
+    def seconds(self, now: float, last_deadline: float) -> float:
+        """How long a batch is waited for that leaves now, after whose last deadline nobody can use its scores."""
+        patience = min(self._most, max(self._least, 4 * self._latency.p95))
+        if now - self._late_at < self._MEMORY_SECONDS:
+            patience = max(patience, min(2 * self._late_seconds, last_deadline - now))
+        return patience
 
 
 class RowLimit:

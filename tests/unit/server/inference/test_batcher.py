@@ -529,6 +529,27 @@ async def test_patience_grows_with_a_replica_that_became_slow() -> None:
         assert gave_up_after == [pytest.approx(0.010), pytest.approx(0.040), pytest.approx(0.050)]
 
 
+async def test_a_replica_that_answers_what_was_given_up_is_waited_for_as_long_as_that_takes() -> None:
+    async with bench() as b:
+
+        async def given_up_after(timeout_seconds: float, takes_seconds: float) -> float | None:
+            number = len(b.server.calls) + 1
+            row = b.submit(number, timeout_seconds)
+            (*_, call) = await b.calls(number)
+            await asyncio.sleep(takes_seconds)
+            given_up = b.server.reports[-1][1] if len(b.server.reports) == number else None
+            call.answer_each_its_own()
+            assert await row == (scored(number) if given_up is None else Outcome.TIMEOUT)
+            await settle()
+            return given_up
+
+        assert await given_up_after(0.3, 0.08) == pytest.approx(0.01)
+        assert await given_up_after(0.3, 0.08) is None
+        assert await given_up_after(0.1, 0.15) == pytest.approx(0.1), "later nobody can use a score"
+        await asyncio.sleep(1.0)
+        assert await given_up_after(0.3, 0.08) == pytest.approx(0.05), "one that has not answered lately may be lost"
+
+
 async def test_a_standstill_of_our_own_event_loop_is_not_the_replicas_fault() -> None:
     async with bench() as b:
         row = b.submit(1, 2.0)
