@@ -55,10 +55,10 @@ class Departure:
 class Patience:
     """How long a batch is waited for before it is given up: four times the recent p95, within bounds.
 
-    A replica that answers a batch after that was given up is slow, and not lost. To give up the next ones as early would
-    cost its rows their scores and the machine their calls, which it makes all the same, just when neither has enough
-    time. For a second from then on, batches are waited for twice as long as that one took, as long as a caller can
-    still use a score. One that does not answer at all is given up as early as ever.
+    A replica that answers a batch after it was given up is slow, and not lost. To give up the next ones as early would
+    cost the rows their scores and save nothing: the replica works on them all the same. For a second from then on,
+    batches are waited for twice as long as that one took, as long as a caller can still use a score. A replica that
+    does not answer at all is given up as early as ever.
 
     Args:
         least, most: Bounds, in seconds.

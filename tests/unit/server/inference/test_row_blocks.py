@@ -179,7 +179,7 @@ async def test_a_batch_that_is_given_up_fails_all_orders_of_its_blocks_once() ->
 
 
 @pytest.mark.parametrize("score", [0.5, math.nan])
-async def test_an_answer_that_comes_when_nobody_of_a_block_waits_any_more_is_judged_for_what_it_is(
+async def test_an_answer_that_nobody_of_a_block_waits_for_any_more_is_judged_for_what_it_is(
     score: float,
 ) -> None:
     async with bench(WIDE) as b:
