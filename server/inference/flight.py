@@ -76,15 +76,20 @@ class Flight:
     def _hand_out_at_once(self, given: _Given) -> Outcome:
         outcome, index = Outcome.BAD_ANSWER, 0
         for rows in self.rows:
-            if isinstance(rows, RowBlock) and rows.is_whole() and given.are_usable(index, index + len(rows)):
+            end = index + len(rows)
+            if isinstance(rows, Row):
+                found = self._hand_out_rows(given, (rows,), index)
+            elif rows.is_whole() and given.are_usable(index, end):
                 self.scored += len(rows)
-                outcome = Outcome.SUCCESS
                 rows.put_all(given.to_block(index, rows))
+                found = Outcome.SUCCESS
+            elif rows.done():  # nobody waits for them any more: it is the answer that is judged
+                found = Outcome.SUCCESS if given.has_usable(index, end) else Outcome.BAD_ANSWER
             else:
-                each = (rows,) if isinstance(rows, Row) else rows.apart()
-                if self._hand_out_rows(given, each, index) is Outcome.SUCCESS:
-                    outcome = Outcome.SUCCESS
-            index += len(rows)
+                found = self._hand_out_rows(given, rows.apart(), index)
+            if found is Outcome.SUCCESS:
+                outcome = found
+            index = end
         return outcome
 
     async def _hand_out_slowly(self, given: _Given) -> Outcome:
@@ -129,6 +134,10 @@ class _Given:
         """Whether all of these scores are."""
         scores = self._answer.scores[first:end]
         return bool(scores.min() >= 0.0 and scores.max() <= 1.0)  # both are NaN where a score is
+
+    def has_usable(self, first: int, end: int) -> bool:
+        """Whether one of them is."""
+        return any(0.0 <= score <= 1.0 for score in self.scores[first:end])
 
     def to_row(self, index: int, queued_at: float) -> Scored:
         """What the row at this place gets, which is usable."""
