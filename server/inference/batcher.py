@@ -472,9 +472,11 @@ class MicroBatcher:
 
     def _split(self, flight: Flight, outcome: Outcome) -> None:
         """Queues a failed batch's rows once more, in parts, those with the earliest deadlines first."""
+        if flight.count == 1 or self._closed:
+            return
         rows = chain.from_iterable((row,) if isinstance(row, Row) else self._apart(row) for row in flight.rows)
         waiting = [row for row in rows if not row.taker.done()]
-        if flight.count == 1 or not waiting or self._closed:
+        if not waiting:
             return
         count = min(len(waiting), self._settings.split_parts)
         edges = [len(waiting) * part // count for part in range(count + 1)]

@@ -19,9 +19,10 @@ from feature_cache.constants import Constant
 from feature_cache.ending import end
 from feature_cache.feature_set import FeatureSet
 from server.inference import model_sets
-from server.inference.batcher import BatcherSettings, MicroBatcher, Report
+from server.inference.batcher import BatcherSettings, MicroBatcher
 from server.inference.breaker import Breaker, BreakerSettings, State
 from server.inference.codec import TORCHSERVE, Codec
+from server.inference.flight import Report
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome, classify
 from server.inference.rows import Lane
 from server.inference.token import ReplicaToken

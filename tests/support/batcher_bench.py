@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from server.inference.batcher import BatcherSettings, MicroBatcher, Report
+from server.inference.batcher import BatcherSettings, MicroBatcher
+from server.inference.flight import Report
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.rows import Lane, Result, Row, Scored
 from server.inference.wire import ModelIdentity, ScoreBatch

@@ -143,6 +143,8 @@ class Circumstances:
     first: Literal["model", "embedded"] = "model"
     chain: tuple[str, ...] = ()
     """Stages that are asked instead of the default ones."""
+    is_embedded: bool = True
+    """Whether the model is in the server's own process, too."""
     control_is_stale: bool = False
     shadow: bool = False
     journal: Literal["sound", "full"] = "sound"
@@ -302,7 +304,7 @@ async def _arrange(p: Plane, about: Circumstances) -> None:
         replica.breaker.force(Mode.FORCED_OPEN if replica.name in about.out else Mode.FORCED_CLOSED)
     retries = RetryBudget(RetrySettings(share=1.0), p.clock)
     p.champion._retry_budget = retries
-    p.embedded.scorer = _InProcess(about, _expires_at(about))
+    p.embedded.scorer = _InProcess(about, _expires_at(about)) if about.is_embedded else None
     p.state = about.state
     p.guards.configure(about.guards)
     p.guards._rates = TokenBuckets(math.inf, 1.0, lambda: 0.0, most_names=None)  # nothing is refilled meanwhile
@@ -455,6 +457,7 @@ _UNUSUAL: Final[dict[str, st.SearchStrategy[Any]]] = {
     "limits": st.sampled_from(("band", "domain", "unknown")),
     "expires": st.sampled_from(("later", "long ago")),
     "first": st.just("embedded"),
+    "is_embedded": st.just(False),
     "chain": st.sampled_from(
         (
             ("model", "rules"),

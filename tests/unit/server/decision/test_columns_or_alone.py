@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from typing import Any
 
 import pytest
 from hypothesis import event, given, settings
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from support.both_ways import Asked, Circumstances, asked, circumstances, decided, least_in_block
 
 from fallback.guards import GuardSettings
+from server.inference.outcome import Outcome
 
 LEAST = 4
 """Orders that make a block here."""
+BOTH = ("primary", "secondary")
 
 
 def same_both_ways(orders: list[Asked], about: Circumstances, met: collections.Counter[str], *, together: bool) -> None:
@@ -48,6 +51,41 @@ def test_orders_get_in_columns_what_each_gets_alone(together: bool, examples: in
 
     whatever_comes()
     assert met["in columns"] > examples, "the test tests something"
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one call", "many callers"])
+@pytest.mark.parametrize(
+    "about",
+    [
+        pytest.param(Circumstances(out=("secondary",)), id="secondary out"),
+        pytest.param(Circumstances(out=("primary",), shadow=True), id="primary out"),
+        pytest.param(Circumstances(out=BOTH, chain=("model", "embedded", "rules")), id="both out"),
+        pytest.param(Circumstances(first="embedded", is_embedded=False), id="no model here"),
+        pytest.param(Circumstances(first="embedded", is_embedded=False, out=("primary",)), id="nor at the primary"),
+    ],
+)
+def test_orders_stay_in_columns_where_a_stage_is_passed_over_for_all_of_them(
+    about: Circumstances, together: bool
+) -> None:
+    met = collections.Counter[str]()
+    same_both_ways([Asked()] * LEAST, about, met, together=together)
+    assert met == {"in columns": LEAST}
+
+
+def test_where_no_model_can_be_asked_each_order_goes_on_alone() -> None:
+    met = collections.Counter[str]()
+    about = Circumstances(out=BOTH, is_embedded=False, chain=("model", "embedded", "rules"))
+    same_both_ways([Asked()] * LEAST, about, met, together=True)
+    assert met == {"in columns": 0, "stage": LEAST}
+
+
+@pytest.mark.parametrize("failing", [{"failure": Outcome.TRANSPORT}, {"secondary_fails": True}])
+def test_an_order_that_gets_no_score_where_a_stage_was_passed_over_goes_on_from_there(failing: dict[str, Any]) -> None:
+    met = collections.Counter[str]()
+    out = ("secondary",) if "failure" in failing else ("primary",)
+    about = Circumstances(out=out, chain=("model", "embedded", "rules"), **failing)
+    same_both_ways([Asked()] * LEAST, about, met, together=True)
+    assert met == {"in columns": 0, "no_score": LEAST}
 
 
 def test_an_order_that_no_mid_is_known_for_is_written_down_in_columns_as_alone() -> None:

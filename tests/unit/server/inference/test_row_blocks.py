@@ -178,6 +178,15 @@ async def test_a_batch_that_is_given_up_fails_all_orders_of_its_blocks_once() ->
         assert block.ends == 1
 
 
+async def test_a_block_of_one_order_that_fails_is_not_sent_again_and_its_order_hears_so_at_once() -> None:
+    async with bench(WIDE) as b:
+        block = submit(b, 1, 1, 0.5)
+        (call,) = await b.calls(1)
+        call.fail(Outcome.MODEL_ERROR)
+        await b.calls(1)
+        assert block.failed == {0: Outcome.MODEL_ERROR}
+
+
 @pytest.mark.parametrize("score", [0.5, math.nan])
 async def test_an_answer_that_nobody_of_a_block_waits_for_any_more_is_judged_for_what_it_is(
     score: float,
