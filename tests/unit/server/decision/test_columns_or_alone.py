@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -18,16 +19,16 @@ LEAST = 4
 BOTH = ("primary", "secondary")
 
 
-def same_both_ways(orders: list[Asked], about: Circumstances, met: collections.Counter[str], *, together: bool) -> None:
-    """Decides orders both ways, and counts where they left the columns."""
+def same_both_ways(
+    orders: list[Asked], about: Circumstances, met: collections.Counter[str], *, together: bool
+) -> Iterable[str]:
+    """Decides orders both ways, and counts where they left the columns; why."""
     with least_in_block(LEAST):
         columns = decided("columns", orders, about, together=together)
         alone = decided("alone", orders, about, together=together)
     assert alone.in_columns == 0
     met["in columns"] += columns.in_columns
     met.update(columns.alone)
-    for why in columns.alone:
-        event(why)
     begun = [one for one in orders if one.seconds > 0]
     assert columns.in_columns + sum(columns.alone.values()) + columns.counted["cancelled"] >= len(begun)
     assert columns.decisions == alone.decisions
@@ -37,6 +38,7 @@ def same_both_ways(orders: list[Asked], about: Circumstances, met: collections.C
     for found in (columns, alone):
         for one, allowed_us in zip(answered, found.allowed_us, strict=True):
             assert abs(allowed_us - one.seconds * 1e6) < 2, "each has its own time"
+    return columns.alone
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one call", "many callers"])
@@ -47,7 +49,8 @@ def test_orders_get_in_columns_what_each_gets_alone(together: bool, examples: in
     @settings(max_examples=examples, deadline=None)
     @given(st.lists(asked(plain=together), min_size=1 if together else LEAST, max_size=14), circumstances())
     def whatever_comes(orders: list[Asked], about: Circumstances) -> None:
-        same_both_ways(orders, about, met, together=together)
+        for why in same_both_ways(orders, about, met, together=together):
+            event(why)
 
     whatever_comes()
     assert met["in columns"] > examples, "the test tests something"
