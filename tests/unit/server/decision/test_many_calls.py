@@ -34,6 +34,7 @@ from server.decision.promise import Promise
 from server.decision.record import Decided
 from server.decision.reports import DecisionReports, Sink
 from server.errors import DeadlineError
+from server.inference.breaker import Mode
 from server.inference.outcome import Outcome
 
 
@@ -124,6 +125,17 @@ async def test_each_has_its_own_times_wherever_they_count(tmp_path: Path) -> Non
             assert first.used_us <= sum(use.used_us for use in budget.stages) <= budget.used_us
             assert budget.used_us <= int((now + took - arrived) * 1e6)
             assert all(use.allowed_us <= 5e6 for use in others), "the block's, which is the earliest"
+
+
+async def test_of_a_block_that_a_replica_was_passed_over_for_every_decision_is_reported(tmp_path: Path) -> None:
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        p.primary.breaker.force(Mode.FORCED_OPEN)
+        told = Sink("test", lambda _: None, one_in=0, slow_seconds=60.0, follows_traces=False, max_per_second=1e6)
+        p.dataplane._following._reports = DecisionReports((told,))
+        decisions = await asyncio.gather(*begun(p, orders_of(Random(1), 4)))
+        assert {one.source for one in decisions} == {pb.SOURCE_SECONDARY}
+        assert in_columns(p) == 4
+        assert told.chosen == {"degraded": 4}
 
 
 async def test_what_has_another_deadline_is_in_another_block_or_alone(tmp_path: Path) -> None:
