@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pretrade.client.cli.alertmanager import Alertmanager, Matcher, UnreachableError
-from pretrade.console.acts import FormError
 from pretrade.console.alerts import AlertWatch, OpenAlert, conditions_of
+from pretrade.console.forms import FormError
 
 _ALERT: dict[str, Any] = {
     "labels": {"alertname": "ReplicaDown", "severity": "ticket", "replica": "primary", "instance": "s:7003"},
