@@ -215,7 +215,7 @@ def test_the_first_watch(
         times.took("**hang**: the secondary answers", began, desk.first(began, pb.SOURCE_SECONDARY).at)
         expect(page.locator("#status .worst")).to_contain_text("primary")
         times.took("the overview says so", began)
-        expect(page.locator("#alerts")).to_contain_text("ReplicaDown", timeout=MAIL_SECONDS * 1e3)
+        expect(page.locator("#alerts li").first).to_contain_text("ReplicaDown", timeout=MAIL_SECONDS * 1e3)
         times.took("the alert is on the overview", began)
         picture(page, "watch", tmp_path, whole=False)
         eventually(lambda: [one for one in mails.subjects()[told:] if "ReplicaDown" in one], bool, MAIL_SECONDS)
@@ -227,7 +227,7 @@ def test_the_first_watch(
 
         # Why?
         began = time.monotonic()
-        page.locator("#alerts").get_by_role("link", name="What to do").first.click()
+        page.locator("#alerts li").first.get_by_role("link", name="What to do").click()
         expect(page.locator("#replicadown")).to_be_in_viewport()
         times.took("the runbook, at its section", began)
         began = time.monotonic()
@@ -263,7 +263,7 @@ def test_the_first_watch(
         for why in ("primary hangs, looking", "primary was started again"):
             assert re.search(rf"ann.*{why}", changes), changes
             expect(page.locator("#changes tr", has_text=why)).to_contain_text("ann")
-        picture(page, "watched", tmp_path)
+        picture(page, "overview", tmp_path)
         eventually(mails.subjects, lambda subjects: "RESOLVED ReplicaDown" in subjects[told:], MAIL_SECONDS)
         times.took("after the repair: the mail that it is over", repaired)
     assert not desk.failed, "no call has failed at any time"
