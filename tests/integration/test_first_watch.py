@@ -262,7 +262,7 @@ def test_the_first_watch(
         times.took("`pretrade changes --since 1h` says who did what", began)
         for why in ("primary hangs, looking", "primary was started again"):
             assert re.search(rf"ann.*{why}", changes), changes
-            expect(page.locator("#changes tr", has_text=why)).to_contain_text("ann")
+            expect(page.locator("#changes tr", has_text=why).first).to_contain_text("ann")
         picture(page, "overview", tmp_path)
         eventually(mails.subjects, lambda subjects: "RESOLVED ReplicaDown" in subjects[told:], MAIL_SECONDS)
         times.took("after the repair: the mail that it is over", repaired)
