@@ -199,6 +199,7 @@ def test_on_call_sees_that_all_is_well_halts_resumes_and_finds_out_who_did_it(
         expect(page.locator("#hour")).to_contain_text("PRIMARY")
         expect(page.locator(".chart canvas").first).to_be_visible()
         expect(page.locator("#parts")).not_to_contain_text("no worker reports")
+        picture(page, "overview", tmp_path)
 
         page.get_by_role("link", name="Halt trading").click()
         expect(page.locator("#preview")).to_contain_text("trading_state: ACTIVE → HALTED")
