@@ -268,9 +268,49 @@ def test_breakers_drains_flags_and_the_chain_are_set_for_a_time(operator: Visito
     assert "No champion is left then" in risky
 
 
+def test_an_alert_rule_is_set_changed_and_deleted_and_the_audit_names_who_did_it(
+    operator: Visitor, viewer: Visitor
+) -> None:
+    fields = {"name": "twap-trades", "condition": "TRADE", "strategy": "twap", "threshold": "0.9", "severity": "page"}
+    assert "/act/alert_rule" in operator.get("/alerts").text
+    assert "There are none" in operator.part("/alerts/rules")
+    text, version = previewed(operator, "alert_rule", **fields)
+    assert "+ twap-trades: TRADE share of strategy twap above 0.9 (page)" in text
+    assert "There are none" in operator.part("/alerts/rules"), "nothing was set yet"
+    made = operator.post("/act/alert_rule", {**fields, "reason": "picky", "version": version})
+    assert (made.status_code, made.headers["location"]) == (303, "/alerts")
+    shown = viewer.part("/alerts/rules")
+    assert "TRADE share of strategy twap over 300 s is above 0.9" in shown
+    assert "/act/" not in shown + viewer.get("/alerts").text, "a viewer is offered nothing"
+    (change,) = re.findall(r'href="(/act/alert_rule\?[^"]+)"', operator.part("/alerts/rules"))
+    form = operator.get(unescape(change)).text
+    for name, value in {"name": "twap-trades", "strategy": "twap", "window": "5m", "threshold": "0.9"}.items():
+        assert re.search(rf'name="{name}"[^>]* value="{value}"', form), name
+    assert '<option value="page" selected>' in form
+    text, version = previewed(operator, "alert_rule", **fields | {"threshold": "0.8"})
+    assert "- twap-trades: TRADE share of strategy twap above 0.9 (page)" in text
+    assert "+ twap-trades: TRADE share of strategy twap above 0.8 (page)" in text
+    changed = operator.post("/act/alert_rule", {**fields, "threshold": "0.8", "reason": "pickier", "version": version})
+    assert changed.status_code == 303, changed.text
+    refused = viewer.post("/act/alert_rule_delete", {"name": "twap-trades", "reason": "may I?"})
+    assert (refused.status_code, "PERMISSION_DENIED" in refused.text) == (403, True)
+    text, version = previewed(operator, "alert_rule_delete", name="twap-trades")
+    assert "Nobody is told of this any more." in text
+    gone = operator.post("/act/alert_rule_delete", {"name": "twap-trades", "reason": "too loud", "version": version})
+    assert gone.status_code == 303, gone.text
+    assert "There are none" in viewer.part("/alerts/rules")
+    changes = eventually(lambda: viewer.part("/overview/changes"), lambda text: "too loud" in text)
+    for why in ("picky", "pickier", "too loud"):
+        assert re.search(rf"<td>olga</td>\s*<td>{why}</td>", changes), why
+
+
 @pytest.mark.parametrize(
     ("act", "fields", "said"),
     [
+        ("alert_rule", {"name": "Loud", "condition": "TRADE", "threshold": "0.9", "reason": "x"}, "lower-case letters"),
+        ("alert_rule", {"name": "loud", "condition": "TRADE", "threshold": "9", "reason": "x"}, "from 0 to 1"),
+        ("alert_rule", {"name": "loud", "condition": "feature", "threshold": "9", "reason": "x"}, "Feature: one must"),
+        ("alert_rule_delete", {"name": "nobodys", "reason": "x"}, "there is no alert rule"),
         ("trading_state", {"state": "asleep", "reason": "x"}, "State: one of active, reducing, halted"),
         ("trading_state", {"state": "halted"}, "Say why"),
         ("trading_state", {"state": "halted", "reason": "x" * 300}, "at most 256 characters"),

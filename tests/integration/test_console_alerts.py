@@ -108,7 +108,7 @@ def test_a_viewer_sees_alerts_and_silences_none_and_a_trader_sees_none(
         assert vic.post("/alerts/silence/preview", form).status_code == 403
         assert vic.post("/alerts/silences/any").status_code == 403
     with logged_in(console, server, "trader", "tim") as tim:
-        for path in ("/alerts", "/alerts/live", "/overview/alerts"):
+        for path in ("/alerts", "/alerts/live", "/alerts/rules", "/overview/alerts"):
             assert tim.get(path).status_code == 403, path
         assert "/alerts" not in tim.get("/").text
     assert not Alertmanager(url).silences()
@@ -171,10 +171,14 @@ def test_an_alertmanager_that_is_away_takes_nothing_else_with_it(server: SecureS
         assert "does not answer" in olga.get("/alerts/silences/any").text
 
 
-def test_without_an_alertmanager_there_is_no_page_of_alerts(server: SecureServer) -> None:
+def test_without_an_alertmanager_the_page_of_alerts_has_the_rules_alone(server: SecureServer) -> None:
     with (
         running_console(clean_environment(server), "--target", server.admin) as console,
         logged_in(console, server, "operator", "olga") as olga,
     ):
-        assert "/alerts" not in olga.get("/").text
-        assert olga.get("/alerts").status_code == 404
+        page = olga.get("/alerts").text
+        assert "What fires is not shown" in page
+        assert "/alerts/silence" not in page
+        assert "There are none" in olga.part("/alerts/rules")
+        assert olga.get("/alerts/live").status_code == 404
+        assert olga.get("/alerts/silence").status_code == 404

@@ -132,10 +132,14 @@ def started_alertmanager(folder: Path, path: Path) -> Iterator[str]:
             process.wait(30)
 
 
-def written_configuration(folder: Path, pages: Webhook, tickets: Mailbox) -> Path:
-    """The file of the deployment's configuration with these receivers, and shorter waits."""
+def written_configuration(folder: Path, pages: Webhook, tickets: Mailbox, *, in_haste: bool = True) -> Path:
+    """The file of the deployment's configuration with these receivers, and with shorter waits or its own."""
     path = folder / "alertmanager.yaml"
-    path.write_text(yaml.safe_dump(_configuration(folder, pages, tickets)))
+    found = _configuration(folder, pages, tickets)
+    if in_haste:
+        for route in (found["route"], *found["route"]["routes"]):
+            route |= {"group_wait": "1s", "group_interval": "1s"}
+    path.write_text(yaml.safe_dump(found))
     return path
 
 
@@ -161,6 +165,4 @@ def _configuration(folder: Path, pages: Webhook, tickets: Mailbox) -> dict[str, 
     page, ticket = found["route"]["routes"]
     page["receiver"], ticket["receiver"] = "webhook", "e-mail"
     found["route"]["routes"] = [page | {"continue": True}, page | {"receiver": "e-mail"}, ticket]
-    for route in (found["route"], *found["route"]["routes"]):
-        route |= {"group_wait": "1s", "group_interval": "1s"}
     return found

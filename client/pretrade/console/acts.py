@@ -11,8 +11,8 @@ from pretrade.client.cli.changing import risk_without
 from pretrade.client.cli.model_versions import LOAD_SECONDS
 from pretrade.client.cli.options import span_seconds
 from pretrade.client.enum_names import enum_choices, enum_name
-
-Form = Mapping[str, str]
+from pretrade.console.forms import Form, FormError, choice, needed
+from pretrade.console.rules import delete_request, set_request
 
 STAGES: Final = ("model", "embedded", "cached_score", "rules")
 """Those of the fallback chain that may be asked, in the order of the settings' default."""
@@ -29,10 +29,7 @@ CHANGE_SECONDS: Final = 10.0
 ALIASES: Final = ("champion", "challenger", "previous")
 """Those that can be set."""
 _MODELS: Final = "/models"
-
-
-class FormError(Exception):
-    """A form cannot be understood; says which field, and what is expected."""
+_ALERTS: Final = "/alerts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +96,7 @@ def can_expect(request: Any) -> bool:
 
 
 def _trading_state(form: Form) -> pb.SetTradingStateRequest:
-    state = _choice(form, "state", enum_choices(pb.TradingState))
+    state = choice(form, "state", enum_choices(pb.TradingState))
     lift = form.get("lift", "")
     return pb.SetTradingStateRequest(state=state, lifts=[lift] if lift else [])  # type: ignore[arg-type]  # a number
 
@@ -118,8 +115,8 @@ def _is_looser(wanted: int, now: int) -> bool:
 
 
 def _breaker(form: Form) -> pb.SetBreakerRequest:
-    mode = _choice(form, "mode", enum_choices(pb.BreakerMode))
-    return pb.SetBreakerRequest(replica=_needed(form, "replica"), mode=mode)  # type: ignore[arg-type]  # a number
+    mode = choice(form, "mode", enum_choices(pb.BreakerMode))
+    return pb.SetBreakerRequest(replica=needed(form, "replica"), mode=mode)  # type: ignore[arg-type]  # a number
 
 
 def _risk_of_breaker(form: Form, known: Known) -> str:
@@ -130,15 +127,15 @@ def _risk_of_breaker(form: Form, known: Known) -> str:
 
 
 def _drain(form: Form) -> pb.DrainReplicaRequest:
-    return pb.DrainReplicaRequest(replica=_needed(form, "replica"))
+    return pb.DrainReplicaRequest(replica=needed(form, "replica"))
 
 
 def _resume(form: Form) -> pb.ResumeReplicaRequest:
-    return pb.ResumeReplicaRequest(replica=_needed(form, "replica"))
+    return pb.ResumeReplicaRequest(replica=needed(form, "replica"))
 
 
 def _flag(form: Form) -> pb.SetFlagRequest:
-    return pb.SetFlagRequest(name=_needed(form, "flag"), enabled=bool(_choice(form, "value", {"on": 1, "off": 0})))
+    return pb.SetFlagRequest(name=needed(form, "flag"), enabled=bool(choice(form, "value", {"on": 1, "off": 0})))
 
 
 def _chain(form: Form) -> pb.SetChainRequest:
@@ -166,7 +163,7 @@ def _weight(form: Form) -> pb.SetCanaryWeightRequest:
         percent = -1.0
     if not 0 <= percent <= 100:
         raise FormError("Share of the flows: a number of percent, 0 to 100.")
-    hold = _choice(form, "hold", {"yes": 1, "no": 0})
+    hold = choice(form, "hold", {"yes": 1, "no": 0})
     return pb.SetCanaryWeightRequest(model=form.get("model", ""), weight=percent / 100, hold=bool(hold))
 
 
@@ -180,7 +177,7 @@ def _canary(form: Form) -> pb.StartCanaryRequest:
     except ValueError:
         raise FormError("Steps: numbers of percent, like 5 25 50 100; empty for those of the settings.") from None
     return pb.StartCanaryRequest(
-        model_version=_needed(form, "model_version"),
+        model_version=needed(form, "model_version"),
         model=form.get("model", ""),
         steps=steps,
         instrument=form.get("instrument", "").strip(),
@@ -191,7 +188,7 @@ def _canary(form: Form) -> pb.StartCanaryRequest:
 def _load(form: Form) -> pb.LoadModelRequest:
     replica = form.get("replica", "")
     return pb.LoadModelRequest(
-        model_version=_needed(form, "model_version"), model=form.get("model", ""), replicas=[replica] if replica else []
+        model_version=needed(form, "model_version"), model=form.get("model", ""), replicas=[replica] if replica else []
     )
 
 
@@ -200,7 +197,7 @@ def _alias(form: Form) -> pb.SetModelAliasRequest:
     if alias not in ALIASES:
         raise FormError(f"Alias: one of {', '.join(ALIASES)}.")
     return pb.SetModelAliasRequest(
-        model_version=_needed(form, "model_version"), model=form.get("model", ""), alias=alias
+        model_version=needed(form, "model_version"), model=form.get("model", ""), alias=alias
     )
 
 
@@ -284,6 +281,16 @@ ACTS: Final[Mapping[str, Act]] = {
             leads_to=_MODELS,
             chooses_version=True,
         ),
+        Act("alert_rule", "Set an alert rule", "SetAlertRule", set_request, can_end=False, leads_to=_ALERTS),
+        Act(
+            "alert_rule_delete",
+            "Delete an alert rule",
+            "DeleteAlertRule",
+            delete_request,
+            lambda _form, _known: "Nobody is told of this any more.",
+            can_end=False,
+            leads_to=_ALERTS,
+        ),
     )
 }
 """By name."""
@@ -299,16 +306,3 @@ def replica_names(replicas: Iterable[pb.ReplicaStatus]) -> list[str]:
             if offered not in found and (name != role or offered == one.name):
                 found.append(offered)
     return found
-
-
-def _needed(form: Form, field: str) -> str:
-    if not (value := form.get(field, "").strip()):
-        raise FormError(f"{field.replace('_', ' ').capitalize()}: one must be chosen.")
-    return value
-
-
-def _choice(form: Form, field: str, choices: Mapping[str, int]) -> int:
-    value = form.get(field, "")
-    if value not in choices:
-        raise FormError(f"{field.capitalize()}: one of {', '.join(choices)}.")
-    return choices[value]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from pretrade.client.cli.alertmanager import Alertmanager, AlertmanagerError, Matcher, by_urgency, moment, told
-from pretrade.console.acts import Form, FormError
+from pretrade.console.forms import Form, FormError
 from pretrade.console.runbook import section
 
 _FRESH_SECONDS: Final = 2.0

@@ -19,6 +19,7 @@ from pretrade.client.credentials import ClientCredentials
 from pretrade.console.alerts import AlertWatch
 from pretrade.console.guard import HEALTH, Guard
 from pretrade.console.oidc import Provider
+from pretrade.console.pages.alert_rules import AlertRules
 from pretrade.console.pages.alerts import Alerts
 from pretrade.console.pages.decisions import Decisions
 from pretrade.console.pages.login import Login
@@ -88,6 +89,7 @@ class Console:
             *Steering(site).routes(),
             *self._decisions.routes(),
             *Models(site).routes(),
+            *AlertRules(site).routes(),
             *Runbook(site).routes(),
         ]
         if alertmanager is not None:

@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pretrade.audit.v1 import audit_pb2 as pb
 from pretrade.client.cli.options import span_seconds
 from pretrade.client.enum_names import enum_choices
-from pretrade.console.acts import FormError
+from pretrade.console.forms import FormError
 from pretrade.decision.v1 import decision_pb2
 
 HEARD: Final[Mapping[str, int]] = enum_choices(pb.HeardAction)

@@ -93,7 +93,7 @@ class Site:
     def _navigation(self, session: Session) -> Iterator[Place]:
         """The pages that are offered to a person."""
         for place in _PLACES:
-            if (place.needs is None or session.may(*place.needs)) and (self.has_alerts or place.path != "/alerts"):
+            if place.needs is None or session.may(*place.needs):
                 yield place
 
     def for_people(self, page: Page, *, needs: tuple[str, str] | None = None) -> Handler:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pretrade.admin.v1 import admin_pb2 as pb
-from pretrade.console.acts import ACTS, FormError, Known, replica_names
+from pretrade.console.acts import ACTS, Known, replica_names
+from pretrade.console.forms import FormError
 
 
 def known(state: pb.TradingState.ValueType = pb.TRADING_STATE_ACTIVE, *healthy: str) -> Known:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pretrade.client.cli.alertmanager import Alertmanager, Matcher, UnreachableError
-from pretrade.console.acts import FormError
+from pretrade.client.cli.alertmanager import Alertmanager, Matcher, UnreachableError, by_urgency
 from pretrade.console.alerts import AlertWatch, OpenAlert, conditions_of
+from pretrade.console.forms import FormError
 
 _ALERT: dict[str, Any] = {
     "labels": {"alertname": "ReplicaDown", "severity": "ticket", "replica": "primary", "instance": "s:7003"},
@@ -63,6 +63,24 @@ async def test_an_alertmanager_that_is_away_is_no_sign_that_all_is_well() -> Non
     alertmanager.problem = ""
     now += 5.0
     assert (await watch.look()).problem == ""
+
+
+def test_the_most_urgent_comes_first_and_what_explains_others_before_these() -> None:
+    def alert(name: str, severity: str, minute: int, *explained_by: str) -> dict[str, Any]:
+        labels = {"alertname": name, "severity": severity}
+        status = {"silencedBy": [], "inhibitedBy": list(explained_by)}
+        return {"labels": labels, "startsAt": f"2026-11-24T10:0{minute}:00.000Z", "status": status}
+
+    found = by_urgency(
+        [
+            alert("Flapping", "ticket", 1, "some fingerprint"),
+            alert("Down", "ticket", 2),
+            alert("Behind", "ticket", 3),
+            alert("Full", "page", 4),
+            alert("Strange", "whisper", 0),
+        ]
+    )
+    assert [one["labels"]["alertname"] for one in found] == ["Full", "Down", "Behind", "Flapping", "Strange"]
 
 
 def test_an_alert_leads_to_its_section_and_to_a_silence_of_itself_alone() -> None:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 from pretrade.audit.v1 import audit_pb2 as pb
-from pretrade.console.acts import FormError
+from pretrade.console.forms import FormError
 from pretrade.console.searching import filter_of, live, next_page
 from pretrade.decision.v1 import decision_pb2
 

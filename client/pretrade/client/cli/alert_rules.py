@@ -186,6 +186,11 @@ def write(
 
 def in_words(rule: admin_pb2.AlertRule) -> str:
     """A rule in one line."""
+    return f"{rule.name}: {rule.severity} while {condition(rule)}"
+
+
+def condition(rule: admin_pb2.AlertRule) -> str:
+    """What a rule waits for, in words."""
     if rule.HasField("share"):
         whose = f"strategy {rule.share.strategy}" if rule.share.strategy else "all strategies"
         what = f"{rule.share.action} share of {whose} over {rule.share.window.seconds} s"
@@ -194,7 +199,7 @@ def in_words(rule: admin_pb2.AlertRule) -> str:
     crosses = f"above {rule.above:g}" if rule.HasField("above") else f"below {rule.below:g}"
     lasting = f" for {rule.lasting.seconds} s" if rule.lasting.seconds else ""
     cooldown = f", then for another {rule.cooldown.seconds} s" if rule.cooldown.seconds else ""
-    return f"{rule.name}: {rule.severity} while {what} is {crosses}{lasting}{cooldown}"
+    return f"{what} is {crosses}{lasting}{cooldown}"
 
 
 def _found(channel: grpc.Channel) -> admin_pb2.ListAlertRulesResponse:

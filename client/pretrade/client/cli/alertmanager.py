@@ -122,11 +122,12 @@ class Alertmanager:
 
 
 def by_urgency(alerts: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Alerts, the most urgent first, and of those that are as urgent the oldest."""
+    """Alerts, the most urgent first; of those that are as urgent what explains others before these, and the oldest."""
 
-    def urgency(alert: Mapping[str, Any]) -> tuple[int, str]:
+    def urgency(alert: Mapping[str, Any]) -> tuple[int, bool, str]:
         severity = alert["labels"].get("severity", "")
-        return _SEVERITIES.index(severity) if severity in _SEVERITIES else len(_SEVERITIES), alert["startsAt"]
+        rank = _SEVERITIES.index(severity) if severity in _SEVERITIES else len(_SEVERITIES)
+        return rank, bool(alert["status"]["inhibitedBy"]), alert["startsAt"]
 
     return sorted(alerts, key=urgency)
 

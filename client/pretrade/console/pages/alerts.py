@@ -16,8 +16,8 @@ from starlette.routing import Route
 
 from pretrade.client.cli.alertmanager import Alertmanager, AlertmanagerError, UnreachableError, matchers_of
 from pretrade.client.cli.options import span_seconds
-from pretrade.console.acts import Form, FormError
 from pretrade.console.alerts import AlertWatch, OpenAlert, conditions_of
+from pretrade.console.forms import Form, FormError
 from pretrade.console.sessions import Session
 from pretrade.console.site import Site, form_of, redirected
 
@@ -28,7 +28,7 @@ _LONGEST_REASON: Final = 256
 
 
 class Alerts:
-    """The pages.
+    """What the page of alerts has from Alertmanager, and the forms of silences.
 
     Args:
         site: What all pages share.
@@ -45,7 +45,6 @@ class Alerts:
         """What is where."""
         people = self._site.for_people
         return [
-            Route("/alerts", people(self._page, needs=_READS), methods=["GET"]),
             Route("/alerts/live", people(self._live, needs=_READS), methods=["GET"]),
             Route("/overview/alerts", people(self._short, needs=_READS), methods=["GET"]),
             Route("/alerts/silence", people(self._form, needs=_SILENCES), methods=["GET"]),
@@ -54,9 +53,6 @@ class Alerts:
             Route("/alerts/silences/{id}", people(self._one, needs=_SILENCES), methods=["GET"]),
             Route("/alerts/silences/{id}", people(self._end, needs=_SILENCES), methods=["POST"]),
         ]
-
-    async def _page(self, _: Request, session: Session) -> Response:
-        return self._site.show(session, "alerts", notice=session.take_notice())
 
     async def _live(self, _: Request, session: Session) -> Response:
         return self._site.show(session, "_alerts", seen=await self._watch.look(), may_silence=session.may(*_SILENCES))

@@ -17,8 +17,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from pretrade.audit.v1 import audit_pb2 as pb
-from pretrade.console.acts import FormError
 from pretrade.console.calls import AUDIT_SECONDS, failed
+from pretrade.console.forms import FormError
 from pretrade.console.ledger import WIDTH, named_vector, waterfall
 from pretrade.console.searching import DECIDED, HEARD, SOURCES, filter_of, live, next_page
 from pretrade.console.sessions import Session

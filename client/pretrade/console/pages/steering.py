@@ -12,9 +12,11 @@ from starlette.routing import Route
 
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.client.enum_names import enum_choices
-from pretrade.console.acts import ACTS, ALIASES, MODES, STAGES, Act, Form, FormError, Known, can_expect, replica_names
+from pretrade.console.acts import ACTS, ALIASES, MODES, STAGES, Act, Known, can_expect, replica_names
 from pretrade.console.calls import SECONDS, CallFailedError
+from pretrade.console.forms import Form, FormError
 from pretrade.console.rendering import named
+from pretrade.console.rules import CONDITIONS, CROSSES, SEVERITIES
 from pretrade.console.sessions import Session
 from pretrade.console.site import HTTP, Site, form_of, redirected
 
@@ -111,6 +113,10 @@ class Steering:
             versions=versions,
             aliases=ALIASES,
             models=[one.name for one in known.status.models],
+            conditions=CONDITIONS,
+            crosses=CROSSES,
+            severities=SEVERITIES,
+            features=[one.name for one in known.status.drift.features if one.name != "score"],
         )
 
     def _problem(self, session: Session, status: int, message: str) -> Response:
