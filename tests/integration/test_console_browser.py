@@ -48,7 +48,7 @@ DESKTOP: Final = {"width": 1366, "height": 768}
 PHONE: Final = {"width": 390, "height": 844}
 ALERTING: Final = bool(prometheus.program() and alertmanager.program())
 """Both come with no package of ours."""
-PAGES: Final = ("/", "/decisions", "/market", "/models", *(("/alerts",) if ALERTING else ()), "/runbook")
+PAGES: Final = ("/", "/decisions", "/models", *(("/alerts",) if ALERTING else ()), "/runbook")
 ACTS_TO_OPEN: Final = (
     *(f"/act/{name}" for name in ACTS if name not in ("canary_abort", "canary_promote", "canary_weight")),
     *(("/alerts/silence",) if ALERTING else ()),
