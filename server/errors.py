@@ -48,6 +48,7 @@ No error knows a transport: the table in `rpc/status.py` maps each to its gRPC s
         ├── OutcomeConflictError      this reporter said something else about this decision before
         ├── InvalidRequestError       the caller must change the request; the message names field and rule
         ├── AuditUnavailableError     what was asked for may be where the server cannot look now
+        │   └── BarsUnavailableError     the database of bars cannot be read now
         └── AuditBusyError            too many requests wait for the audit
 
 Errors that a component raises for its own parts, or for the one that builds it, are defined beside it.
@@ -173,10 +174,10 @@ class UnknownServiceError(PretradeError):
 
 
 class UnknownInstrumentError(PretradeError):
-    """The server does not follow an instrument that was asked about."""
+    """The server does not follow an instrument that was asked about; the message begins with the request's field."""
 
     def __init__(self, message: str) -> None:
-        super().__init__("UNKNOWN_INSTRUMENT", message, "instruments")
+        super().__init__("UNKNOWN_INSTRUMENT", message, message.partition(":")[0])
 
 
 class TooManyWatchersError(PretradeError):
@@ -386,6 +387,12 @@ class AuditUnavailableError(AuditError):
     """What was asked for may be in the database or the journal, which cannot be read now."""
 
     reason = "AUDIT_UNAVAILABLE"
+
+
+class BarsUnavailableError(AuditUnavailableError):
+    """The database of bars, which is read by the process that reads the audit, cannot be read now."""
+
+    reason = "BARS_UNAVAILABLE"
 
 
 class AuditBusyError(AuditError):

@@ -151,7 +151,7 @@ _HEADINGS: Final = {
     "Features": ("features", "feature_cache"),
     "What is answered without a model, and the guards": ("chain", "embedded", "cached_score", "rules", "guards"),
     "Steering and canaries": ("control", "shadow", "canary", "slo"),
-    "The audit": ("journal", "shipping", "decisions_topic", "replay", "explain", "drift", "audit_watch"),
+    "The audit": ("journal", "shipping", "decisions_topic", "replay", "explain", "drift", "audit_watch", "market"),
     "Logs and traces": ("tracing", "decision_log"),
     "Credentials and access": ("tls", "tokens", "access"),
 }

@@ -38,7 +38,7 @@ from feature_cache.constants import is_constant
 from feature_cache.store import cluster
 from feature_cache.store.l1 import FeatureCacheSettings
 from server.audit.reading.explaining import ExplainSettings
-from server.audit.reading.reading import ReplaySettings
+from server.audit.reading.reading import MarketSettings, ReplaySettings
 from server.audit.shipping.shipping import ShippingSettings, TopicSettings
 from server.audit.watch import AuditWatchSettings
 from server.canary.burn import SloSettings
@@ -158,6 +158,7 @@ class Settings(BaseSettings):
     decisions_topic: TopicSettings = TopicSettings()
     replay: ReplaySettings = ReplaySettings()
     explain: ExplainSettings = ExplainSettings()
+    market: MarketSettings = MarketSettings()
     drift: DriftSettings = DriftSettings()
     audit_watch: AuditWatchSettings = AuditWatchSettings()
     tracing: TracingSettings = TracingSettings()

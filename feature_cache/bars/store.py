@@ -136,6 +136,11 @@ class BarStore:
         wanted = (BARS.c.start >= start) & (BARS.c.start < start + dt.timedelta(days=1))
         return self._read(sa.select(BARS).where(wanted).order_by(BARS.c.interval, BARS.c.instrument, BARS.c.start))
 
+    def has_table(self) -> bool:
+        """Whether a keeper of bars has ever written here."""
+        with _Transaction(self._engine) as connection:
+            return sa.inspect(connection).has_table(BARS.name)
+
     def instruments(self) -> list[str]:
         """The instruments that have bars, by name."""
         found = self._read(sa.select(BARS.c.instrument).distinct().order_by(BARS.c.instrument))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from feature_cache.engine.book import EventError, OrderBook, check_delta, check_snapshot
+from feature_cache.engine.book import EventError, Levels, OrderBook, check_delta, check_snapshot
 from feature_cache.engine.lag import MAX_OFFSET_NS, MinimumLag
 from pretrade.market.v1 import market_pb2 as pb
 
@@ -78,6 +78,20 @@ class Market:
     def time_ns(self) -> int:
         """Event time, made monotonic; see the module."""
         return self._time_ns
+
+    def depth(self, levels: int) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+        """The best levels of the book, bids and asks, each best first; empty while the book is unknown.
+
+        A level is its price in the quote currency and its size in units of the base.
+        """
+        if not self.book.valid:
+            return [], []
+        price, size = 10**self._price_decimals, 10**self._size_decimals
+
+        def of(side: Levels) -> list[tuple[float, float]]:
+            return [(ticks / price, lots / size) for ticks, lots in side.top(levels)]
+
+        return of(self.book.bids), of(self.book.asks)
 
     def age_seconds(self, now_ns: int) -> float:
         """Age of the newest event at the wall-clock instant `now_ns`, as `FeatureSnapshot.age_seconds`."""

@@ -193,18 +193,18 @@ class ClusterFeatureStore:
             raise PartialWriteError([newest[name] for name in lost], sum(refused), problem)
         return sum(refused)
 
-    async def write_reports(self, reports: Mapping[str, str], life_ms: int) -> None:
-        """As `FeatureStore.write_reports`; what it raises is about some nodes, and the others have theirs."""
+    async def write_texts(self, key_of: Callable[[str], str], texts: Mapping[str, str], life_ms: int) -> None:
+        """As `FeatureStore.write_texts`; what it raises is about some nodes, and the others have theirs."""
         _, _, problem = await self._ask_each(
-            reports, lambda node, names: node.write_reports({name: reports[name] for name in names}, life_ms)
+            texts, lambda node, names: node.write_texts(key_of, {name: texts[name] for name in names}, life_ms)
         )
         if problem is not None:
             raise problem
 
-    async def read_reports(self, instruments: Sequence[str]) -> dict[str, bytes]:
-        """As `FeatureStore.read_reports`; a node that does not answer has none."""
-        answers, _, _ = await self._ask_each(instruments, lambda node, names: node.read_reports(names))
-        return {name: report for answer in answers for name, report in answer.items()}
+    async def read_texts(self, key_of: Callable[[str], str], instruments: Sequence[str]) -> dict[str, bytes]:
+        """As `FeatureStore.read_texts`; a node that does not answer has none."""
+        answers, _, _ = await self._ask_each(instruments, lambda node, names: node.read_texts(key_of, names))
+        return {name: text for answer in answers for name, text in answer.items()}
 
     async def check(self) -> None:
         """Sees which nodes hold the slots, and whether they are there. Raises `RedisError` or `TimeoutError`."""

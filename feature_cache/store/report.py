@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from redis.exceptions import RedisError
 
 from feature_cache.store.codec import BookState
+from feature_cache.store.vectors import report_key_of
 
 if TYPE_CHECKING:
     from feature_cache.store.cluster import ClusterFeatureStore
@@ -59,7 +60,7 @@ class ReportReader:
     async def read(self, instruments: Sequence[str]) -> dict[str, InstrumentReport]:
         """The reports that there are; none at all while Redis does not answer. Never raises."""
         try:
-            values = await self._store.read_reports(instruments)
+            values = await self._store.read_texts(report_key_of, instruments)
         except (RedisError, OSError):
             return {}
         found = {}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from redis.asyncio import Redis
@@ -70,6 +70,11 @@ def report_key_of(instrument: str) -> str:
     return f"features.report:{{{instrument}}}"
 
 
+def book_key_of(instrument: str) -> str:
+    """The Redis key of an instrument's book, for people."""
+    return f"features.book:{{{instrument}}}"
+
+
 class FeatureStore:
     """The writing side.
 
@@ -108,18 +113,18 @@ class FeatureStore:
             answers = await pipeline.execute()
         return sum(answers)
 
-    async def write_reports(self, reports: Mapping[str, str], life_ms: int) -> None:
-        """Stores a report for each instrument, for so many milliseconds. Raises as `write` does."""
+    async def write_texts(self, key_of: Callable[[str], str], texts: Mapping[str, str], life_ms: int) -> None:
+        """Stores a text for each instrument under its key, for so many milliseconds. Raises as `write` does."""
         async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
-            for instrument, report in reports.items():
-                pipeline.set(report_key_of(instrument), report, px=life_ms)
+            for instrument, text in texts.items():
+                pipeline.set(key_of(instrument), text, px=life_ms)
             await pipeline.execute()
 
-    async def read_reports(self, instruments: Sequence[str]) -> dict[str, bytes]:
-        """The reports that there are, by instrument. Raises as `write` does; a value that is no report is none."""
+    async def read_texts(self, key_of: Callable[[str], str], instruments: Sequence[str]) -> dict[str, bytes]:
+        """The texts that there are, by instrument. Raises as `write` does; a value that is no text is none."""
         async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
             for instrument in instruments:
-                pipeline.get(report_key_of(instrument))
+                pipeline.get(key_of(instrument))
             values = await pipeline.execute(raise_on_error=False)
         for value in values:
             if isinstance(value, (AskError, ClusterError)):

@@ -20,6 +20,9 @@ from feature_cache.feature_set import Feature
 
 Outputs = tuple[float, ...]
 """What TA-Lib gives for a bar."""
+HISTORY_BARS: Final = 600
+"""Stored bars of each interval that are looked up: ten minutes of those of a second, fifty hours of those of five
+minutes. The recursive indicators have forgotten by then what was before, as far as a float32 can tell."""
 CHANGE_BARS: Final = 20
 """How far back `Indicator.is_total` looks."""
 

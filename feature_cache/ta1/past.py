@@ -25,13 +25,11 @@ import structlog
 
 from feature_cache.bars.bar import INTERVALS, SECOND_NS, Bar, Lacks
 from feature_cache.bars.store import BarStore, BarStoreError, bar_of
-from feature_cache.ta1.series import Series
+from feature_cache.ta1.indicators import HISTORY_BARS
+from feature_cache.ta1.series import Series, without_gap
 
 _log = structlog.get_logger(__name__)
 
-COUNT: Final = 600
-"""Bars of each interval that are looked up: ten minutes of those of a second, fifty hours of those of five minutes. The
-recursive indicators have forgotten by then what was before, as far as a float32 can tell."""
 _SOON_NS: Final = 5 * SECOND_NS
 """Before the end of our first bar nothing is looked up any more that would count until then only."""
 _NEVER_NS: Final = 1 << 63
@@ -114,7 +112,7 @@ class Past:
 
     def answer(self, look: Look) -> None:
         """Reads, and computes the indicators from what there is. Raises what `read` raises."""
-        stored = self._read(look.instrument, look.interval, look.until_ns, COUNT)
+        stored = self._read(look.instrument, look.interval, look.until_ns, HISTORY_BARS)
         history = joined(stored, look.own) if look.own else reaching(stored, look.first_ns)
         if history is not None:
             series = Series()
@@ -150,7 +148,7 @@ class Join:
 
     def add(self, bar: Bar) -> None:
         """Takes the next bar of ours."""
-        self.is_over = len(self._own) >= COUNT or (bool(self._own) and bool(bar.lacks & Lacks.BEGINNING))
+        self.is_over = len(self._own) >= HISTORY_BARS or (bool(self._own) and bool(bar.lacks & Lacks.BEGINNING))
         if not self.is_over:
             if not self._own:
                 self._look_again()
@@ -194,7 +192,7 @@ class Join:
 
 def reaching(stored: Sequence[Bar], until_ns: int) -> list[Bar] | None:
     """The stored bars after the last gap; None if the last of them does not end there."""
-    history = _without_gap(stored)
+    history = without_gap(stored)
     return history if history and history[-1].end_ns == until_ns else None
 
 
@@ -204,17 +202,7 @@ def joined(stored: Sequence[Bar], own: Sequence[Bar]) -> list[Bar] | None:
     Of the stored bars it takes those after the last gap. Where both have a bar, the stored one counts: our first was
     not read from its beginning.
     """
-    history = _without_gap(stored)
+    history = without_gap(stored)
     if not history or not history[0].start_ns <= own[0].start_ns <= history[-1].start_ns:
         return None
     return [*history, *(bar for bar in own if bar.start_ns > history[-1].start_ns)]
-
-
-def _without_gap(stored: Sequence[Bar]) -> list[Bar]:
-    """The bars after the last gap."""
-    history: list[Bar] = []
-    for bar in stored:
-        if bar.lacks & Lacks.BEGINNING or (history and bar.start_ns != history[-1].end_ns):
-            history = []
-        history.append(bar)
-    return history

@@ -213,6 +213,34 @@ class Series:
         return [one.value(out, row[3]) for one in indicator.derived]
 
 
+def along(bars: Sequence[Bar], count: int) -> list[NDArray[np.float32]]:
+    """The values of `FEATURES` after each of the last `count` bars, oldest first; those before are their history.
+
+    They are what a worker has that begins with this history. After a gap they begin anew, as they do there.
+    """
+    first = max(len(bars) - count, 0)
+    series = Series()
+    series.resume(without_gap(bars[:first]))
+    found = []
+    for place in range(first, len(bars)):
+        bar = bars[place]
+        if place and bar.start_ns != bars[place - 1].end_ns:
+            series.resume(())
+        series.add(bar)
+        found.append(series.values)
+    return found
+
+
+def without_gap(stored: Sequence[Bar]) -> list[Bar]:
+    """The bars after the last gap."""
+    history: list[Bar] = []
+    for bar in stored:
+        if bar.lacks & Lacks.BEGINNING or (history and bar.start_ns != history[-1].end_ns):
+            history = []
+        history.append(bar)
+    return history
+
+
 def _row_of(bar: Bar, before: float | None) -> _Row | None:
     if bar.open is None or bar.high is None or bar.low is None or bar.close is None:
         return None if before is None else (before, before, before, before, 0.0)

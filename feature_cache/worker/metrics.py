@@ -15,6 +15,7 @@ from feature_cache.worker.delays import EDGES_SECONDS
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
+    from feature_cache.worker.books import BookPublisher
     from feature_cache.worker.consumer import DeadLetters, MarketEventConsumer
     from feature_cache.worker.engines import Engines
     from feature_cache.worker.guests import Guest, Guests
@@ -74,6 +75,10 @@ WORKER_RECORDS_REPEATED: Final = Counter(
     "pretrade_worker_records_repeated", "Records that had been taken before, and were ignored."
 )
 WORKER_REPORT_FAILURES: Final = Counter("pretrade_worker_report_failures", "Reports that Redis did not take.")
+WORKER_BOOKS_WRITTEN: Final = Counter("pretrade_worker_books_written", "Books written to Redis for people to look at.")
+WORKER_BOOK_FAILURES: Final = Counter(
+    "pretrade_worker_book_failures", "Writes of books, some at once, that Redis did not take."
+)
 WORKER_DEAD_LETTERS_SENT: Final = Counter(
     "pretrade_worker_dead_letters_sent", "Poison records sent to the dead-letter topic."
 )
@@ -118,6 +123,7 @@ class WorkerCollector(Collector):
         writer: FeatureWriter,
         dead_letters: DeadLetters,
         reporter: Reporter,
+        books: BookPublisher,
         guests: Guests | None = None,
     ) -> None:
         self._engines = engines
@@ -125,6 +131,7 @@ class WorkerCollector(Collector):
         self._writer = writer
         self._dead_letters = dead_letters
         self._reporter = reporter
+        self._books = books
         self._guests = () if guests is None else guests.all
 
     def collect(self) -> Iterator[Metric]:
@@ -146,6 +153,8 @@ class WorkerCollector(Collector):
         yield WORKER_LOG_TRUNCATIONS.family(self._engines.truncations)
         yield WORKER_RECORDS_REPEATED.family(self._engines.repeats)
         yield WORKER_REPORT_FAILURES.family(self._reporter.failures)
+        yield WORKER_BOOKS_WRITTEN.family(self._books.written)
+        yield WORKER_BOOK_FAILURES.family(self._books.failures)
         yield WORKER_DEAD_LETTERS_SENT.family(self._dead_letters.sent)
         yield WORKER_DEAD_LETTERS_DROPPED.family(self._dead_letters.dropped)
         yield from self._sets()

@@ -18,7 +18,7 @@ from feature_cache.engine.engine import FeatureEngine
 from feature_cache.features import MF1
 from feature_cache.store.cluster import ClusterFeatureStore
 from feature_cache.store.report import InstrumentReport
-from feature_cache.store.vectors import FeatureStore
+from feature_cache.store.vectors import FeatureStore, report_key_of
 from feature_cache.worker.consumer import MarketEventConsumer
 from feature_cache.worker.engines import Engines
 from feature_cache.worker.settings import WorkerSettings
@@ -112,7 +112,7 @@ class Reporter:
             self._log_changes(reports)
             try:
                 texts = {name: report.model_dump_json() for name, report in reports.items()}
-                await self._store.write_reports(texts, life_ms)
+                await self._store.write_texts(report_key_of, texts, life_ms)
             except (RedisError, OSError):
                 self.failures += 1  # the writer, which needs Redis too, has the words for it
 

@@ -12,6 +12,7 @@ import structlog
 from feature_cache.ending import end
 from feature_cache.metrics_http import serve_http
 from feature_cache.store.cluster import open_store
+from feature_cache.worker.books import BookPublisher
 from feature_cache.worker.consumer import DEAD_LETTER_SUFFIX, DeadLetters, MarketEventConsumer
 from feature_cache.worker.engines import Engines
 from feature_cache.worker.guests import Guest, Guests, launcher
@@ -43,8 +44,9 @@ async def serve(settings: WorkerSettings) -> None:
         )
         writer = FeatureWriter(store, engines, consumer, settings.flush_interval_seconds)
         reporter = Reporter(store, engines, consumer, settings)
+        books = BookPublisher(store, engines, settings.book_levels, settings.book_interval_seconds)
         if settings.metrics_port:
-            collector = WorkerCollector(engines, consumer, writer, dead_letters, reporter, guests)
+            collector = WorkerCollector(engines, consumer, writer, dead_letters, reporter, books, guests)
             stack.enter_context(
                 serve_http(
                     settings.metrics_host,
@@ -59,7 +61,7 @@ async def serve(settings: WorkerSettings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(part.run()) for part in (consumer, writer, dead_letters, reporter)]
+            running = [tasks.create_task(part.run()) for part in (consumer, writer, dead_letters, reporter, books)]
             if guests.all:
                 stack.callback(guests.close)
                 guests.start()

@@ -429,10 +429,13 @@ class Stack:
 
     def _start_worker(self) -> str:
         port = self._ports["worker"]
-        bars_url = bars.database_url(self.endpoints) if "bars" in self._parts else None
-        env = worker.env(self.endpoints, port, bars_url)
+        env = worker.env(self.endpoints, port, self._bars_url)
         self._run(self._process("worker", worker.argv(), env=env, ready=partial(worker.ready, port)))
         return worker.url(port)
+
+    @property
+    def _bars_url(self) -> str | None:
+        return bars.database_url(self.endpoints) if "bars" in self._parts else None
 
     def _start_bars(self) -> str:
         port = self._ports["bars"]
@@ -441,7 +444,7 @@ class Stack:
         return worker.url(port)
 
     def _start_server(self) -> str:
-        env = server.env(self.endpoints, self._ports)
+        env = server.env(self.endpoints, self._ports, self._bars_url)
         ready = partial(server.ready, self._ports["decision"])
         self._run(self._process("server", server.argv(self._settings.processes), env=env, ready=ready))
         return server.address(self._ports["decision"])

@@ -28,6 +28,8 @@ class AuditParts:
     servicer: AuditServicer
     lookups: Reading
     """Who is asked what people ask."""
+    bars: Reading
+    """Who is asked for bars."""
     explaining: Explaining
     """Explanations beside replies."""
     reading: Sequence[ReadingProcess]
@@ -60,6 +62,7 @@ async def open_audit(process: Process, journal: Journal, models: Sequence[Model]
         database_url=settings.database_url.get_secret_value(),
         model_store=settings.replay.model_store,
         models=len(models),
+        bars_database_url=(settings.market.bars_database_url or settings.database_url).get_secret_value(),
     )
 
     def champions() -> dict[str, str]:
@@ -68,8 +71,8 @@ async def open_audit(process: Process, journal: Journal, models: Sequence[Model]
     # Those who read, and those who run models besides: a model that hangs holds up no look-up.
     reads = await stack.enter_async_context(ReadingProcess("reads", task))
     running = await stack.enter_async_context(ReadingProcess("models", task))
-    lookups, watching, comparing, checking = (
-        Reading(name, reads) for name in ("lookups", "watching", "drift", "checks")
+    lookups, watching, comparing, checking, bars = (
+        Reading(name, reads) for name in ("lookups", "watching", "drift", "checks", "bars")
     )
     replays, explanations = (Reading(name, running) for name in ("replays", "explanations"))
     drift = DriftWatch(comparing, settings.drift, champions)
@@ -87,5 +90,5 @@ async def open_audit(process: Process, journal: Journal, models: Sequence[Model]
         tuple if task.model_store is None else partial(_champions, models, model_map),
     )
     await process.background(explaining.keep_warm(), "explanations")
-    questions = (lookups, watching, replays, explanations, comparing, checking)
-    return AuditParts(servicer, lookups, explaining, (reads, running), questions, drift, watch)
+    questions = (lookups, watching, replays, explanations, comparing, checking, bars)
+    return AuditParts(servicer, lookups, bars, explaining, (reads, running), questions, drift, watch)

@@ -108,7 +108,7 @@ def _components(
         base.security.metrics,
         partial(exports.of_spans, None if path.tracing is None else path.tracing.exporter),
         lambda: drifts.of_drift(audit.drift.states),
-        partial(calls.of_watchers, servicers.audit, servicers.signals),
+        partial(calls.of_watchers, servicers.audit, servicers.signals, servicers.market),
         partial(timings.of_loop_lag, base.loop_lag),
         partial(processes.of_process, restarts, process.settings.grpc.edge, asyncio.get_running_loop()),
     )

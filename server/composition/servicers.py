@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from feature_cache.store.books import BookReader
 from feature_cache.store.report import ReportReader
 from pretrade.admin.v1 import admin_pb2_grpc
 from server.decision.convert import OrderReader
@@ -14,6 +15,7 @@ from server.rpc.call_context import CallContexts
 from server.rpc.canary import CanarySteering
 from server.rpc.decision import DecisionServicer
 from server.rpc.feature_status import MarketParts
+from server.rpc.market import MarketReading
 from server.rpc.models import ModelSteering, SteeredModel
 from server.rpc.signals import Signals
 from server.rpc.steering import Steering
@@ -36,6 +38,7 @@ class Servicers:
     audit: AuditServicer
     health: HealthServicer
     signals: Signals
+    market: MarketReading
 
     def add_admin_to(self, server: Any) -> None:
         """Serves administration and audit."""
@@ -74,6 +77,7 @@ def open_servicers(
         process.clock,
         process.machine.wall_clock_ns,
     )
+    market = MarketReading(settings.instruments, audit.bars, BookReader(base.feature_store))
     admin = AdminServicer(
         control=path.control,
         configuration=path.configuration,
@@ -92,8 +96,9 @@ def open_servicers(
         ),
         records=RecordParts(audit.servicer.changes, base.journal, lambda: base.shipper.unshipped, audit.drift),
         signals=signals,
+        market_reading=market,
     )
-    return Servicers(decision, admin, audit.servicer, health, signals)
+    return Servicers(decision, admin, audit.servicer, health, signals, market)
 
 
 def _steered(process: Process, path: RequestPath) -> ModelSteering:

@@ -130,6 +130,10 @@ REQUESTS: Final[Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]]] = {
         ),
     },
     f"{_ADMIN}ListSignals": {"one": ("Those of one instrument", {"instruments": [INSTRUMENT]})},
+    f"{_ADMIN}ListBars": {
+        "newest": ("The newest minute", {"instrument": INSTRUMENT, "interval": "1m", "page_size": 1}),
+    },
+    f"{_ADMIN}GetBook": {"best": ("The best two levels", {"instrument": INSTRUMENT, "levels": 2})},
     f"{_AUDIT}GetDecision": {"one": ("One decision", {"decision_id": DECISION})},
     f"{_AUDIT}ListDecisions": {
         "newest": ("The newest decision", {"page_size": 1}),

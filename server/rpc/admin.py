@@ -25,6 +25,7 @@ from server.process.slot import Slot
 from server.rpc.alerts import AlertSteering
 from server.rpc.call import Call
 from server.rpc.feature_status import FeatureStatuses, MarketParts
+from server.rpc.market import MarketReading
 from server.rpc.models import ModelSteering
 from server.rpc.signals import Signals
 from server.rpc.steering import Steering, duration
@@ -75,6 +76,7 @@ class AdminServicer:
         market: MarketParts,
         records: RecordParts,
         signals: Signals,
+        market_reading: MarketReading,
     ) -> None:
         self._instance_id = serving.instance_id
         self._control = control
@@ -83,6 +85,7 @@ class AdminServicer:
         self._models = models
         self._alerts = alerts
         self._signals = signals
+        self._market = market_reading
         self._features = FeatureStatuses(market, serving.clock)
         self._changes = records.changes
         self._journal = records.journal
@@ -275,6 +278,14 @@ class AdminServicer:
     def WatchFeatures(self, request: pb.WatchFeaturesRequest, call: Call) -> AsyncIterator[pb.WatchFeaturesResponse]:
         """Features as they change."""
         return self._signals.watch(request, call)
+
+    async def ListBars(self, request: pb.ListBarsRequest, call: Call) -> pb.ListBarsResponse:
+        """One page of an instrument's bars."""
+        return await self._market.bars(request)
+
+    async def GetBook(self, request: pb.GetBookRequest, call: Call) -> pb.GetBookResponse:
+        """The best levels of an instrument's book."""
+        return await self._market.book(request)
 
     async def ReloadConfiguration(
         self, request: pb.ReloadConfigurationRequest, call: Call

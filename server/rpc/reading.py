@@ -18,6 +18,7 @@ import grpc.aio
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from feature_cache.bars.store import BarStore
 from feature_cache.features import MF1
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2
@@ -35,6 +36,7 @@ from server.errors import AuditUnavailableError, ModelUnknownError
 from server.journal.reply_status import REPLIED
 from server.models.archive import ModelStore
 from server.models.markout import Markout, markout_of
+from server.rpc.bars import page_of
 from server.rpc.call import Call
 from server.rpc.events import json_of
 
@@ -80,6 +82,7 @@ class ReadingServicer:
         self._checking = Lane(lambda: AuditCheck(self._query(), task.journal, self._horizon_seconds))
         self._replays = Lane(lambda: Replays(self._query(), self._store))
         self._explanations = Lane(lambda: _Explanations(self._query(), self._store, task.models))
+        self._bars = Lane(lambda: BarStore(task.bars_database_url or task.database_url))
 
     def _query(self) -> AuditQuery:
         return AuditQuery(self._task.database_url, self._task.journal)
@@ -158,6 +161,10 @@ class ReadingServicer:
     async def CheckAudit(self, request: reading_pb2.CheckAuditRequest, call: Call) -> reading_pb2.CheckAuditResponse:
         """What the audit says of itself."""
         return await self._checking.ask(lambda check: check.check(request.champions))
+
+    async def ListBars(self, request: admin_pb2.ListBarsRequest, call: Call) -> admin_pb2.ListBarsResponse:
+        """One page of bars."""
+        return await self._bars.ask(lambda store: page_of(store, request))
 
     async def WarmUp(self, request: reading_pb2.WarmUpRequest, call: Call) -> reading_pb2.WarmUpResponse:
         """Has a model ready to explain."""

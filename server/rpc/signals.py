@@ -8,8 +8,6 @@ vector becomes JSON once, however many watch.
 from __future__ import annotations
 
 import asyncio
-import difflib
-import json
 import math
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
@@ -26,12 +24,12 @@ from server.errors import (
     AuditError,
     InvalidRequestError,
     TooManyWatchersError,
-    UnknownInstrumentError,
     UnknownSubjectError,
 )
 from server.rpc.call import Call
 from server.rpc.events import Event, json_of
 from server.rpc.feature_status import BOOKS, problem_of
+from server.rpc.instruments import check_followed, shown
 from server.rpc.steering import duration
 
 _log = structlog.get_logger(__name__)
@@ -47,7 +45,6 @@ _OVERLAP_NS: Final = 1_000_000_000
 """Workers' clocks may differ by this much: a vector that was published so long before a cursor is told again."""
 _AT_A_TIME: Final = 8
 """Instruments that are made into messages before other calls get their turn. One takes some 0.1 ms."""
-_MOST_SHOWN: Final = 64
 
 
 class _Known(NamedTuple):
@@ -192,10 +189,7 @@ class Signals:
             UnknownInstrumentError: The server does not follow one of them.
         """
         for name in names:
-            if name not in self._instruments:
-                nearest = next(iter(difflib.get_close_matches(name, self._instruments, 1)), "")
-                hint = f"; did you mean {nearest}?" if nearest else ""
-                raise UnknownInstrumentError(f"instruments: this server does not follow {_shown(name)}{hint}")
+            check_followed("instruments", name, self._instruments)
         return tuple(dict.fromkeys(names)) or self._instruments
 
     def _wanted_caches(self, set_ids: Sequence[str]) -> tuple[FeatureCache, ...]:
@@ -209,7 +203,7 @@ class Signals:
         for set_id in set_ids:
             if set_id not in caches:
                 raise UnknownSubjectError(
-                    f"feature_sets: this server does not follow {_shown(set_id)}; it follows {', '.join(caches)}"
+                    f"feature_sets: this server does not follow {shown(set_id)}; it follows {', '.join(caches)}"
                 )
         return tuple(caches[set_id] for set_id in dict.fromkeys(set_ids)) or (mf1,)
 
@@ -264,11 +258,6 @@ class Signals:
         values = zip(feature_set.names, snapshot.values.tolist(), strict=True)
         found.values.update({feature: value for feature, value in values if not math.isnan(value)})
         return found
-
-
-def _shown(name: str) -> str:
-    """What a caller named, for a message."""
-    return json.dumps(name[:_MOST_SHOWN])
 
 
 def _interval(request: pb.WatchFeaturesRequest) -> float:

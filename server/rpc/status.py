@@ -66,6 +66,7 @@ CODES: Final[dict[type[PretradeError], int]] = {
     errors.OutcomeConflictError: code_pb2.ALREADY_EXISTS,
     errors.InvalidRequestError: code_pb2.INVALID_ARGUMENT,
     errors.AuditUnavailableError: code_pb2.UNAVAILABLE,
+    errors.BarsUnavailableError: code_pb2.UNAVAILABLE,
     errors.AuditBusyError: code_pb2.RESOURCE_EXHAUSTED,
 }
 """By class. An error whose class is not here has the status of its nearest base class that is."""

@@ -34,6 +34,8 @@ ROLES: Final = {
     f"{_ADMIN}ListAlertRules": _READS,
     f"{_ADMIN}ListSignals": _READS,
     f"{_ADMIN}WatchFeatures": _READS,
+    f"{_ADMIN}ListBars": _READS,
+    f"{_ADMIN}GetBook": _READS,
     # What on-call does at 3 a.m.; of a canary only what ends it.
     f"{_ADMIN}DrainReplica": _STEERS,
     f"{_ADMIN}ResumeReplica": _STEERS,

@@ -66,6 +66,7 @@ def test_every_package_has_hashes_and_nothing_says_where_it_is_from(name: str) -
     ("name", "extra"),
     [
         ("server", "worker"),
+        ("server", "ta"),
         ("server", "embedded"),
         ("server", "envoy"),
         ("worker", "worker"),
@@ -103,6 +104,7 @@ def test_the_wheel_is_built_by_what_pyproject_names(project: dict[str, Any]) -> 
     ("name", "extra"),
     [
         ("server", "worker"),
+        ("server", "ta"),
         ("server", "envoy"),
         ("worker", "worker"),
         ("worker", "ta"),

@@ -18,6 +18,7 @@ from feature_cache.store.cluster import ClusterFeatureStore, PartialWriteError, 
 from feature_cache.store.codec import BookState
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
 from feature_cache.store.report import InstrumentReport, ReportReader
+from feature_cache.store.vectors import report_key_of
 from local.stack.settings import LocalSettings, secret
 from local.stack.stack import Stack
 
@@ -133,7 +134,7 @@ async def test_reports_are_on_every_node_and_follow_slots_that_move(
 
     async with open_store(cluster.url, 60, 2) as store, open_store(cluster.url, 60, 2) as other:
         reader = ReportReader(other)  # of a process that never writes, and so is not told by a refused write
-        await store.write_reports(reports(1), life_ms)
+        await store.write_texts(report_key_of, reports(1), life_ms)
         await reported(reader, dict.fromkeys(names, 1))
         began = time.monotonic()
         for taking, giving in ((cluster.replica, cluster.nodes[0]), (cluster.nodes[0], cluster.replica)):
@@ -141,10 +142,10 @@ async def test_reports_are_on_every_node_and_follow_slots_that_move(
             await asyncio.to_thread(wait_until, taking.is_primary)
             await asyncio.to_thread(wait_until, giving.is_replica)
             with pytest.raises(MovedError):
-                await store.write_reports(reports(2), life_ms)
+                await store.write_texts(report_key_of, reports(2), life_ms)
             found = {name: report.events for name, report in (await reader.read(names)).items()}
             assert found == dict.fromkeys(staying, 2), "the others' are written, and read"
-            await store.write_reports(reports(3), life_ms)
+            await store.write_texts(report_key_of, reports(3), life_ms)
             await reported(reader, dict.fromkeys(names, 3))
         seen(f"moved there and back in {time.monotonic() - began:.1f} s")
 

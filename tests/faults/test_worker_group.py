@@ -23,7 +23,7 @@ from support.waiting import until
 
 from feature_cache.store.codec import decode
 from feature_cache.store.report import InstrumentReport
-from feature_cache.store.vectors import FeatureStore, connect, key_of
+from feature_cache.store.vectors import FeatureStore, connect, key_of, report_key_of
 from local.stack.parts import worker as worker_part
 from local.stack.process import Process
 from local.stack.settings import LocalSettings
@@ -118,7 +118,7 @@ class Watch:
 
     async def owners(self) -> dict[str, int]:
         """The process that reports each instrument, by instrument."""
-        found = await self._store.read_reports(NAMES)
+        found = await self._store.read_texts(report_key_of, NAMES)
         return {
             name: int(InstrumentReport.model_validate_json(one).worker.split(":")[1]) for name, one in found.items()
         }

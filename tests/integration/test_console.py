@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -460,3 +461,27 @@ def test_the_models_page_shows_what_the_server_has(viewer: Visitor, operator: Vi
     assert "/act/canary_start" in admin.get("/models").text
     form = admin.get("/act/canary_start")
     assert (form.status_code, "this server has no model store" in form.text) == (409, True)
+
+
+def test_a_market_without_bars_says_what_to_switch_on_and_shows_decisions_all_the_same(
+    server: SecureServer, viewer: Visitor, console: RunningConsole
+) -> None:
+    assert f'<option value="{INSTRUMENTS[0]}" selected>' in viewer.get("/market").text
+    (decision_id,) = decided(server, "by-eye")
+    path = f"/market/chart.json?instrument={INSTRUMENTS[1]}"
+
+    def chart() -> dict[str, Any]:
+        found: dict[str, Any] = viewer.get(path, **{"hx-request": "true"}).json()
+        return found
+
+    found = eventually(chart, lambda found: decision_id in found["rows"])
+    assert "`pretrade up --bars` keeps them" in found["problem"]
+    assert (found["time"], found["newest"], found["missing"]) == ([], "", "")
+    assert "Redis, where feature workers publish books, does not answer" in viewer.part(
+        f"/market/book?instrument={INSTRUMENTS[1]}"
+    )
+    with Visitor(console.url) as trader:
+        assert trader.log_in(server.token("trader", sub="tim")).status_code == 303
+        for refused in ("/market", path, f"/market/book?instrument={INSTRUMENTS[1]}"):
+            assert trader.get(refused).status_code == 403, refused
+        assert 'href="/market"' not in trader.get("/").text

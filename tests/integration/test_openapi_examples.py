@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from socket import gethostname
 from typing import Any, Final
@@ -17,8 +18,16 @@ import pytest
 from google.protobuf import descriptor_pool
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message_factory import GetMessageClass
+from redis import Redis
 from support.harness import INSTRUMENTS, Product, eventually
 
+from feature_cache.bars.bar import Bar
+from feature_cache.bars.maker import BarMaker
+from feature_cache.bars.store import BarStore
+from feature_cache.engine.engine import FeatureEngine
+from feature_cache.sources.simulator import simulate
+from feature_cache.store.books import PublishedBook
+from feature_cache.store.vectors import book_key_of
 from pretrade.admin.v1 import admin_pb2
 from server.http import examples
 
@@ -57,6 +66,7 @@ def test_every_example_is_answered_and_what_is_shown_is_an_answer(
     product: Product, web: httpx.Client, challenger: str
 ) -> None:
     decision_id = product.decide(order_ref="1").decision_id
+    keep_market(product)
     # Replaying and explaining read what was written.
     eventually(lambda: asked(web, "audit.v1.AuditService/GetDecision", {"decision_id": decision_id}), bool)
     ours = {examples.INSTRUMENT: INSTRUMENTS[0], examples.DECISION: decision_id, examples.MODEL: challenger}
@@ -87,6 +97,8 @@ def test_every_example_is_answered_and_what_is_shown_is_an_answer(
     change(web, "SetModelAlias", {"alias": "previous", "model_version": challenger, **why})
     ask(_AFTER_A_PROMOTION)
     assert not refused
+    assert answered[f"{_ADMIN}ListBars"]["bars"]
+    assert answered[f"{_ADMIN}GetBook"]["bids"]
     if os.environ.get("TEST_OPENAPI") == "docs":
         in_order = {path: answered[path] for path in examples.REQUESTS}
         examples.ANSWERS.write_text(json.dumps(in_order, indent=1, ensure_ascii=False) + "\n")
@@ -96,6 +108,29 @@ def test_every_example_is_answered_and_what_is_shown_is_an_answer(
         method = descriptor_pool.Default().FindMethodByName(path[1:].replace("/", "."))
         parsed = ParseDict(answer, GetMessageClass(method.output_type)())
         assert parsed.ListFields(), path
+
+
+def keep_market(product: Product) -> None:
+    """What the keeper of bars and a feature worker would keep of the first instrument: this stack has neither."""
+    bars: list[Bar] = []
+    maker, engine = BarMaker(INSTRUMENTS[0], bars.append), FeatureEngine(INSTRUMENTS[0])
+    for event in simulate(1, INSTRUMENTS[:1], duration_seconds=185, events_per_second=4):
+        maker.on_event(event)
+        engine.on_event(event)
+    with closing(BarStore(str(product.stack.endpoints.database_url))) as store:
+        store.prepare()
+        store.write([bar for bar in bars if bar.interval == "1m"])
+    bids, asks = engine.depth(10)
+    book = PublishedBook(
+        state=engine.state,
+        unknown_because=engine.unknown_because,
+        event_time_ns=engine.time_ns,
+        written_ns=engine.time_ns,
+        bids=bids,
+        asks=asks,
+    )
+    with Redis.from_url(str(product.stack.endpoints.redis_url)) as redis:
+        redis.set(book_key_of(INSTRUMENTS[0]), book.model_dump_json(), px=600_000)
 
 
 def asked(web: httpx.Client, method: str, request: dict[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from pretrade.console.pages.alert_rules import AlertRules
 from pretrade.console.pages.alerts import Alerts
 from pretrade.console.pages.decisions import Decisions
 from pretrade.console.pages.login import Login
+from pretrade.console.pages.market import Market
 from pretrade.console.pages.models import Models
 from pretrade.console.pages.overview import Overview
 from pretrade.console.pages.runbook import Runbook
@@ -88,6 +89,7 @@ class Console:
             *Overview(site).routes(),
             *Steering(site).routes(),
             *self._decisions.routes(),
+            *Market(site).routes(),
             *Models(site).routes(),
             *AlertRules(site).routes(),
             *Runbook(site).routes(),

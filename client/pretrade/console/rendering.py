@@ -57,7 +57,9 @@ class Pages:
             moment=moment,
             ms=milliseconds,
             named=named,
+            price=price,
             section=section,
+            size=size,
             span=span,
             us=microseconds,
             when=when,
@@ -124,3 +126,13 @@ def count(value: float) -> str:
 def figure(value: float, spec: str = ".4f") -> str:
     """A number in this format; a dash for what is not defined."""
     return "–" if math.isnan(value) else format(value, spec)
+
+
+def price(value: float, digits: int) -> str:
+    """A price with so many decimals, as those beside it have."""
+    return f"{value:,.{digits}f}"
+
+
+def size(value: float) -> str:
+    """A size with as many digits as tell something."""
+    return f"{value:,.6g}"

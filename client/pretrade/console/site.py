@@ -46,6 +46,7 @@ class Place(NamedTuple):
 _PLACES: Final = (
     Place("/", "Overview", None),
     Place("/decisions", "Decisions", ("ListDecisions", "AuditService")),
+    Place("/market", "Market", ("ListBars", "AdminService")),
     Place("/models", "Models", ("GetStatus", "AdminService")),
     Place("/alerts", "Alerts", ("GetStatus", "AdminService")),
     Place("/runbook", "Runbook", None),

@@ -33,12 +33,13 @@ def argv(processes: int | None) -> list[str]:
     return [sys.executable, "-m", "server", *(("--processes", str(processes)) if processes else ())]
 
 
-def env(endpoints: Endpoints, ports: Mapping[str, int]) -> Mapping[str, str]:
+def env(endpoints: Endpoints, ports: Mapping[str, int], bars_url: str | None = None) -> Mapping[str, str]:
     """Its environment: ours, so that a user's settings of the server reach it, and what the stack decides.
 
     Args:
         endpoints: What it connects to; where there is none, its own default holds.
         ports: Those it listens on: `decision`, `admin`, `metrics` and `http`.
+        bars_url: The database of bars; None where the stack keeps none.
     """
     values = {
         # Everything shares this machine's cores, a replica that is starting most of all.
@@ -51,6 +52,7 @@ def env(endpoints: Endpoints, ports: Mapping[str, int]) -> Mapping[str, str]:
         "PRETRADE_HTTP__PORT": str(ports["http"]),
         "PRETRADE_REDIS_URL": endpoints.redis_url,
         "PRETRADE_DATABASE_URL": endpoints.database_url,
+        "PRETRADE_MARKET__BARS_DATABASE_URL": bars_url,
         "PRETRADE_REPLICAS__PRIMARY": endpoints.primary,
         "PRETRADE_REPLICAS__SECONDARY": endpoints.secondary,
         "PRETRADE_REPLICAS__CHALLENGER": endpoints.challenger,

@@ -23,8 +23,9 @@ import grpc.aio
 import structlog
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SecretStr, field_validator
 
+from feature_cache.bars.store import BarStore
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2
 from pretrade.wire.reading import reading_pb2
@@ -32,6 +33,7 @@ from server.errors import (
     AuditBusyError,
     AuditError,
     AuditUnavailableError,
+    BarsUnavailableError,
     InvalidRequestError,
     ModelFailedError,
     ModelUnknownError,
@@ -63,6 +65,7 @@ _ERRORS: Final[dict[str, type[AuditError]]] = {
         kind.reason: kind
         for kind in (
             AuditUnavailableError,
+            BarsUnavailableError,
             InvalidRequestError,
             ModelFailedError,
             ModelUnknownError,
@@ -88,6 +91,23 @@ class ReplaySettings(BaseModel):
     decision that a model made can be neither here."""
 
 
+class MarketSettings(BaseModel):
+    """What people look at of the market, in the console and by RPC."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+
+    bars_database_url: SecretStr | None = None
+    """SQLAlchemy URL of the database that `python -m feature_cache.bars` writes to, for people who look at bars. Unset:
+    `database_url`. No decision reads it."""
+
+    @field_validator("bars_database_url")
+    @classmethod
+    def _is_supported(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            BarStore(url.get_secret_value()).close()
+        return url
+
+
 class Question(enum.StrEnum):
     """The methods of a reading process: some of the server's own services, and those of its own."""
 
@@ -102,6 +122,7 @@ class Question(enum.StrEnum):
     DRIFT = f"/{_READING}/CompareDrift"
     CHECK = f"/{_READING}/CheckAudit"
     WARM_UP = f"/{_READING}/WarmUp"
+    BARS = f"/{_ADMIN}/ListBars"
 
 
 class Task(BaseModel):
@@ -114,6 +135,8 @@ class Task(BaseModel):
     model_store: Path | None
     models: int = 1
     """How many models decide orders."""
+    bars_database_url: str = ""
+    """The same of the database of bars; empty for that of the audit."""
     socket: Path = Path()
     """Set for every process anew."""
 

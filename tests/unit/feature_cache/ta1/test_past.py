@@ -22,7 +22,8 @@ from feature_cache.bars.store import BarStore, BarStoreError
 from feature_cache.sources.simulator import simulate
 from feature_cache.ta1.computer import Board, Indicators, Ta1Computer
 from feature_cache.ta1.definition import LONG_INTERVALS, TA1_LONG
-from feature_cache.ta1.past import COUNT, Join, Look, Past, joined, reaching, reader
+from feature_cache.ta1.indicators import HISTORY_BARS
+from feature_cache.ta1.past import Join, Look, Past, joined, reaching, reader
 from feature_cache.ta1.series import Series
 from pretrade.market.v1 import market_pb2 as pb
 
@@ -273,7 +274,7 @@ def test_a_new_series_and_enough_bars_of_ours_end_the_search() -> None:
         return [ours.add(bar) is None and ours.join.is_over for bar in bars]
 
     assert over_after([cut(BARS[0]), cut(BARS[9])]) == [False, True], "what was before is no longer its history"
-    assert over_after([BARS[3]] * (COUNT + 1)) == [*[False] * COUNT, True]
+    assert over_after([BARS[3]] * (HISTORY_BARS + 1)) == [*[False] * HISTORY_BARS, True]
 
 
 async def answered(ours: Ours) -> None:
@@ -294,7 +295,7 @@ async def test_a_database_that_fails_costs_nothing_but_the_history_and_is_asked_
     def read(instrument: str, interval: str, until_ns: int, count: int) -> list[Bar]:
         if fails:
             raise error
-        assert (instrument, interval, count) == (NAME, "1s", COUNT)
+        assert (instrument, interval, count) == (NAME, "1s", HISTORY_BARS)
         return [one for one in BARS if one.start_ns <= until_ns]
 
     ours = Ours(Past(read), BARS[10])

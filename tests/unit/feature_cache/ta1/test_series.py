@@ -20,8 +20,7 @@ from feature_cache.bars.bar import SECOND_NS, Bar, Lacks
 from feature_cache.bars.maker import BarMaker
 from feature_cache.feature_set import FeatureSet
 from feature_cache.sources.simulator import simulate
-from feature_cache.ta1.indicators import FEATURES, FLOW, FLOW_BARS, INDICATORS, Indicator
-from feature_cache.ta1.past import COUNT
+from feature_cache.ta1.indicators import FEATURES, FLOW, FLOW_BARS, HISTORY_BARS, INDICATORS, Indicator
 from feature_cache.ta1.series import Running, Series
 
 START: Final = 1_700_000_100 * SECOND_NS
@@ -143,7 +142,7 @@ def test_after_as_many_bars_as_a_worker_looks_up_nothing_older_counts(quiet: flo
     bars = walk(7, 1_500, quiet)
     whole, late = Series(), Series()
     whole.resume(bars[:-50])
-    late.resume(bars[-50 - COUNT : -50])
+    late.resume(bars[-50 - HISTORY_BARS : -50])
     for one in bars[-50:]:
         np.testing.assert_allclose(late.values, whole.values, rtol=1e-6, atol=1e-9)
         whole.add(one)

@@ -4071,3 +4071,336 @@ class WatchFeaturesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchFeaturesResponse: _TypeAlias = WatchFeaturesResponse  # noqa: Y015
+
+@_typing.final
+class ListBarsRequest(_message.Message):
+    """Request of `ListBars`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTRUMENT_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INDICATORS_FIELD_NUMBER: _builtins.int
+    instrument: _builtins.str
+    """The instrument, `SYMBOL.VENUE`."""
+    interval: _builtins.str
+    """How long a bar is: `1s`, `10s`, `1m` or `5m`."""
+    page_size: _builtins.int
+    """The most to return: 1 to 500; 0 for 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty for the newest bars."""
+    @_builtins.property
+    def indicators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Indicators over the bars, at most 8, by the names that they have in the feature set `ta1` less its interval: `rsi_14`."""
+
+    def __init__(
+        self,
+        *,
+        instrument: _builtins.str = ...,
+        interval: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        indicators: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["indicators", b"indicators", "instrument", b"instrument", "interval", b"interval", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBarsRequest: _TypeAlias = ListBarsRequest  # noqa: Y015
+
+@_typing.final
+class ListBarsResponse(_message.Message):
+    """Response of `ListBars`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BARS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    INDICATORS_PROBLEM_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the page of older bars; empty at the end."""
+    problem: _builtins.str
+    """Why there is not a single bar, and what to switch on, for people; empty where there is one."""
+    indicators_problem: _builtins.str
+    """Why there are no indicators although some were asked for, for people."""
+    @_builtins.property
+    def bars(self) -> _containers.RepeatedCompositeFieldContainer[Global___Bar]:
+        """The oldest first."""
+
+    def __init__(
+        self,
+        *,
+        bars: _abc.Iterable[Global___Bar] | None = ...,
+        next_page_token: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        indicators_problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bars", b"bars", "indicators_problem", b"indicators_problem", "next_page_token", b"next_page_token", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBarsResponse: _TypeAlias = ListBarsResponse  # noqa: Y015
+
+@_typing.final
+class Bar(_message.Message):
+    """What happened to an instrument in an interval of event time. Prices are in the quote currency, sizes in units of the base."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class IndicatorsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    START_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    CLOSE_FIELD_NUMBER: _builtins.int
+    VWAP_FIELD_NUMBER: _builtins.int
+    TRADES_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    BUY_VOLUME_FIELD_NUMBER: _builtins.int
+    SELL_VOLUME_FIELD_NUMBER: _builtins.int
+    MID_OPEN_FIELD_NUMBER: _builtins.int
+    MID_HIGH_FIELD_NUMBER: _builtins.int
+    MID_LOW_FIELD_NUMBER: _builtins.int
+    MID_CLOSE_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    LACKS_FIELD_NUMBER: _builtins.int
+    INDICATORS_FIELD_NUMBER: _builtins.int
+    open: _builtins.float
+    """Price of the first trade; absent without a trade, as the next four are."""
+    high: _builtins.float
+    """Highest price."""
+    low: _builtins.float
+    """Lowest price."""
+    close: _builtins.float
+    """Price of the last trade."""
+    vwap: _builtins.float
+    """Mean price by size."""
+    trades: _builtins.int
+    """How many trades."""
+    volume: _builtins.float
+    """What they traded."""
+    buy_volume: _builtins.float
+    """What takers bought of it."""
+    sell_volume: _builtins.float
+    """What takers sold of it."""
+    mid_open: _builtins.float
+    """The mid where the bar begins; absent if none was known in it, as the next three are."""
+    mid_high: _builtins.float
+    """Highest mid."""
+    mid_low: _builtins.float
+    """Lowest mid."""
+    mid_close: _builtins.float
+    """The mid where the bar ends."""
+    complete: _builtins.bool
+    """True when every trade is in it."""
+    @_builtins.property
+    def start(self) -> _timestamp_pb2.Timestamp:
+        """When it begins; it ends where the next one begins."""
+
+    @_builtins.property
+    def lacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it lacks: `mid` (it was unknown for a part of it), `continuity` (the feed lost it: trades may be missing),
+        `beginning` (what came before is not known); empty when it is whole.
+        """
+
+    @_builtins.property
+    def indicators(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The indicators that were asked for, after this bar; those that are undefined are absent. They are what a feature worker
+        has that was started before this bar and has found the stored bars before it, at most 600 of them.
+        """
+
+    def __init__(
+        self,
+        *,
+        start: _timestamp_pb2.Timestamp | None = ...,
+        open: _builtins.float | None = ...,
+        high: _builtins.float | None = ...,
+        low: _builtins.float | None = ...,
+        close: _builtins.float | None = ...,
+        vwap: _builtins.float | None = ...,
+        trades: _builtins.int = ...,
+        volume: _builtins.float = ...,
+        buy_volume: _builtins.float = ...,
+        sell_volume: _builtins.float = ...,
+        mid_open: _builtins.float | None = ...,
+        mid_high: _builtins.float | None = ...,
+        mid_low: _builtins.float | None = ...,
+        mid_close: _builtins.float | None = ...,
+        complete: _builtins.bool = ...,
+        lacks: _abc.Iterable[_builtins.str] | None = ...,
+        indicators: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_close", b"_close", "_high", b"_high", "_low", b"_low", "_mid_close", b"_mid_close", "_mid_high", b"_mid_high", "_mid_low", b"_mid_low", "_mid_open", b"_mid_open", "_open", b"_open", "_vwap", b"_vwap", "close", b"close", "high", b"high", "low", b"low", "mid_close", b"mid_close", "mid_high", b"mid_high", "mid_low", b"mid_low", "mid_open", b"mid_open", "open", b"open", "start", b"start", "vwap", b"vwap"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_close", b"_close", "_high", b"_high", "_low", b"_low", "_mid_close", b"_mid_close", "_mid_high", b"_mid_high", "_mid_low", b"_mid_low", "_mid_open", b"_mid_open", "_open", b"_open", "_vwap", b"_vwap", "buy_volume", b"buy_volume", "close", b"close", "complete", b"complete", "high", b"high", "indicators", b"indicators", "lacks", b"lacks", "low", b"low", "mid_close", b"mid_close", "mid_high", b"mid_high", "mid_low", b"mid_low", "mid_open", b"mid_open", "open", b"open", "sell_volume", b"sell_volume", "start", b"start", "trades", b"trades", "volume", b"volume", "vwap", b"vwap"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__close: _TypeAlias = _typing.Literal["close"]  # noqa: Y015
+    _WhichOneofArgType__close: _TypeAlias = _typing.Literal["_close", b"_close"]  # noqa: Y015
+    _WhichOneofReturnType__high: _TypeAlias = _typing.Literal["high"]  # noqa: Y015
+    _WhichOneofArgType__high: _TypeAlias = _typing.Literal["_high", b"_high"]  # noqa: Y015
+    _WhichOneofReturnType__low: _TypeAlias = _typing.Literal["low"]  # noqa: Y015
+    _WhichOneofArgType__low: _TypeAlias = _typing.Literal["_low", b"_low"]  # noqa: Y015
+    _WhichOneofReturnType__mid_close: _TypeAlias = _typing.Literal["mid_close"]  # noqa: Y015
+    _WhichOneofArgType__mid_close: _TypeAlias = _typing.Literal["_mid_close", b"_mid_close"]  # noqa: Y015
+    _WhichOneofReturnType__mid_high: _TypeAlias = _typing.Literal["mid_high"]  # noqa: Y015
+    _WhichOneofArgType__mid_high: _TypeAlias = _typing.Literal["_mid_high", b"_mid_high"]  # noqa: Y015
+    _WhichOneofReturnType__mid_low: _TypeAlias = _typing.Literal["mid_low"]  # noqa: Y015
+    _WhichOneofArgType__mid_low: _TypeAlias = _typing.Literal["_mid_low", b"_mid_low"]  # noqa: Y015
+    _WhichOneofReturnType__mid_open: _TypeAlias = _typing.Literal["mid_open"]  # noqa: Y015
+    _WhichOneofArgType__mid_open: _TypeAlias = _typing.Literal["_mid_open", b"_mid_open"]  # noqa: Y015
+    _WhichOneofReturnType__open: _TypeAlias = _typing.Literal["open"]  # noqa: Y015
+    _WhichOneofArgType__open: _TypeAlias = _typing.Literal["_open", b"_open"]  # noqa: Y015
+    _WhichOneofReturnType__vwap: _TypeAlias = _typing.Literal["vwap"]  # noqa: Y015
+    _WhichOneofArgType__vwap: _TypeAlias = _typing.Literal["_vwap", b"_vwap"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__close) -> _WhichOneofReturnType__close | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low) -> _WhichOneofReturnType__low | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mid_close) -> _WhichOneofReturnType__mid_close | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mid_high) -> _WhichOneofReturnType__mid_high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mid_low) -> _WhichOneofReturnType__mid_low | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mid_open) -> _WhichOneofReturnType__mid_open | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__open) -> _WhichOneofReturnType__open | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__vwap) -> _WhichOneofReturnType__vwap | None: ...
+
+Global___Bar: _TypeAlias = Bar  # noqa: Y015
+
+@_typing.final
+class GetBookRequest(_message.Message):
+    """Request of `GetBook`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTRUMENT_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
+    instrument: _builtins.str
+    """The instrument, `SYMBOL.VENUE`."""
+    levels: _builtins.int
+    """The most levels of each side, 1 to 100; 0 for all that its worker publishes."""
+    def __init__(
+        self,
+        *,
+        instrument: _builtins.str = ...,
+        levels: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instrument", b"instrument", "levels", b"levels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBookRequest: _TypeAlias = GetBookRequest  # noqa: Y015
+
+@_typing.final
+class GetBookResponse(_message.Message):
+    """Response of `GetBook`. It is for people to look at: a worker publishes a book about twice a second, and no decision uses it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTRUMENT_FIELD_NUMBER: _builtins.int
+    BOOK_FIELD_NUMBER: _builtins.int
+    BIDS_FIELD_NUMBER: _builtins.int
+    ASKS_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    PUBLISHED_AT_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    instrument: _builtins.str
+    """The instrument."""
+    book: Global___BookState.ValueType
+    """What is known of the book."""
+    problem: _builtins.str
+    """Why the book is unknown, or why there is none, and what to switch on, for people; empty while all is well."""
+    @_builtins.property
+    def bids(self) -> _containers.RepeatedCompositeFieldContainer[Global___BookLevel]:
+        """Best first; empty while the book is unknown."""
+
+    @_builtins.property
+    def asks(self) -> _containers.RepeatedCompositeFieldContainer[Global___BookLevel]:
+        """The same."""
+
+    @_builtins.property
+    def event_time(self) -> _timestamp_pb2.Timestamp:
+        """Exchange time of the newest event of the instrument."""
+
+    @_builtins.property
+    def published_at(self) -> _timestamp_pb2.Timestamp:
+        """When the worker published it, on the worker's clock."""
+
+    def __init__(
+        self,
+        *,
+        instrument: _builtins.str = ...,
+        book: Global___BookState.ValueType = ...,
+        bids: _abc.Iterable[Global___BookLevel] | None = ...,
+        asks: _abc.Iterable[Global___BookLevel] | None = ...,
+        event_time: _timestamp_pb2.Timestamp | None = ...,
+        published_at: _timestamp_pb2.Timestamp | None = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "published_at", b"published_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "bids", b"bids", "book", b"book", "event_time", b"event_time", "instrument", b"instrument", "problem", b"problem", "published_at", b"published_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBookResponse: _TypeAlias = GetBookResponse  # noqa: Y015
+
+@_typing.final
+class BookLevel(_message.Message):
+    """A price of an order book."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRICE_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    price: _builtins.float
+    """In the quote currency."""
+    size: _builtins.float
+    """In units of the base."""
+    def __init__(
+        self,
+        *,
+        price: _builtins.float = ...,
+        size: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["price", b"price", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BookLevel: _TypeAlias = BookLevel  # noqa: Y015

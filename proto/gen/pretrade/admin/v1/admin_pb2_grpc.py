@@ -221,6 +221,16 @@ class AdminServiceStub:
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.WatchFeaturesRequest.SerializeToString,
                 response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.WatchFeaturesResponse.FromString,
                 _registered_method=True)
+        self.ListBars = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/ListBars',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListBarsRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListBarsResponse.FromString,
+                _registered_method=True)
+        self.GetBook = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/GetBook',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetBookRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetBookResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -479,6 +489,22 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListBars(self, request, context):
+        """Bars of an instrument, as the keeper of bars wrote them. NOT_FOUND: the server does not follow the instrument.
+        UNAVAILABLE: the database of bars cannot be read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBook(self, request, context):
+        """The best levels of an instrument's order book, as its feature worker published them last. NOT_FOUND: the server does not
+        follow the instrument.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -631,6 +657,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.WatchFeatures,
                     request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.WatchFeaturesRequest.FromString,
                     response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.WatchFeaturesResponse.SerializeToString,
+            ),
+            'ListBars': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBars,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListBarsRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListBarsResponse.SerializeToString,
+            ),
+            'GetBook': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBook,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetBookRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetBookResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1480,6 +1516,60 @@ class AdminService:
             '/pretrade.admin.v1.AdminService/WatchFeatures',
             pretrade_dot_admin_dot_v1_dot_admin__pb2.WatchFeaturesRequest.SerializeToString,
             pretrade_dot_admin_dot_v1_dot_admin__pb2.WatchFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBars(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/ListBars',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ListBarsRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ListBarsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/GetBook',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.GetBookRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.GetBookResponse.FromString,
             options,
             channel_credentials,
             insecure,

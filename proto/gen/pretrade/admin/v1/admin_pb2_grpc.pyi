@@ -141,6 +141,14 @@ class AdminServiceStub:
     since. A slow reader gets the newest, and not what it missed. NOT_FOUND: the server does not follow one of the
     instruments or sets. RESOURCE_EXHAUSTED: too many watch.
     """
+    ListBars: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListBarsRequest, _admin_pb2.ListBarsResponse]
+    """Bars of an instrument, as the keeper of bars wrote them. NOT_FOUND: the server does not follow the instrument.
+    UNAVAILABLE: the database of bars cannot be read.
+    """
+    GetBook: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetBookRequest, _admin_pb2.GetBookResponse]
+    """The best levels of an instrument's order book, as its feature worker published them last. NOT_FOUND: the server does not
+    follow the instrument.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -254,6 +262,14 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """The features of instruments as they change: at first those of each, and then the newest of each one that has others
     since. A slow reader gets the newest, and not what it missed. NOT_FOUND: the server does not follow one of the
     instruments or sets. RESOURCE_EXHAUSTED: too many watch.
+    """
+    ListBars: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListBarsRequest, _admin_pb2.ListBarsResponse]  # type: ignore[assignment]
+    """Bars of an instrument, as the keeper of bars wrote them. NOT_FOUND: the server does not follow the instrument.
+    UNAVAILABLE: the database of bars cannot be read.
+    """
+    GetBook: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetBookRequest, _admin_pb2.GetBookResponse]  # type: ignore[assignment]
+    """The best levels of an instrument's order book, as its feature worker published them last. NOT_FOUND: the server does not
+    follow the instrument.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -545,6 +561,26 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """The features of instruments as they change: at first those of each, and then the newest of each one that has others
         since. A slow reader gets the newest, and not what it missed. NOT_FOUND: the server does not follow one of the
         instruments or sets. RESOURCE_EXHAUSTED: too many watch.
+        """
+
+    @_abc_1.abstractmethod
+    def ListBars(
+        self,
+        request: _admin_pb2.ListBarsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListBarsResponse, _abc.Awaitable[_admin_pb2.ListBarsResponse]]:
+        """Bars of an instrument, as the keeper of bars wrote them. NOT_FOUND: the server does not follow the instrument.
+        UNAVAILABLE: the database of bars cannot be read.
+        """
+
+    @_abc_1.abstractmethod
+    def GetBook(
+        self,
+        request: _admin_pb2.GetBookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetBookResponse, _abc.Awaitable[_admin_pb2.GetBookResponse]]:
+        """The best levels of an instrument's order book, as its feature worker published them last. NOT_FOUND: the server does not
+        follow the instrument.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
