@@ -107,9 +107,12 @@ def serving(*receivers: Webhook | Mailbox) -> Iterator[None]:
 
 
 @contextmanager
-def running_alertmanager(folder: Path, posts: Webhook, mails: Mailbox) -> Iterator[str]:
-    """A real Alertmanager with the configuration of the deployment, and shorter waits; yields its URL."""
-    with started_alertmanager(folder, written_configuration(folder, posts, mails)) as url:
+def running_alertmanager(folder: Path, pages: Webhook, tickets: Mailbox) -> Iterator[str]:
+    """A real Alertmanager with the configuration of the deployment, and shorter waits; yields its URL.
+
+    Pages go to the webhook, and everything to the mailbox.
+    """
+    with started_alertmanager(folder, written_configuration(folder, pages, tickets)) as url:
         yield url
 
 
@@ -129,17 +132,10 @@ def started_alertmanager(folder: Path, path: Path) -> Iterator[str]:
             process.wait(30)
 
 
-def written_configuration(folder: Path, posts: Webhook, mails: Mailbox, wait: str = "1s") -> Path:
-    """The file of the deployment's configuration with these receivers, who are told of everything, and shorter waits.
-
-    Args:
-        folder: Where it is written.
-        posts: The webhook.
-        mails: The mail server.
-        wait: For others of the same group, before the first notification and between further ones.
-    """
+def written_configuration(folder: Path, pages: Webhook, tickets: Mailbox) -> Path:
+    """The file of the deployment's configuration with these receivers, and shorter waits."""
     path = folder / "alertmanager.yaml"
-    path.write_text(yaml.safe_dump(_configuration(folder, posts, mails, wait)))
+    path.write_text(yaml.safe_dump(_configuration(folder, pages, tickets)))
     return path
 
 
@@ -151,22 +147,20 @@ def _is_ready(port: int) -> bool:
     return True
 
 
-def _configuration(folder: Path, posts: Webhook, mails: Mailbox, wait: str) -> dict[str, Any]:
+def _configuration(folder: Path, pages: Webhook, tickets: Mailbox) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(CONFIGURATION.read_text())
     found["templates"] = [str(CONFIGURATION.parent / "templates" / "*.tmpl")]
-    found["global"] = {"smtp_smarthost": mails.address, "smtp_from": "pretrade@example.com"}
+    found["global"] = {"smtp_smarthost": tickets.address, "smtp_from": "pretrade@example.com"}
     found["global"] |= {"smtp_require_tls": False, "smtp_hello": "localhost"}
     receivers = {one["name"]: one for one in found["receivers"]}
     (folder / "webhook-token").write_text("the token")
     (web,) = receivers["webhook"]["webhook_configs"]
-    web["url"] = posts.url
+    web["url"] = pages.url
     web["http_config"]["authorization"]["credentials_file"] = str(folder / "webhook-token")
     found["receivers"] = [receivers[name] for name in ("nobody", "webhook", "e-mail")]
-    found["route"]["routes"] = [
-        route | {"receiver": receiver, "continue": receiver == "webhook"}
-        for route in found["route"]["routes"]
-        for receiver in ("webhook", "e-mail")
-    ]
+    page, ticket = found["route"]["routes"]
+    page["receiver"], ticket["receiver"] = "webhook", "e-mail"
+    found["route"]["routes"] = [page | {"continue": True}, page | {"receiver": "e-mail"}, ticket]
     for route in (found["route"], *found["route"]["routes"]):
-        route |= {"group_wait": wait, "group_interval": wait}
+        route |= {"group_wait": "1s", "group_interval": "1s"}
     return found
