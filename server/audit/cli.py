@@ -6,9 +6,11 @@ of `pretrade`.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import math
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -40,8 +42,10 @@ from server.audit.reading.query import AuditQuery
 from server.audit.reading.vectors import own_features, scored_features
 from server.audit.reading.verify import Finding, Open, Unreachable, Unremembered, verify
 from server.audit.shipping.heads import VerifyingKey
+from server.audit.shipping.shipping import Progress, ShippingSettings
 from server.audit.store.store import Store
-from server.errors import AuditError, AuditUnavailableError
+from server.errors import AuditError, AuditUnavailableError, JournalError
+from server.journal.journal_file import JournalReader, journals_of
 
 app = typer.Typer()
 
@@ -164,6 +168,48 @@ def _finding(one: Finding) -> str:
     since = f"; those up to {one.checkpoint} were verified before and are all there" if one.checkpoint else ""
     compared = f"; compared with {', '.join(one.compared)}" if one.compared else ""
     return f"{one.where}: journal {one.journal_id}: {rows} as they were written{since}{compared}"
+
+
+@app.command(name="ship")
+def ship_journals(
+    path: Annotated[Path, typer.Argument(help="The journal, as PRETRADE_JOURNAL__PATH was; its places are with it.")],
+    signing_key: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="PRETRADE_SHIPPING__SIGNING_KEY",
+            show_envvar=True,
+            help="Private key (PEM) that signs the journal heads.",
+        ),
+    ] = None,
+    database_url: _DatabaseUrl = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+) -> None:
+    """Ship the journals of a server that is gone, from its volume into the database, and close them.
+
+    Waits while the database cannot be reached. A journal that a server writes is refused.
+    """
+    from server.audit.shipping.leftovers import ship_left  # noqa: PLC0415 - for this command alone
+
+    if database_url is None:
+        database_url, _ = _targets(None, None, directory)
+    if database_url is None:
+        raise _failure("no database to ship to: name --database-url")
+    found = [one for one in journals_of(path) if one.exists()]
+    if not found:
+        raise _failure(f"there is no journal {path}")
+    settings = ShippingSettings(signing_key=signing_key)
+    for one in found:
+        try:
+            asyncio.run(ship_left(one, database_url, settings, told=_say_problem))
+        except (JournalError, sqlite3.Error, OSError) as error:
+            raise _failure(f"{one}: {error}") from error
+        with closing(JournalReader(one)) as journal:
+            typer.echo(f"{one}: journal {journal.journal_id} is in the database up to row {journal.last_position()}")
+
+
+def _say_problem(progress: Progress) -> None:
+    if progress.error:
+        typer.echo(f"not shipped yet: {progress.error}", err=True)
 
 
 @app.command(name="write-off")

@@ -68,6 +68,11 @@ COMMANDS: Final = {
         "Create the tables of the audit database, or upgrade them to this version. A starting server does the same.",
         "server.audit.cli",
     ),
+    "ship": Command(
+        _KEEP,
+        "Ship the journals of a server that is gone, from its volume into the database, and close them.",
+        "server.audit.cli",
+    ),
     "write-off": Command(
         _KEEP,
         "Give up the lost end of a journal, or its beginning. `verify` then reports that and continues.",

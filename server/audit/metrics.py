@@ -58,6 +58,10 @@ LABEL_LAG: Final = Gauge(
 STRANDED: Final = Gauge(
     "pretrade_journal_stranded_entries", "Journal entries that are not in SQL and whose journal no process writes."
 )
+DESERTED: Final = Gauge(
+    "pretrade_journal_deserted",
+    "Journals that SQL knows, that were never closed, and of which no server has said anything for 15 minutes.",
+)
 
 METRICS: Final = declared(globals())
 """Every metric of this folder, in the order of the page that explains them."""
@@ -113,3 +117,4 @@ def of_watch(watch: AuditWatch) -> Iterator[Metric]:
     if newest.HasField("label_lag_seconds"):
         yield LABEL_LAG.family(newest.label_lag_seconds)
     yield STRANDED.family(sum(newest.stranded.values()))
+    yield DESERTED.family(len(newest.deserted))

@@ -16,7 +16,7 @@ _log = structlog.get_logger(__name__)
 
 
 class AuditWatchSettings(BaseModel):
-    """Looks for scores that labels contradict, for labels that are old, and for journals that are in no database."""
+    """Looks for scores that labels contradict, for labels that are old, and for journals that nobody ships."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -25,7 +25,7 @@ class AuditWatchSettings(BaseModel):
 
 
 class AuditWatch:
-    """Keeps the newest answer; says so once when journals are stranded or no longer are.
+    """Keeps the newest answer; says so once when journals are stranded or deserted, or no longer are.
 
     Args:
         reading: The process that looks.
@@ -49,6 +49,7 @@ class AuditWatch:
         if not self._settings.interval_seconds:
             await asyncio.Event().wait()  # a component that ends takes the server with it
         stranded: list[str] = []
+        deserted: dict[str, str] = {}
         while True:
             await asyncio.sleep(self._settings.interval_seconds)
             request = reading_pb2.CheckAuditRequest(champions=self._champions())
@@ -64,3 +65,6 @@ class AuditWatch:
             if (now := sorted(self.newest.stranded)) != stranded:
                 _log.warning("journals_stranded", journals=now)
                 stranded = now
+            if (gone := dict(self.newest.deserted)) != deserted:
+                _log.warning("journals_deserted", journals=gone)
+                deserted = gone

@@ -1,24 +1,28 @@
 """Hours in which nothing is wrong, made of what a real stack's metrics did under each load; no alert may fire in them.
 
-    PYTHONPATH=tests python -m support.healthy_hours MODELS envoy|grpcio [LOAD …]
+    PYTHONPATH=tests python -m support.healthy_hours MODELS envoy|grpcio [--minutes 60] [LOAD …]
 
-starts the whole stack with the models of a folder, puts it under each load, or those that are named, for a minute,
-scrapes the server and the feature worker as Prometheus would, and writes `tests/contract/healthy/EDGE.json`. A test
-repeats what was recorded for an hour and has promtool evaluate the rules on it.
+runs `pretrade up --alerts` with the models of a folder. With `--minutes` it first watches it for so long at 50 orders a
+second, with its own Prometheus and Alertmanager, and prints what fired, what people were told and how fast the budgets
+burned. Then it puts it under each load, or those that are named, for a minute, scrapes the server and the feature
+worker as Prometheus would, and writes `tests/contract/healthy/EDGE.json`. A test repeats what was recorded for an hour
+and has promtool evaluate the rules on it.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import json
 import os
 import re
-import sys
 import tempfile
+import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import grpc.aio
@@ -26,13 +30,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from loadtest.generators.closed_loop import call_decide, call_decide_batch
+from loadtest.generators.measurement import percentile
 from loadtest.generators.open_loop import offer
 from loadtest.generators.orders import OrderFlow
-from local.stack.settings import LocalSettings
-from local.stack.stack import Stack
 from pretrade.client.stack_file import Endpoints
 from pretrade.decision.v1 import decision_pb2_grpc
 from support.dashboards import rules, series_asked_for
+from support.receivers import Mailbox, Webhook, serving, written_configuration
+from support.up_command import up
 
 RECORDINGS: Final = Path(__file__).parents[1] / "contract" / "healthy"
 STEP_SECONDS: Final = 5
@@ -42,6 +47,8 @@ _SAMPLES: Final = 13
 _WARM_UP_SECONDS: Final = 5.0
 _DEADLINE_SECONDS: Final = 0.2
 _NUMBERS: Final = re.compile(r"\[[^\]]*\]")
+_WATCHED_ORDERS_PER_SECOND: Final = 50
+_WATCHED_WARM_UP_SECONDS: Final = 30.0
 _JOBS: Final = {"pretrade-server": "server:7003", "pretrade-worker": "worker:7004"}
 
 Recording = dict[str, dict[str, list[float]]]
@@ -156,18 +163,89 @@ def _series(scrapes: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     return found
 
 
-def main(models: str, edge: str, *loads: str) -> None:
-    """Records all loads on an edge, or those that are named."""
-    path = RECORDINGS / f"{edge}.json"
-    os.environ["PRETRADE_GRPC__EDGE"] = edge
-    recorded = json.loads(path.read_text()) if loads else {}
-    with tempfile.TemporaryDirectory() as folder:
-        settings = LocalSettings(dir=Path(folder), model_store=Path(models))
-        with Stack(settings) as stack:
-            recorded |= asyncio.run(_record(stack.endpoints, loads or CARRIED[edge]))
-    text = json.dumps({name: recorded[name] for name in CARRIED[edge] if name in recorded}, indent=1)
+async def _watch(endpoints: Endpoints, minutes: float) -> dict[str, Any]:
+    """What Prometheus makes of a stack at an ordinary load, and what the callers saw."""
+    assert endpoints.decision is not None
+    flow = OrderFlow(endpoints.instruments)
+    orders = [flow.next({}) for _ in range(4_096)]
+    async with grpc.aio.insecure_channel(endpoints.decision) as channel:
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        await _rate(_WATCHED_ORDERS_PER_SECOND)(stub, orders, _WATCHED_WARM_UP_SECONDS)
+        began = time.time()
+        measured = await _rate(_WATCHED_ORDERS_PER_SECOND)(stub, orders, 60.0 * minutes)
+    return await asyncio.to_thread(_found, endpoints, began) | {
+        "minutes": round((time.time() - began) / 60, 1),
+        "machine's load average over the last 15 minutes": round(os.getloadavg()[2], 1),
+        "calls": {
+            "decisions": measured.decisions,
+            "errors": dict(measured.errors),
+            "sources": dict(measured.sources),
+            "milliseconds": {
+                f"p{100 * share:g}": round(1e3 * percentile(measured.latencies, share), 1)
+                for share in (0.5, 0.99, 0.999)
+            },
+        },
+    }
+
+
+def _found(endpoints: Endpoints, began: float) -> dict[str, Any]:
+    seconds = time.time() - began
+    window = f"{round(seconds)}s"
+
+    def asked(expression: str) -> dict[str, float]:
+        query = urlencode({"query": expression})
+        with urlopen(f"{endpoints.prometheus_url}/api/v1/query?{query}", timeout=60.0) as response:
+            found = json.load(response)["data"]["result"]
+        return {
+            " ".join(f"{name}={value}" for name, value in sorted(one["metric"].items()) if name != "__name__"): float(
+                one["value"][1]
+            )
+            for one in found
+        }
+
+    return {
+        "firing": asked(f'max_over_time(ALERTS{{alertstate="firing"}}[{window}])'),
+        "pending": asked(f'count_over_time(ALERTS{{alertstate="pending"}}[{window}])'),
+        "fastest burn of 5 minutes": asked(f"max_over_time(pretrade:slo_burn:rate5m[{window}])"),
+        "burn of the hour": asked("pretrade:slo_burn:rate1h"),
+        "decisions": asked(f"sum by (source) (increase(pretrade_decisions_total[{window}]))"),
+        "late": asked(f"sum(increase(pretrade_late_total[{window}]))"),
+        "series": asked('count({__name__=~"pretrade_.+"})'),
+    }
+
+
+def main() -> None:
+    """Watches if that is wanted; records all loads on an edge, or those that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, help="folder of champion.mar and challenger.mar")
+    parser.add_argument("edge", choices=CARRIED)
+    parser.add_argument("loads", nargs="*", choices=[[], *LOADS], metavar="LOAD")
+    parser.add_argument("--minutes", type=float, default=0.0, help="watch it first")
+    given = parser.parse_args()
+    path = RECORDINGS / f"{given.edge}.json"
+    recorded = json.loads(path.read_text()) if given.loads else {}
+    pages, mails = Webhook(), Mailbox()
+    with tempfile.TemporaryDirectory() as name, serving(pages, mails):
+        folder = Path(name)
+        settings = {
+            "PRETRADE_GRPC__EDGE": given.edge,
+            "PRETRADE_LOCAL_MODEL_STORE": str(given.models.resolve()),
+            "PRETRADE_LOCAL_ALERTS": "true",
+            "PRETRADE_LOCAL_ALERTMANAGER_CONFIG": str(written_configuration(folder, pages, mails)),
+        }
+        with up(folder, **settings) as command:
+            endpoints = command.wait_until_up(180.0).endpoints
+            if given.minutes:
+                watched = asyncio.run(_watch(endpoints, given.minutes))
+                watched["told"] = mails.subjects()
+                watched["restarted"] = re.findall(r"! (.*)", command.output)
+                print(json.dumps(watched, indent=1), flush=True)
+            recorded |= asyncio.run(_record(endpoints, given.loads or CARRIED[given.edge]))
+            command.process.terminate()
+            command.process.wait(60.0)
+    text = json.dumps({name: recorded[name] for name in CARRIED[given.edge] if name in recorded}, indent=1)
     path.write_text(_NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,16 +1,17 @@
-"""What the audit says of itself: calibration of the champions, the age of labels, and stranded journals."""
+"""What the audit says of itself: calibration of the champions, the age of labels, stranded and deserted journals."""
 
 from __future__ import annotations
 
 import datetime as dt
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
+from pretrade.audit.v1 import packet_pb2
 from pretrade.wire.reading import reading_pb2
 from server.audit.reading.calibration import Calibration, ScoredLabel, calibration
 from server.audit.reading.query import AuditQuery
@@ -26,6 +27,8 @@ _PARTS: Final = 120
 """Of that time: of each as many decisions are taken, so that a busy minute does not stand for the day."""
 _EACH: Final = 200
 """Decisions of a part; at a thousand a second these are a fifth of a second of every twelve minutes."""
+_DESERTED: Final = dt.timedelta(minutes=15)
+"""Who ships a journal says every five minutes that it does."""
 
 
 class AuditCheck:
@@ -35,10 +38,18 @@ class AuditCheck:
         query: The audit.
         journal: Where a server keeps its journal, or those of its processes.
         horizon_seconds: Of the label that a model version has learnt.
+        now: The time, UTC.
     """
 
-    def __init__(self, query: AuditQuery, journal: Path, horizon_seconds: Callable[[str], float]) -> None:
+    def __init__(
+        self,
+        query: AuditQuery,
+        journal: Path,
+        horizon_seconds: Callable[[str], float],
+        now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    ) -> None:
         self._query = query
+        self._now = now
         self._journal = journal
         self._horizon_seconds = horizon_seconds
         self._known: dict[tuple[str, str], Calibration | None] = {}
@@ -51,10 +62,13 @@ class AuditCheck:
             AuditUnavailableError: The database or a journal cannot be read.
         """
         with self._query.connected() as connection:
-            rows = connection.execute(sa.select(SHIPMENTS.c.journal_id, SHIPMENTS.c.position))
-            shipped = {row.journal_id: row.position for row in rows}
+            known = SHIPMENTS.c
+            rows = connection.execute(
+                sa.select(known.journal_id, known.position, known.slot, known.stated_head, known.written_off)
+            ).all()
             newest, labelled = (newest_decision(connection, labelled=only) for only in (False, True))
-        response = reading_pb2.CheckAuditResponse(stranded=self._stranded(shipped))
+        stranded = self._stranded({row.journal_id: row.position for row in rows})
+        response = reading_pb2.CheckAuditResponse(stranded=stranded, deserted=dict(self._deserted(rows)))
         made, seen = (None if one is None else made_at(one) for one in (newest, labelled))
         if labelled is None or made is None or seen is None:
             return response
@@ -74,6 +88,16 @@ class AuditCheck:
             return stranded(self._journal, shipped)
         except (JournalError, sqlite3.Error, OSError) as error:
             raise AuditUnavailableError(f"a journal: {error}") from error
+
+    def _deserted(self, rows: Iterable[Any]) -> Iterator[tuple[str, str]]:
+        """Journals that were never closed and that nobody ships: id, and where each was written."""
+        limit = (self._now() - _DESERTED).timestamp() * 1e9
+        for row in rows:
+            if row.stated_head is None or row.written_off:
+                continue
+            head = packet_pb2.JournalHead.FromString(row.stated_head)
+            if head.stated_at_ns < limit and not (head.closed and head.position == row.position):
+                yield row.journal_id, row.slot or ""
 
     def _labels(self, version: str, horizon_seconds: float, until: dt.datetime) -> Iterator[ScoredLabel]:
         end = until + dt.timedelta(milliseconds=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -32,11 +33,32 @@ async def ship_leftovers(
         left: Told what the ended process left, if anybody wants to know.
     """
     try:
-        rows = await _settled(journal, left or (lambda _: None))
+        await ship_left(journal, database_url, settings, left)
     except (JournalError, sqlite3.Error, OSError) as error:
         _log.error("journal_left_unshipped", path=str(journal), error=str(error))
-        return
-    if not rows:
+
+
+async def ship_left(
+    journal: Path,
+    database_url: str,
+    settings: ShippingSettings,
+    left: Left | None = None,
+    told: Callable[[Progress], None] = lambda _: None,
+) -> None:
+    """The same, for those who want to know why it fails.
+
+    Args:
+        journal: As for `ship_leftovers`, like the next three.
+        database_url: As there.
+        settings: As there.
+        left: As there.
+        told: Of the progress.
+
+    Raises:
+        JournalInUseError: A process writes it.
+        JournalError, sqlite3.Error, OSError: It cannot be read, or the shipping process ended.
+    """
+    if not await _settled(journal, left or (lambda _: None)):
         return
     slot = slot_of(journal, REAL.host_name())
     task = Task(journal=journal, slot=slot, database_url=database_url, settings=settings, close=True)
@@ -45,9 +67,10 @@ async def ship_leftovers(
     try:
         while line := await process.stdout.readline():
             progress = Progress.model_validate_json(line)
+            told(progress)
             if progress.closed:
                 return
-        _log.error("journal_left_unshipped", path=str(journal), error="the shipping process ended")
+        raise JournalError("the shipping process ended")
     finally:
         await child.end(process)  # nothing is lost by that
 

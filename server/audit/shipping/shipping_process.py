@@ -9,7 +9,7 @@ parent will not write the journal again: once everything is shipped, the process
 Progress goes to standard output as one line of JSON per change, a `Progress`.
 
 Each shipment includes how far the journal had come by then (`heads.py`), so that an end that is cut off later is
-noticed.
+noticed. Without shipments it is stated every few minutes: a journal of which nothing is heard any more is deserted.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from server.process.child import take_task
 
 _TIDY_SECONDS: Final = 3600.0
 _SUMMARIZE_SECONDS: Final = 60.0
+_STATE_SECONDS: Final = 300.0
+"""Between two statements while there is nothing to ship; a third of what makes a journal a deserted one."""
 
 
 class Shipping:
@@ -79,6 +81,7 @@ class Shipping:
         self._neglected = ""
         self._lost = ""
         self._closed = False
+        self._state_at = 0.0
         self._reported: Progress | None = None
 
     def run(self) -> None:
@@ -128,8 +131,7 @@ class Shipping:
             up_to = max(head.position, stated)
             raise JournalCorruptedError(newest.position + 1, f"{where}, up to {up_to}, but not in the journal")
         stating = Stating(journal.journal_id, self._task.slot, ours.predecessor_id, self._key)
-        store.state(journal.journal_id, stating.head(newest, self._wall_clock_ns()))  # it is open again
-        self._closed = False
+        self._state(journal, store, stating, newest)  # it is open again
         self._lost = _lost(known.get(ours.predecessor_id)) or _missed(ours)
         self._note(head.position, self._error)  # an outage ends when something was shipped, not before
         return head, stating
@@ -150,20 +152,29 @@ class Shipping:
         rows = journal.settled_rows_after(head.position, self._task.settings.batch_rows)
         newest = journal.head()
         if not rows:
-            if self._closing.is_set() and not self._closed and newest == head:
-                store.state(journal.journal_id, stating.head(head, self._wall_clock_ns(), closed=True))
-                self._closed = True
+            ends = self._closing.is_set() and newest == head
+            if not self._closed and (ends or self._clock() >= self._state_at):
+                self._state(journal, store, stating, newest, closed=ends)
             self._note(head.position, "")
             self._wait(self._task.settings.poll_seconds)
             return head
         shipped = follow_all(head, rows)
         if not store.write(journal.journal_id, head, rows, stating.head(newest, self._wall_clock_ns())):
             return self._start(journal, store)[0]
+        self._state_at = self._clock() + _STATE_SECONDS
         self._note(shipped.position, "")
         full = len(rows) == self._task.settings.batch_rows or sum(len(row.entry) for row in rows) >= PASSED_ON_BYTES
         if not full:  # a transaction costs as much as the shipping of 100 decisions
             self._wait(self._task.settings.poll_seconds)
         return shipped
+
+    def _state(
+        self, journal: JournalReader, store: Store, stating: Stating, head: Head, *, closed: bool = False
+    ) -> None:
+        """Tells the database how far the journal has come, and whether that is its end."""
+        store.state(journal.journal_id, stating.head(head, self._wall_clock_ns(), closed=closed))
+        self._closed = closed
+        self._state_at = self._clock() + _STATE_SECONDS
 
     def _note(self, position: int, error: str) -> None:
         self._position, self._error = position, error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -19,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from feature_cache import features
 from pretrade.audit.v1 import audit_pb2, packet_pb2
+from pretrade.client.file_lock import take_lock
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.cli import screen, to_dict
 from server.audit.commands import app
@@ -229,6 +231,28 @@ def test_verify_finds_the_journal_of_a_stack_that_was_stopped(audit: Audit, tmp_
     assert result.exit_code == 2
     assert "rows 1 to 3 are as they were written" in result.stdout
     assert "its database is not reachable" in result.stderr
+
+
+def test_the_journals_of_a_server_that_is_gone_are_shipped_and_closed(audit: Audit) -> None:
+    """From its volume, by hand: what waits there is then in the database, and nothing is missed any more."""
+    place = audit.journal.with_name("journal.db.1")
+    with closing(JournalFile(place, sync_commits=False)) as journal:
+        journal.append([decision("0197-of-a-place").SerializeToString()])
+    command = ["ship", str(audit.journal), "--database-url", audit.database_url]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert re.findall(r"in the database up to row (\d+)", result.output) == ["3", "1"]
+    with closing(Store(audit.database_url)) as store:
+        assert [one.stated.closed for one in store.shipments() if one.stated is not None] == [True, True]
+        assert store.find(RECENT) is not None
+        assert store.find("0197-of-a-place") is not None
+    writer = take_lock(audit.journal.with_name("journal.db.lock"))
+    assert writer is not None
+    refused = CliRunner().invoke(app, command)
+    os.close(writer)
+    assert (refused.exit_code, "journal.db" in refused.output) == (1, True), refused.output
+    lost = CliRunner().invoke(app, ["ship", str(audit.journal.with_name("no.db")), *command[2:]])
+    assert (lost.exit_code, "there is no journal" in lost.output) == (1, True)
 
 
 def test_reading_a_database_that_does_not_exist_creates_nothing(tmp_path: Path) -> None:

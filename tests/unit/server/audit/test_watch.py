@@ -54,6 +54,7 @@ def samples(watch: AuditWatch) -> Iterator[tuple[str, dict[str, str], float]]:
 
 def answer(**fields: Any) -> reading_pb2.CheckAuditResponse:
     found = reading_pb2.CheckAuditResponse(label_lag_seconds=90, stranded={"journal.db.1": 3, "journal.db.2": 4})
+    found.deserted["4f"] = "server-2:/journal.db"
     found.calibrations["default"].CopyFrom(
         reading_pb2.Calibration(independent=50, predicted=0.75, observed=0.5, error=0.25, **fields)
     )
@@ -73,6 +74,7 @@ async def test_the_newest_answer_is_shown_by_model() -> None:
         ("pretrade_calibration_independent", "default", 50),
         ("pretrade_label_lag_seconds", None, 90),
         ("pretrade_journal_stranded_entries", None, 7),
+        ("pretrade_journal_deserted", None, 1),
     ]
 
 
@@ -80,16 +82,21 @@ async def test_a_look_that_fails_is_counted_logged_once_and_shows_nothing_old() 
     with capture_logs() as logs:
         watch = await watched(Answers(answer(), None), lambda watch: watch.failures >= 3)
     assert [name for name, _, _ in samples(watch)] == ["pretrade_audit_checks_failed_total"]
-    assert [one["event"] for one in logs] == ["journals_stranded", "audit_not_checked"]
+    assert [one["event"] for one in logs] == ["journals_stranded", "journals_deserted", "audit_not_checked"]
 
 
-async def test_stranded_journals_are_logged_when_they_change() -> None:
+async def test_stranded_and_deserted_journals_are_logged_when_they_change() -> None:
     with capture_logs() as logs:
         await watched(
             Answers(answer(), answer(), reading_pb2.CheckAuditResponse()),
             lambda watch: watch.newest is not None and not watch.newest.stranded,
         )
-    assert [one["journals"] for one in logs] == [["journal.db.1", "journal.db.2"], []]
+    assert [(one["event"], one["journals"]) for one in logs] == [
+        ("journals_stranded", ["journal.db.1", "journal.db.2"]),
+        ("journals_deserted", {"4f": "server-2:/journal.db"}),
+        ("journals_stranded", []),
+        ("journals_deserted", {}),
+    ]
 
 
 async def test_an_interval_of_0_asks_nothing() -> None:

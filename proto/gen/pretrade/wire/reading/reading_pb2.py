@@ -28,7 +28,7 @@ from pretrade.audit.v1 import audit_pb2 as pretrade_dot_audit_dot_v1_dot_audit__
 from pretrade.audit.v1 import packet_pb2 as pretrade_dot_audit_dot_v1_dot_packet__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#pretrade/wire/reading/reading.proto\x12\x15pretrade.wire.reading\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpretrade/admin/v1/admin.proto\x1a\x1dpretrade/audit/v1/audit.proto\x1a\x1epretrade/audit/v1/packet.proto\"]\n\x11NextEventsRequest\x12\x37\n\x05watch\x18\x01 \x01(\x0b\x32(.pretrade.audit.v1.WatchDecisionsRequest\x12\x0f\n\x07\x61s_json\x18\x02 \x01(\x08\"S\n\x12NextEventsResponse\x12\x0e\n\x06\x65vents\x18\x01 \x03(\x0c\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12\x0f\n\x07\x63ursors\x18\x04 \x03(\t\"X\n\x16NewestDecisionsRequest\x12\x13\n\x0binstruments\x18\x01 \x03(\t\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"d\n\x17NewestDecisionsResponse\x12\x35\n\tdecisions\x18\x01 \x03(\x0b\x32\".pretrade.audit.v1.AuditedDecision\x12\x12\n\nincomplete\x18\x02 \x01(\t\"A\n\x12\x46indOutcomeRequest\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"B\n\x13\x46indOutcomeResponse\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"o\n\x13\x43ompareDriftRequest\x12\x16\n\x0ewindow_seconds\x18\x01 \x01(\x01\x12\x15\n\rmax_decisions\x18\x02 \x01(\r\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x12\n\nmodel_name\x18\x04 \x01(\t\"\x91\x01\n\x11\x43heckAuditRequest\x12J\n\tchampions\x18\x01 \x03(\x0b\x32\x37.pretrade.wire.reading.CheckAuditRequest.ChampionsEntry\x1a\x30\n\x0e\x43hampionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf2\x02\n\x12\x43heckAuditResponse\x12Q\n\x0c\x63\x61librations\x18\x01 \x03(\x0b\x32;.pretrade.wire.reading.CheckAuditResponse.CalibrationsEntry\x12\x1e\n\x11label_lag_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12I\n\x08stranded\x18\x03 \x03(\x0b\x32\x37.pretrade.wire.reading.CheckAuditResponse.StrandedEntry\x1aW\n\x11\x43\x61librationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x05value\x18\x02 \x01(\x0b\x32\".pretrade.wire.reading.Calibration:\x02\x38\x01\x1a/\n\rStrandedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x14\n\x12_label_lag_seconds\"\x9e\x01\n\x0b\x43\x61libration\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x11\n\tdecisions\x18\x02 \x01(\r\x12\x13\n\x0bindependent\x18\x03 \x01(\x01\x12\x11\n\tpredicted\x18\x04 \x01(\x01\x12\x10\n\x08observed\x18\x05 \x01(\x01\x12\r\n\x05\x65rror\x18\x06 \x01(\x01\x12\x12\n\x05limit\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_limit\"&\n\rWarmUpRequest\x12\x15\n\rmodel_version\x18\x01 \x01(\t\"\x10\n\x0eWarmUpResponse2\xe1\x04\n\x0eReadingService\x12\x61\n\nNextEvents\x12(.pretrade.wire.reading.NextEventsRequest\x1a).pretrade.wire.reading.NextEventsResponse\x12p\n\x0fNewestDecisions\x12-.pretrade.wire.reading.NewestDecisionsRequest\x1a..pretrade.wire.reading.NewestDecisionsResponse\x12\x64\n\x0b\x46indOutcome\x12).pretrade.wire.reading.FindOutcomeRequest\x1a*.pretrade.wire.reading.FindOutcomeResponse\x12Z\n\x0c\x43ompareDrift\x12*.pretrade.wire.reading.CompareDriftRequest\x1a\x1e.pretrade.admin.v1.DriftStatus\x12\x61\n\nCheckAudit\x12(.pretrade.wire.reading.CheckAuditRequest\x1a).pretrade.wire.reading.CheckAuditResponse\x12U\n\x06WarmUp\x12$.pretrade.wire.reading.WarmUpRequest\x1a%.pretrade.wire.reading.WarmUpResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#pretrade/wire/reading/reading.proto\x12\x15pretrade.wire.reading\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpretrade/admin/v1/admin.proto\x1a\x1dpretrade/audit/v1/audit.proto\x1a\x1epretrade/audit/v1/packet.proto\"]\n\x11NextEventsRequest\x12\x37\n\x05watch\x18\x01 \x01(\x0b\x32(.pretrade.audit.v1.WatchDecisionsRequest\x12\x0f\n\x07\x61s_json\x18\x02 \x01(\x08\"S\n\x12NextEventsResponse\x12\x0e\n\x06\x65vents\x18\x01 \x03(\x0c\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12\x0f\n\x07\x63ursors\x18\x04 \x03(\t\"X\n\x16NewestDecisionsRequest\x12\x13\n\x0binstruments\x18\x01 \x03(\t\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"d\n\x17NewestDecisionsResponse\x12\x35\n\tdecisions\x18\x01 \x03(\x0b\x32\".pretrade.audit.v1.AuditedDecision\x12\x12\n\nincomplete\x18\x02 \x01(\t\"A\n\x12\x46indOutcomeRequest\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"B\n\x13\x46indOutcomeResponse\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"o\n\x13\x43ompareDriftRequest\x12\x16\n\x0ewindow_seconds\x18\x01 \x01(\x01\x12\x15\n\rmax_decisions\x18\x02 \x01(\r\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x12\n\nmodel_name\x18\x04 \x01(\t\"\x91\x01\n\x11\x43heckAuditRequest\x12J\n\tchampions\x18\x01 \x03(\x0b\x32\x37.pretrade.wire.reading.CheckAuditRequest.ChampionsEntry\x1a\x30\n\x0e\x43hampionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xee\x03\n\x12\x43heckAuditResponse\x12Q\n\x0c\x63\x61librations\x18\x01 \x03(\x0b\x32;.pretrade.wire.reading.CheckAuditResponse.CalibrationsEntry\x12\x1e\n\x11label_lag_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12I\n\x08stranded\x18\x03 \x03(\x0b\x32\x37.pretrade.wire.reading.CheckAuditResponse.StrandedEntry\x12I\n\x08\x64\x65serted\x18\x04 \x03(\x0b\x32\x37.pretrade.wire.reading.CheckAuditResponse.DesertedEntry\x1aW\n\x11\x43\x61librationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x05value\x18\x02 \x01(\x0b\x32\".pretrade.wire.reading.Calibration:\x02\x38\x01\x1a/\n\rStrandedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a/\n\rDesertedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x14\n\x12_label_lag_seconds\"\x9e\x01\n\x0b\x43\x61libration\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x11\n\tdecisions\x18\x02 \x01(\r\x12\x13\n\x0bindependent\x18\x03 \x01(\x01\x12\x11\n\tpredicted\x18\x04 \x01(\x01\x12\x10\n\x08observed\x18\x05 \x01(\x01\x12\r\n\x05\x65rror\x18\x06 \x01(\x01\x12\x12\n\x05limit\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_limit\"&\n\rWarmUpRequest\x12\x15\n\rmodel_version\x18\x01 \x01(\t\"\x10\n\x0eWarmUpResponse2\xe1\x04\n\x0eReadingService\x12\x61\n\nNextEvents\x12(.pretrade.wire.reading.NextEventsRequest\x1a).pretrade.wire.reading.NextEventsResponse\x12p\n\x0fNewestDecisions\x12-.pretrade.wire.reading.NewestDecisionsRequest\x1a..pretrade.wire.reading.NewestDecisionsResponse\x12\x64\n\x0b\x46indOutcome\x12).pretrade.wire.reading.FindOutcomeRequest\x1a*.pretrade.wire.reading.FindOutcomeResponse\x12Z\n\x0c\x43ompareDrift\x12*.pretrade.wire.reading.CompareDriftRequest\x1a\x1e.pretrade.admin.v1.DriftStatus\x12\x61\n\nCheckAudit\x12(.pretrade.wire.reading.CheckAuditRequest\x1a).pretrade.wire.reading.CheckAuditResponse\x12U\n\x06WarmUp\x12$.pretrade.wire.reading.WarmUpRequest\x1a%.pretrade.wire.reading.WarmUpResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKAUDITRESPONSE_CALIBRATIONSENTRY']._serialized_options = b'8\001'
   _globals['_CHECKAUDITRESPONSE_STRANDEDENTRY']._loaded_options = None
   _globals['_CHECKAUDITRESPONSE_STRANDEDENTRY']._serialized_options = b'8\001'
+  _globals['_CHECKAUDITRESPONSE_DESERTEDENTRY']._loaded_options = None
+  _globals['_CHECKAUDITRESPONSE_DESERTEDENTRY']._serialized_options = b'8\001'
   _globals['_NEXTEVENTSREQUEST']._serialized_start=189
   _globals['_NEXTEVENTSREQUEST']._serialized_end=282
   _globals['_NEXTEVENTSRESPONSE']._serialized_start=284
@@ -60,17 +62,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKAUDITREQUEST_CHAMPIONSENTRY']._serialized_start=907
   _globals['_CHECKAUDITREQUEST_CHAMPIONSENTRY']._serialized_end=955
   _globals['_CHECKAUDITRESPONSE']._serialized_start=958
-  _globals['_CHECKAUDITRESPONSE']._serialized_end=1328
-  _globals['_CHECKAUDITRESPONSE_CALIBRATIONSENTRY']._serialized_start=1170
-  _globals['_CHECKAUDITRESPONSE_CALIBRATIONSENTRY']._serialized_end=1257
-  _globals['_CHECKAUDITRESPONSE_STRANDEDENTRY']._serialized_start=1259
-  _globals['_CHECKAUDITRESPONSE_STRANDEDENTRY']._serialized_end=1306
-  _globals['_CALIBRATION']._serialized_start=1331
-  _globals['_CALIBRATION']._serialized_end=1489
-  _globals['_WARMUPREQUEST']._serialized_start=1491
-  _globals['_WARMUPREQUEST']._serialized_end=1529
-  _globals['_WARMUPRESPONSE']._serialized_start=1531
-  _globals['_WARMUPRESPONSE']._serialized_end=1547
-  _globals['_READINGSERVICE']._serialized_start=1550
-  _globals['_READINGSERVICE']._serialized_end=2159
+  _globals['_CHECKAUDITRESPONSE']._serialized_end=1452
+  _globals['_CHECKAUDITRESPONSE_CALIBRATIONSENTRY']._serialized_start=1245
+  _globals['_CHECKAUDITRESPONSE_CALIBRATIONSENTRY']._serialized_end=1332
+  _globals['_CHECKAUDITRESPONSE_STRANDEDENTRY']._serialized_start=1334
+  _globals['_CHECKAUDITRESPONSE_STRANDEDENTRY']._serialized_end=1381
+  _globals['_CHECKAUDITRESPONSE_DESERTEDENTRY']._serialized_start=1383
+  _globals['_CHECKAUDITRESPONSE_DESERTEDENTRY']._serialized_end=1430
+  _globals['_CALIBRATION']._serialized_start=1455
+  _globals['_CALIBRATION']._serialized_end=1613
+  _globals['_WARMUPREQUEST']._serialized_start=1615
+  _globals['_WARMUPREQUEST']._serialized_end=1653
+  _globals['_WARMUPRESPONSE']._serialized_start=1655
+  _globals['_WARMUPRESPONSE']._serialized_end=1671
+  _globals['_READINGSERVICE']._serialized_start=1674
+  _globals['_READINGSERVICE']._serialized_end=2283
 # @@protoc_insertion_point(module_scope)

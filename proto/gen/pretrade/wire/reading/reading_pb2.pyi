@@ -320,9 +320,30 @@ class CheckAuditResponse(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class DesertedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CALIBRATIONS_FIELD_NUMBER: _builtins.int
     LABEL_LAG_SECONDS_FIELD_NUMBER: _builtins.int
     STRANDED_FIELD_NUMBER: _builtins.int
+    DESERTED_FIELD_NUMBER: _builtins.int
     label_lag_seconds: _builtins.float
     """From the newest decision with a label to the newest decision; absent while no decision has a label."""
     @_builtins.property
@@ -333,16 +354,21 @@ class CheckAuditResponse(_message.Message):
     def stranded(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Entries that only a journal without a writer holds, by the name of the journal."""
 
+    @_builtins.property
+    def deserted(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Where each journal is written that was never closed and that nobody ships, by journal id."""
+
     def __init__(
         self,
         *,
         calibrations: _abc.Mapping[_builtins.str, Global___Calibration] | None = ...,
         label_lag_seconds: _builtins.float | None = ...,
         stranded: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        deserted: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_label_lag_seconds", b"_label_lag_seconds", "label_lag_seconds", b"label_lag_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_lag_seconds", b"_label_lag_seconds", "calibrations", b"calibrations", "label_lag_seconds", b"label_lag_seconds", "stranded", b"stranded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_lag_seconds", b"_label_lag_seconds", "calibrations", b"calibrations", "deserted", b"deserted", "label_lag_seconds", b"label_lag_seconds", "stranded", b"stranded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__label_lag_seconds: _TypeAlias = _typing.Literal["label_lag_seconds"]  # noqa: Y015
     _WhichOneofArgType__label_lag_seconds: _TypeAlias = _typing.Literal["_label_lag_seconds", b"_label_lag_seconds"]  # noqa: Y015

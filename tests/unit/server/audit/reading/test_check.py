@@ -1,4 +1,4 @@
-"""What the audit says of itself: calibration by independent labels, the age of labels, and stranded journals."""
+"""What the audit says of itself: calibration by independent labels, old labels, stranded and deserted journals."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from server.audit.reading.calibration import FEWEST, Calibration, ScoredLabel, c
 from server.audit.reading.check import AuditCheck
 from server.audit.reading.labels import Label
 from server.audit.reading.query import AuditQuery
+from server.audit.shipping.heads import Stating
 from server.audit.store.store import Store
 from server.decision.ids import id_bound
 from server.errors import AuditUnavailableError
-from server.journal.journal_file import JournalFile, JournalReader
+from server.journal.journal_file import Head, JournalFile, JournalReader
 
 BEGIN = dt.datetime(2026, 11, 23, 7, 0, tzinfo=dt.UTC)
 HORIZON = 5.0
@@ -170,6 +171,39 @@ def test_looking_for_stranded_journals_leaves_their_locks_free(audit: Audit) -> 
     lock.touch()
     assert audit.checker().check({}).stranded
     assert take_lock(lock) is not None
+
+
+def test_a_journal_that_nobody_closed_is_deserted_when_nothing_has_been_heard_of_it(audit: Audit) -> None:
+    """Its volume may be anywhere: the database alone tells of it."""
+    audit.write([packet(1), packet(2)], shipped=True)
+    with closing(JournalReader(audit.path)) as journal:
+        journal_id, head = journal.journal_id, journal.head()
+
+    def state(minute: int, *, closed: bool = False, ahead: int = 0) -> None:
+        stating = Stating(journal_id, "server-2:/journal.db", "", None)
+        at = round((BEGIN + dt.timedelta(minutes=minute)).timestamp() * 1e9)
+        with closing(Store(audit.url)) as store:
+            store.shipped(journal_id, Head(0, b""), "server-2:/journal.db")
+            store.state(journal_id, stating.head(Head(head.position + ahead, head.hash), at, closed=closed))
+
+    def deserted(minute: int) -> dict[str, str]:
+        query = AuditQuery(audit.url, audit.path.with_name("elsewhere.db"))
+        now = BEGIN + dt.timedelta(minutes=minute)
+        return dict(AuditCheck(query, audit.path, lambda _: HORIZON, lambda: now).check({}).deserted)
+
+    state(0)
+    assert not deserted(14)
+    assert deserted(16) == {journal_id: "server-2:/journal.db"}
+    state(10)
+    assert not deserted(16), "its server has said since then that it is there"
+    state(10, closed=True, ahead=1)
+    assert deserted(30), "the database has not got all that it held"
+    state(10, closed=True)
+    assert not deserted(30)
+    state(10)
+    with closing(Store(audit.url)) as store:
+        store.write_off(journal_id, "the disk burnt")
+    assert not deserted(30)
 
 
 def test_a_database_that_cannot_say_is_an_error_and_not_a_stranded_journal(tmp_path: Path) -> None:

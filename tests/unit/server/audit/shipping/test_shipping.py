@@ -242,6 +242,29 @@ def test_days_past_their_retention_are_removed_while_shipping_goes_on(journal: J
         assert store.verify(journal.journal_id) == (2, 2)
 
 
+def test_a_journal_with_nothing_to_ship_is_stated_every_five_minutes(journal: JournalFile, task: Task) -> None:
+    """Else it could not be told from one whose server and volume are gone."""
+    journal.append([entry("1")])
+    stated: list[tuple[int, int]] = []
+    seconds = 0.0
+
+    def wait(_: float) -> None:
+        nonlocal seconds
+        seconds += 100.0
+        with closing(Store(task.database_url)) as store:
+            (shipped,) = store.shipments()
+        assert shipped.stated is not None
+        stated.append((shipped.stated.position, shipped.stated.stated_at_ns))
+        if len(stated) == 8:
+            raise _Stopped
+
+    with pytest.raises(_Stopped):
+        Shipping(task, lambda _: None, wait, clock=lambda: seconds, wall_clock_ns=lambda: round(seconds * 10**9)).run()
+    minutes = [at // 10**9 for _, at in stated]
+    assert minutes == [0, 0, 0, 300, 300, 300, 600, 600]
+    assert {position for position, _ in stated} == {1}
+
+
 def test_a_database_of_a_newer_version_is_reported_and_left_alone(journal: JournalFile, task: Task) -> None:
     journal.append([entry("1")])
     ship(task)
