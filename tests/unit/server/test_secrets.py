@@ -93,6 +93,7 @@ def test_the_walk_reaches_everything() -> None:
     assert {label(setting) for setting in SECRETS} == {
         "Settings.redis_url",
         "Settings.database_url",
+        "Settings.market.bars_database_url",
         "Settings.control.flag_provider_options",
         "WorkerSettings.redis_url",
         "KafkaSecurity.password",
@@ -118,7 +119,7 @@ def test_the_reasons_are_of_settings_that_exist() -> None:
 def with_a_secret(setting: Setting) -> BaseModel:
     """Settings of which this one holds a secret."""
     urls: dict[str, object] = {"redis_url": f"redis://:{MARK}@127.0.0.1/0"}
-    urls["database_url"] = f"postgresql+psycopg://u:{MARK}@127.0.0.1/audit"
+    urls["database_url"] = urls["bars_database_url"] = f"postgresql+psycopg://u:{MARK}@127.0.0.1/audit"
     value: Any = urls.get(setting.path[-1], {"sdk_key": MARK} if setting.path[-1].endswith("options") else MARK)
     others: dict[str, Any] = {}
     if setting.root is KafkaSecurity:
