@@ -195,7 +195,7 @@ class GrpcEdge(grpc.aio.ServerInterceptor):
             answers = answer(await self._only_request(context), call)
         async with contextlib.aclosing(answers):
             async for one in answers:
-                await context.write(one)
+                await _write(context, one)
         if malformed:  # said after the answers that are due
             raise _malformed()
 
@@ -250,6 +250,25 @@ class GrpcEdge(grpc.aio.ServerInterceptor):
             error = InternalError("the call failed; see the server's log")
         self._errors[error.reason] += 1
         await context.abort(*status.of(error))
+
+
+async def _write(context: _Context, answer: object) -> None:
+    """Writes an answer of a stream.
+
+    If its task is cancelled when gRPC has just taken the answer, it returns, and the task is cancelled at what it waits
+    for next: such an answer is heard, and its servicer has to know. It is a task of its own for that reason alone.
+    """
+    writing = asyncio.ensure_future(context.write(answer))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        if not writing.done() or writing.cancelled() or writing.exception() is not None:
+            writing.cancel()
+            raise
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
+        task.cancel()
 
 
 def _malformed() -> InvalidOrderError:
