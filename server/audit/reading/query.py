@@ -15,7 +15,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -30,17 +30,16 @@ from server.audit.reading.journals import (
     DISORDER,
     Journals,
     audited,
-    matches,
-    matches_heard,
     matching,
     newest_unshipped,
     set_reply,
     unshipped_others,
 )
+from server.audit.reading.stored import decisions_of, matching_as_stored, matching_by_news
 from server.audit.store import outcomes
 from server.audit.store.newest import Bounds
 from server.audit.store.schema import DECISIONS
-from server.audit.store.store import Store, StoredDecision
+from server.audit.store.store import Store
 from server.decision.ids import id_bound, made_at
 from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError, UnknownDecisionError
 from server.journal.entries import decision_ids, entry_of, keyed_ids, packet_of
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
 DEFAULT_PAGE: Final = 50
 LARGEST_PAGE: Final = 500
 _LONGEST_ID: Final = 64
-_CHUNK: Final = 1_000
-"""Decisions that the database is asked about at once."""
 _ENTRIES: Final = 100
 """Of a journal that are read at once."""
 _PARTS: Final = 120
@@ -380,7 +377,7 @@ class AuditQuery:
             return None
         if stored is None:
             return None
-        return next(_of_stored((stored,)))
+        return next(decisions_of((stored,)))
 
     def _replies(self, shipped: Mapping[str, Head], problems: list[str]) -> _Replies:
         """What the journals say of replies beyond the database. To be read before the decisions that it is about."""
@@ -453,9 +450,9 @@ class AuditQuery:
             return None
         try:
             with self._database() as store:
-                found = list(_matching(store, wanted, bounds, limit, statuses))
+                found = list(matching_as_stored(store, wanted, bounds, limit, statuses))
                 if wanted.heard_actions:
-                    found += _matching_by_news(store, wanted, bounds, limit, statuses)
+                    found += matching_by_news(store, wanted, bounds, limit, statuses)
         except sa.exc.SQLAlchemyError as error:
             problems.append(f"the database: {_line(error)}")
             return None
@@ -475,52 +472,6 @@ class _Replies:
         if (reply := self.statuses.of(decision_id)) is not None:
             return reply
         return AS_DECIDED if position <= self.settled.get(journal_id, 0) else NOT_SETTLED
-
-
-def _matching(
-    store: Store, wanted: audit_pb2.DecisionFilter, bounds: Bounds, limit: int, statuses: Statuses
-) -> Iterator[audit_pb2.AuditedDecision]:
-    """The newest decisions of the database that match, also by what the journals say of their replies since."""
-    while limit > 0:
-        rows = list(_of_stored(store.newest(filters.conditions(wanted), limit, bounds)))
-        full = len(rows) == limit
-        for one in rows:
-            decision_id = one.packet.decision.decision_id
-            bounds = replace(bounds, before=decision_id)
-            reply = statuses.of(decision_id)
-            if reply is not None:
-                if not matches_heard(wanted, one.packet.decision.action, reply):
-                    continue
-                set_reply(one, reply)
-            limit -= 1
-            yield one
-        if not full:
-            return
-
-
-def _matching_by_news(
-    store: Store, wanted: audit_pb2.DecisionFilter, bounds: Bounds, limit: int, statuses: Statuses
-) -> Iterator[audit_pb2.AuditedDecision]:
-    """The newest decisions of the database that match because of what the journals say of their replies since."""
-    ids = iter(sorted((one for one in statuses.ids() if not bounds.before or one < bounds.before), reverse=True))
-    while limit > 0 and (some := list(itertools.islice(ids, _CHUNK))):
-        for one in _of_stored(store.find_all(some)):
-            reply = statuses.of(one.packet.decision.decision_id)
-            if reply is not None and matches(wanted, one.packet, reply):
-                set_reply(one, reply)
-                limit -= 1
-                yield one
-
-
-def _of_stored(stored: Iterable[StoredDecision]) -> Iterator[audit_pb2.AuditedDecision]:
-    """Decisions in the contract's words. An entry that holds many of them is parsed once."""
-    entries: dict[tuple[str, int], packet_pb2.JournalEntry] = {}
-    for one in stored:
-        key = (one.journal_id, one.row.position)
-        if key not in entries:
-            entries[key] = entry_of(one.row.entry)
-        packet = packet_of(entries[key], one.number)
-        yield audited(packet, one.row, one.number, one.reply, "database", one.journal_id)
 
 
 def _newest_by_part(
