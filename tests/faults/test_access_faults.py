@@ -19,7 +19,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from support.harness import INSTRUMENTS, eventually
 from support.secure_server import SecureServer, bearer, decide, halt, refused, secret_in, status
-from support.server_group import EDGES
+from support.server_group import RARELY_ON_GRPC_AIO
 from websockets import ConnectionClosed, Subprotocol
 from websockets.sync.client import ClientConnection, connect
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.stack
 _CODES = grpc.StatusCode
 
 
-@pytest.fixture(scope="module", params=EDGES)
+@pytest.fixture(scope="module", params=RARELY_ON_GRPC_AIO)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureServer]:
     server = SecureServer(tmp_path_factory.mktemp(f"tokens-{request.param}"), "token")
     (http,) = free_ports(1)

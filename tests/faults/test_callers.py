@@ -16,7 +16,7 @@ from google.rpc import code_pb2, error_details_pb2
 from grpc_status import rpc_status
 from support.harness import INSTRUMENTS, eventually
 from support.secure_server import SECONDS, SecureServer, bearer
-from support.server_group import EDGES
+from support.server_group import RARELY_ON_GRPC_AIO
 
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -29,7 +29,7 @@ _BOUND_SECONDS = 4.0
 """A look at the files every 0.1 s and at open streams every second, on a machine that has other work."""
 
 
-@pytest.fixture(scope="module", params=EDGES)
+@pytest.fixture(scope="module", params=RARELY_ON_GRPC_AIO)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureServer]:
     server = SecureServer(tmp_path_factory.mktemp(f"callers-{request.param}"), "token")
     with server.running(GRPC__EDGE=request.param):
@@ -273,7 +273,7 @@ def test_an_outcome_is_its_callers_report(server: SecureServer) -> None:
 @pytest.mark.fault(
     "F6", "On an open stream the client certificate expires or is revoked", "The stream ends within seconds."
 )
-@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("edge", RARELY_ON_GRPC_AIO)
 def test_a_stream_ends_with_its_client_certificate(edge: str, tmp_path: Path, seen: Callable[[str], None]) -> None:
     server = SecureServer(tmp_path, "certificate")
     with server.running(GRPC__EDGE=edge):

@@ -23,7 +23,7 @@ from pretrade.decision.v1 import decision_pb2_grpc
 
 pytestmark = pytest.mark.stack
 
-LEAVERS: Final = 600
+LEAVERS: Final = 300
 STAYS_SECONDS: Final = (0.0003, 1.0)
 """Shortest and longest time that a caller stays. As many stay 1 to 2 ms as 100 to 200 ms: on a machine of any speed
 some leave before they are read, some while they are decided, and some after their answer."""

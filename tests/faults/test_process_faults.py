@@ -24,6 +24,7 @@ from support.harness import INSTRUMENTS, MID, Product, eventually
 from support.server_group import (
     EDGES,
     RARELY_ON_ENVOY,
+    RARELY_ON_GRPC_AIO,
     Callers,
     Group,
     beside,
@@ -74,7 +75,7 @@ def replaced_under_load(product: Product, directory: Path, edge: str, times: int
     "Servers are replaced one by one under load",
     "No call fails, with the client library. The audit has one row for each reply.",
 )
-@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("edge", RARELY_ON_GRPC_AIO)
 def test_a_rolling_restart_under_load_loses_no_call(product: Product, tmp_path: Path, edge: str, seen: Seen) -> None:
     replaced_under_load(product, tmp_path, edge, 1, seen)
 
@@ -313,7 +314,7 @@ def session_members(session: int) -> list[int]:
     "No call fails, with the client library: the other process answers. Every order is in the audit once. The process "
     "is restarted and takes its journal over.",
 )
-@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("edge", RARELY_ON_GRPC_AIO)
 def test_a_killed_process_costs_no_call_and_is_started_again_with_its_journal(
     tmp_path: Path, edge: str, seen: Seen
 ) -> None:

@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from support.bare_server import admin_channel
 from support.harness import eventually
-from support.server_group import EDGES, Callers, Group, server_group
+from support.server_group import RARELY_ON_GRPC_AIO, Callers, Group, server_group
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.client import operator_token
@@ -25,7 +25,7 @@ from pretrade.client import operator_token
 pytestmark = pytest.mark.stack
 
 
-@pytest.fixture(scope="module", params=EDGES)
+@pytest.fixture(scope="module", params=RARELY_ON_GRPC_AIO)
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     directory = tmp_path_factory.mktemp(f"operator-{request.param}")
     before = os.umask(0o022)  # as most users have it

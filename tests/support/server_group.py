@@ -36,7 +36,8 @@ EDGES: Final = ("grpcio", "envoy")
 WAYS_IN: Final = (*EDGES, "envoy by ASGI alone")
 """The same, and Envoy without the lane that plain calls take there."""
 RARELY_ON_ENVOY: Final = ("grpcio", pytest.param("envoy", marks=pytest.mark.long))
-"""The same, where that takes more time than it tells."""
+RARELY_ON_GRPC_AIO: Final = (pytest.param("grpcio", marks=pytest.mark.long), "envoy")
+"""The same, where both take more time than they tell: what is tested is the same code behind them."""
 _CALL_SECONDS = 10.0
 """Room for an order that is asked again, on a machine that has other work."""
 _START_SECONDS = 120.0
