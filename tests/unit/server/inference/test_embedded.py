@@ -107,7 +107,7 @@ def test_any_number_of_rows_is_scored_as_each_alone(scorer: EmbeddedScorer, hand
 
 @given(
     rows=arrays.arrays(
-        np.float32, st.tuples(st.integers(1, 8), st.just(features.N_FEATURES)), elements=FEATURES, fill=st.nothing()
+        np.float32, st.tuples(st.integers(1, 3), st.just(features.N_FEATURES)), elements=FEATURES, fill=st.nothing()
     )
 )
 def test_whatever_the_rows_hold_the_scores_are_the_handlers(
@@ -136,7 +136,7 @@ def test_what_is_not_whole_rows_is_refused(scorer: EmbeddedScorer, rows: bytes) 
 @pytest.mark.long
 @given(
     rows=arrays.arrays(
-        np.float32, st.tuples(st.integers(1, 8), st.just(features.N_FEATURES)), elements=FEATURES, fill=st.nothing()
+        np.float32, st.tuples(st.integers(1, 3), st.just(features.N_FEATURES)), elements=FEATURES, fill=st.nothing()
     )
 )
 def test_a_network_that_torch_serves_scores_here_as_there(
