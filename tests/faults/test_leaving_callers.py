@@ -59,7 +59,9 @@ async def leave_at_random(address: str, seed: int) -> list[Call]:
             now = time.monotonic()
             heard = Call(request.order.order_ref, now, now, deadline_seconds=ROOMY_SECONDS)
             call = stub.Decide(request, timeout=ROOMY_SECONDS)
-            asyncio.get_running_loop().call_later(_stay_seconds(chance), call.cancel)
+            stays = _stay_seconds(chance)
+            heard.leaves = now + stays
+            asyncio.get_running_loop().call_later(stays, call.cancel)
             try:
                 heard.decision = (await call).decision
                 heard.status = "OK"

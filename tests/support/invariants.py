@@ -316,8 +316,9 @@ def _of_unheard(call: Call, rows: Iterable[Row]) -> list[str]:
     """
     found = []
     for packet, status in rows:
-        before = call.ended - packet.decided_monotonic_ns / 1e9
-        crossed = call.given_up and abs(before) <= _CROSSING_SHARE * call.deadline_seconds
+        decided = packet.decided_monotonic_ns / 1e9
+        before, room = call.ended - decided, _CROSSING_SHARE * call.deadline_seconds
+        crossed = call.given_up and min(call.leaves, call.ended) - room <= decided <= call.ended + room
         if not status.startswith(_UNCONFIRMED) and not crossed:
             found.append(
                 f"I1: {call.order_ref} heard {call.status or 'nothing'}; its row, decided {1e3 * before:.0f} ms "

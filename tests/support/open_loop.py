@@ -88,6 +88,8 @@ class Call:
     """What the caller allowed for it."""
     own_timer: bool = False
     """True when the caller gives up by itself after that: then DEADLINE_EXCEEDED may be its own word."""
+    leaves: float = math.inf
+    """When the caller means to give up. On a busy machine it is late for that, and hears of it (`ended`) later."""
 
     @property
     def fate(self) -> Fate:
