@@ -104,6 +104,8 @@ def of_threads(ask: Callable[[], Any], callers: int, seconds: float) -> Cost:
     end = time.monotonic() + seconds
 
     def call(number: int) -> None:
+        ask()
+        counts[number] += 1
         while time.monotonic() < end:
             ask()
             counts[number] += 1
@@ -126,6 +128,8 @@ async def of_tasks(ask: Callable[[], Awaitable[int]], callers: int, seconds: flo
 
     async def call() -> None:
         nonlocal orders
+        answered = await ask()
+        orders += answered
         while time.monotonic() < end:
             answered = await ask()
             orders += answered

@@ -307,7 +307,7 @@ def test_every_change_is_in_the_audit(product: Product) -> None:
     assert (found[0]["subject"], found[0]["previous"], found[0]["value"]) == ("flag/shadow", "on", "off")
 
 
-_AFTER_THE_FIRST_LOOK = ("pretrade_calibration_", "pretrade_label_lag_", "pretrade_journal_stranded_", "pretrade_journal_deserted")
+_AFTER_THE_FIRST_LOOK = ("pretrade_calibration_", "pretrade_label_lag_", "pretrade_journal_")
 """Shown once the audit was asked what it says of itself; of labels only where there are some."""
 
 
