@@ -113,7 +113,7 @@ async def test_two_models_with_different_sets_decide_different_orders_at_once_an
     )
     server.admin.SetModelAlias(request, timeout=120.0)
     server.wait_until_well("tide/primary", "tide/secondary")
-    before = server.decide()
+    before = server.decide_until(pb.SOURCE_PRIMARY)
     set_map(rig, rule("empty", strategy="new"))
     nobody = eventually(lambda: server.decide(strategy="new"), lambda one: one.source == pb.SOURCE_RULES)
     assert pb.DEGRADATION_PRIMARY_BREAKER_OPEN in nobody.degradations
@@ -156,11 +156,11 @@ async def test_two_models_with_different_sets_decide_different_orders_at_once_an
     assert (canary.change.subject, canary.canary.model, canary.canary.strategy) == ("canary/tide", "tide", "sweep-1")
     tried = server.decide_until(pb.SOURCE_CANARY, strategy="sweep-1")
     assert (tried.model_name, tried.model_version) == ("tide", other)
-    assert server.decide(strategy="sweep-2").model_version == version
+    assert server.decide_until(pb.SOURCE_PRIMARY, strategy="sweep-2").model_version == version
     assert not server.admin.GetCanary(admin_pb2.GetCanaryRequest(), timeout=5.0).HasField("canary")
     abort = admin_pb2.AbortCanaryRequest(model="tide", author="ann", reason="enough")
     assert server.admin.AbortCanary(abort, timeout=30.0).change.subject == "canary/tide"
-    assert server.decide(strategy="sweep-1").model_version == version
+    assert server.decide_until(pb.SOURCE_PRIMARY, strategy="sweep-1").model_version == version
 
     # Without its replicas its orders go down the chain; they do not go to the other model.
     server.force("tide/primary", admin_pb2.BREAKER_MODE_FORCED_OPEN)
@@ -170,7 +170,7 @@ async def test_two_models_with_different_sets_decide_different_orders_at_once_an
     server.switch("embedded", enabled=False)
     server.switch("cached_score", enabled=False)
     assert server.decide(instrument=INSTRUMENTS[1]).source == pb.SOURCE_RULES
-    assert server.decide().source == pb.SOURCE_PRIMARY
+    server.decide_until(pb.SOURCE_PRIMARY)
 
     # Both are ready to be explained before anybody asks, and the one that no order reaches takes no memory for it.
     eventually(lambda: explained(rig), lambda versions: versions == {before.model_version, version}, 60.0)
