@@ -62,7 +62,8 @@ _METADATA: Final = (
 
 Usage = dict[str, float]
 """Microseconds of CPU a decision, by thread; decisions a second, rows a batch of the primary, the share of the
-decisions that are its own, of those that were looked at, the share that was made in columns, and the orders of a block.
+decisions that are its own, of those that were looked at, the share of all orders that was decided in columns, and the
+orders of a block.
 On a machine with other work some may be later stages'."""
 
 
@@ -248,7 +249,6 @@ async def measure(
         asking = [asyncio.ensure_future(ask(load, number)) for number in range(callers)]
         await asyncio.sleep(_WARM_SHARE * seconds)
         before, answered, began = _cpu(load), load.answered, time.monotonic()
-        (*_, (_, blocks_before)), orders_before = blocks.buckets()
         batches = sum(one.batcher.batches for one in primaries)
         ended: set[asyncio.Future[None]] = set()
         while not ended:
@@ -256,8 +256,10 @@ async def measure(
             if load.answered > answered:  # else a machine with other work has done nothing in so short a time
                 break
         after, count, took = _cpu(load), load.answered - answered, time.monotonic() - began
-        (*_, (_, blocks_after)), orders_after = blocks.buckets()
-        in_columns = orders_after - orders_before
+        # From the start on: an order that goes alone is counted when it begins, and a block when it is decided, so
+        # that a short span would have counts of different batches.
+        (*_, (_, decided_blocks)), in_columns = blocks.buckets()
+        alone = server.metrics.alone.total()
         batches = sum(one.batcher.batches for one in primaries) - batches
         for one in asking:
             one.cancel()
@@ -272,8 +274,8 @@ async def measure(
             "per_second": count / took,
             "rows a batch": count / max(batches, 1),
             "by primary": own,
-            "in columns": in_columns / count,
-            "orders a block": in_columns / max(blocks_after - blocks_before, 1),
+            "in columns": in_columns / max(in_columns + alone, 1),
+            "orders a block": in_columns / max(decided_blocks, 1),
         }
 
 

@@ -97,6 +97,10 @@ def rig(open_rig: OpenRig, replica_stack: Stack, store: Path, tmp_path: Path, mo
         "REPLICAS__MANAGEMENT": json.dumps(replica_stack.endpoints.management),
         "REPLAY__MODEL_STORE": str(store),
         "DRIFT__INTERVAL_SECONDS": "0.5",
+        # A challenger yields to everybody: beside other work its batches are late or given up, and the canary there is
+        # rolled back for that. This is a test of who is asked, not of how fast.
+        **dict.fromkeys(("CANARY__MAX_SLOW_EXCESS", "CANARY__MAX_ERROR_EXCESS", "CANARY__MAX_FALLBACK_SHARE"), "0.99"),
+        "SLO__OBJECTIVE": "0.5",
     }
     rig = open_rig(ROOMY | settings, warm_up_calls=1)
     yield rig
