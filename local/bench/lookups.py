@@ -29,22 +29,21 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import make_url
 
+from local.bench.journal_entries import entry_of_rows, id_of, of_time
 from local.stack.command import OK, run_with_stack
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
-from pretrade.audit.v1 import audit_pb2, packet_pb2
+from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.query import AuditQuery
 from server.audit.store.days import summarize
 from server.audit.store.store import Store
-from server.decision.ids import id_bound
 from server.journal.journal_file import GENESIS, Head, JournalFile
 
 T = TypeVar("T")
 
 _ENTRY_ROWS: Final = 32
 """Decisions of one entry: one batch of 64 callers."""
-_DAY_NS: Final = 86_400 * 10**9
 _APPENDED: Final = 500
 """Entries that are written to a journal at once."""
 _CHUNK_ROWS: Final = 8_000 * _ENTRY_ROWS
@@ -55,12 +54,6 @@ _RARE_ROWS: Final = 40
 _GETS: Final = 300
 _REPEATS: Final = 5
 _PAGE_ROWS: Final = 50
-_FEATURES: Final = 25
-_NUMBERS: Final = (
-    *("quantity", "limit_price", "score", "feature_age_ns", "decided_at_ns", "allowed_us", "used_us"),
-    *("age_seconds", "age_us", "arrived_monotonic_ns", "decided_monotonic_ns", "mid_price"),
-)
-"""Columns of an entry that hold a number for each decision."""
 _JOURNAL: Final = "0123456789abcdef" * 2
 _FILL: Final = """
 WITH made AS MATERIALIZED (
@@ -131,7 +124,7 @@ def run_lookup_bench(given: Mapping[str, Any], rows: int, journal_gib: float, js
         room = max(0, shutil.disk_usage(settings.dir).free - _LEFT_BYTES) // _ROW_BYTES
         if room < rows:
             console.print(f"the disk has room for {room:,} decisions")
-        with _database(url) as own:
+        with database(url) as own:
             day = dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
             number = min(rows, room)
             size = _fill(own, day, number, console)
@@ -158,7 +151,7 @@ def run_lookup_bench(given: Mapping[str, Any], rows: int, journal_gib: float, js
 
 
 @contextmanager
-def _database(url: str) -> Iterator[str]:
+def database(url: str) -> Iterator[str]:
     """The URL of an empty database on the same server, dropped in the end."""
     admin, name = _libpq(url), f"lookups_{uuid.uuid4().hex}"
     with psycopg.connect(admin, autocommit=True) as connection:
@@ -199,32 +192,17 @@ def _fill(url: str, day: dt.datetime, rows: int, console: Console) -> int:
 
 def _fill_journal(path: Path, day: dt.datetime, gib: float, console: Console) -> int:
     """Writes a journal of a day's decisions as servers do, each entry of 32; returns how many decisions it holds."""
-    entry = _entry()
+    entry = entry_of_rows(_ENTRY_ROWS)
     entries = int(gib * 2**30 / len(entry.SerializeToString()))
     decisions = entries * _ENTRY_ROWS
     began = time.monotonic()
     with closing(JournalFile(path, sync_commits=False)) as journal:
         for first in range(0, entries, _APPENDED):
             some = range(first, min(first + _APPENDED, entries))
-            journal.append([_of_time(entry, number, decisions, day) for number in some])
+            journal.append([of_time(entry, number, decisions, day) for number in some])
             journal.checkpoint()
     console.print(f"a journal of {decisions:,} decisions written in {time.monotonic() - began:.0f} s")
     return decisions
-
-
-def _of_time(entry: packet_pb2.JournalEntry, number: int, decisions: int, day: dt.datetime) -> bytes:
-    """The entry with this number, serialised."""
-    numbers = range(number * _ENTRY_ROWS, (number + 1) * _ENTRY_ROWS)
-    entry.decisions.decision_id[:] = [_id(one, decisions, day) for one in numbers]
-    midnight_ns = int(day.timestamp()) * 10**9
-    entry.decisions.decided_at_ns[:] = [midnight_ns + one * _DAY_NS // decisions for one in numbers]
-    return entry.SerializeToString()
-
-
-def _id(number: int, decisions: int, day: dt.datetime) -> str:
-    """The id of one of so many decisions, which are spread evenly over a day."""
-    at = day + number * dt.timedelta(days=1) / decisions
-    return f"{id_bound(at)}-7000-8000-{number:012x}"
 
 
 def _lists_of_journal(query: AuditQuery, day: dt.datetime) -> Iterator[LookUp]:
@@ -239,37 +217,9 @@ def _lists_of_journal(query: AuditQuery, day: dt.datetime) -> Iterator[LookUp]:
 
 def _entry_around_its_ids() -> dict[str, bytes]:
     """The bytes of an entry: what stands before and after its column of ids, and an id's tag."""
-    entry = _entry()
+    entry = entry_of_rows(_ENTRY_ROWS)
     before, tag, *_, after = entry.SerializeToString().split(entry.decisions.decision_id[0].encode())
     return {"before_ids": before.removesuffix(tag), "tag": tag, "after_ids": after}
-
-
-def _entry() -> packet_pb2.JournalEntry:
-    """An entry as large as a real one, whose decisions all have the same id."""
-    rows = range(_ENTRY_ROWS)
-    answer = pb.Decision(
-        action=pb.ACTION_TRADE, source=pb.SOURCE_PRIMARY, model_version="0123456789abcdef", threshold=0.6
-    )
-    stages = [pb.StageUse(stage=stage, allowed_us=20_000, used_us=900) for stage in pb.Stage.values()[1:6]]
-    batch = packet_pb2.DecisionBatch(
-        shared=packet_pb2.DecisionPacket(instance_id="server-1/1", config_hash="c0ffee00c0ffee00", durability="fsync"),
-        orders=[pb.Order(instrument="COIN0USDT.BINANCE", side=pb.SIDE_BUY, strategy="strategy-0")],
-        answers=[packet_pb2.DecisionPacket(decision=answer)],
-        books=[packet_pb2.FeatureProvenance(sequence=row + 1, event_time_ns=2**60, book_age_ms=1.5) for row in rows],
-        model_inputs=[row.to_bytes(1) * 4 * _FEATURES for row in rows],
-        feature_set_id="mf1",
-        attempts=[packet_pb2.Attempt(replica="primary", outcome="success", model_version=answer.model_version)],
-        decision_id=[str(uuid.UUID(int=0)) for _ in rows],
-        order_ref=[f"order-{row:012}" for row in rows],
-        ledger=[pb.Budget(stages=stages).SerializeToString() for _ in rows],
-    )
-    for name in ("order", "answer", "attempt", "attempt_count"):
-        getattr(batch, name).extend(1 for _ in rows)
-    for name in ("model_input", "book"):
-        getattr(batch, name).extend(row + 1 for row in rows)
-    for name in (*_NUMBERS, "attempt_used_us", "attempt_batch_index"):
-        getattr(batch, name).extend(1000 + row for row in rows)
-    return packet_pb2.JournalEntry(decisions=batch)
 
 
 def _gets(query: AuditQuery, day: dt.datetime, rows: int) -> LookUp:
@@ -277,7 +227,7 @@ def _gets(query: AuditQuery, day: dt.datetime, rows: int) -> LookUp:
     numbers = [chance.randrange(rows) for _ in range(_GETS)]
 
     def get(number: int) -> float:
-        decision_id = _id(number, rows, day)
+        decision_id = id_of(number, rows, day)
         taken, found = _timed(lambda: query.get(decision_id))
         assert found is not None
         assert found.packet.decision.decision_id == decision_id

@@ -36,26 +36,33 @@ _Kinds = dict[str, sa.types.TypeEngine[Any]]
 """The types of columns by name."""
 
 
-def binary_copy(table: sa.Table, columns: Columns) -> tuple[str, bytes]:
+def binary_copy(table: sa.Table, columns: Columns, written: Iterable[bytes] = ()) -> tuple[str, bytes]:
     """The statement that stores rows, and its data.
 
     Args:
         table: Where to; PostgreSQL's types must be those of its definition.
-        columns: At least one row.
+        columns: The rows.
+        written: More rows, as this module writes those of such columns.
     """
     names = tuple(group.names for group in columns.groups)
-    statement, same, numbers, others, fields = _plan(table, tuple(columns.same), names, tuple(columns.values))
-    start = struct.pack(">h", fields) + b"".join(_field(kind, columns.same[name]) for name, kind in same.items())
-    parts: list[Iterable[bytes]] = [repeat(start, columns.rows)]
+    statement, _, numbers, others, _ = _plan(table, tuple(columns.same), names, tuple(columns.values))
+    parts: list[Iterable[bytes]] = [repeat(start_of_row(table, columns), columns.rows)]
     for group in columns.groups:
-        combinations = [_part(table, group.names, part) for part in group.parts]
+        combinations = [fields_of(table, group.names, part) for part in group.parts]
         parts.append(map(combinations.__getitem__, group.choice))
     if numbers:
         parts.append(_numbers(numbers, columns))
     for name, kind in others.items():
         parts += _fields(kind, columns.values[name])
     rows = chain.from_iterable(zip(*parts, strict=True))
-    return statement, b"".join((_SIGNATURE, *rows, _TRAILER))
+    return statement, b"".join((_SIGNATURE, *rows, *written, _TRAILER))
+
+
+def start_of_row(table: sa.Table, columns: Columns) -> bytes:
+    """How each row begins: with the number of its fields, and those in which all rows are the same."""
+    names = tuple(group.names for group in columns.groups)
+    _, same, _, _, fields = _plan(table, tuple(columns.same), names, tuple(columns.values))
+    return struct.pack(">h", fields) + b"".join(_field(kind, columns.same[name]) for name, kind in same.items())
 
 
 @functools.cache
@@ -72,7 +79,7 @@ def _plan(
 
 
 @functools.lru_cache(maxsize=4096)
-def _part(table: sa.Table, names: tuple[str, ...], part: tuple[Any, ...]) -> bytes:
+def fields_of(table: sa.Table, names: tuple[str, ...], part: tuple[Any, ...]) -> bytes:
     """The fields of a combination. The same few come again and again."""
     return b"".join(_field(table.c[name].type, value) for name, value in zip(names, part, strict=True))
 

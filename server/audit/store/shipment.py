@@ -1,21 +1,29 @@
-"""Journal rows taken apart into the columns of SQL: the one place that knows what a journal entry holds.
+"""Journal rows taken apart into the columns of SQL: what a journal entry holds is known here and in `decision_*.py`.
 
-Decisions come as columns and stay columns (`_Decisions`): nothing is made of a decision by itself. Outcomes, pairs of
-scores and the rows themselves are gathered by column, too. What is rare is gathered row by row.
+Decisions come as columns and stay columns (`decision_columns.py`), or become rows at once (`decision_rows.py`).
+Outcomes, pairs of scores and the rows themselves are gathered by column, too. What is rare is gathered row by row.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
-from pretrade.client.enum_names import enum_name
-from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.store.columns import EPOCH, NO_INTEGER, Columns, Group, days, microseconds
-from server.journal.entries import NO_AGE, entry_of, part_counts
+from server.audit.store.columns import EPOCH, Columns, days, microseconds
+from server.audit.store.decision_columns import (
+    REASONS,
+    DecisionColumns,
+    all_storable,
+    batch_of_one,
+    names_of,
+    short_names,
+    storable,
+)
+from server.audit.store.decision_rows import DecisionRows
+from server.journal.entries import entry_of, part_counts
 from server.journal.journal_file import Row
 from server.journal.reply_status import REPLIED, is_of_repeats, reply_of
 
@@ -26,6 +34,7 @@ _FIRST_INSTANT: Final = microseconds(dt.datetime.min.replace(tzinfo=dt.UTC))
 _LAST_INSTANT: Final = microseconds(dt.datetime.max.replace(tzinfo=dt.UTC))
 """What both databases can store."""
 
+_HEARD: Final = short_names(audit_pb2.HeardAction)
 _TEXTS: Final = frozenset(("decision_id", "reporter", "challenger_version", "champion_version", "model_version"))
 """Columns of text that somebody else may have chosen."""
 _OUTCOME_NAMES: Final = (
@@ -46,20 +55,25 @@ class Shipment:
     Args:
         journal_id: Their journal.
         rows: At least one.
+        for_copy: Whether decisions may become `copied` rows; else all of them are `decisions`, as columns.
     """
 
-    def __init__(self, journal_id: str, rows: Sequence[Row]) -> None:
+    def __init__(self, journal_id: str, rows: Sequence[Row], *, for_copy: bool = False) -> None:
         self.statuses: list[RowValues] = []
         self.repeats: list[RowValues] = []
         self.changes: list[RowValues] = []
         self.settings: list[RowValues] = []
         self.canary_events: list[RowValues] = []
         self.refusals: list[RowValues] = []
-        decisions = _Decisions()
+        self.copied: Final = DecisionRows()
+        """Decisions that are in none of the columns."""
+        decisions = DecisionColumns()
         outcomes: list[tuple[Any, ...]] = []
         pairs: list[tuple[Any, ...]] = []
         parts: list[tuple[Any, ...]] = []
         for row in rows:
+            if for_copy and self.copied.take(row.entry, row.position):
+                continue
             try:
                 entry = entry_of(row.entry)
                 kind = entry.WhichOneof("entry")
@@ -67,7 +81,7 @@ class Shipment:
                     decisions.add(entry.decisions, row.position)
                     parts += _parts(entry.decisions)
                 elif kind == "decision":
-                    batch = _batch_of_one(entry.decision)
+                    batch = batch_of_one(entry.decision)
                     decisions.add(batch, row.position)
                     parts += _parts(batch)
                 elif kind == "outcome":
@@ -94,7 +108,7 @@ class Shipment:
             case "reply_unconfirmed":
                 self._add_unconfirmed(entry.reply_unconfirmed, at)
             case "reply_heard":
-                decision_id = _text(entry.reply_heard.decision_id)
+                decision_id = storable(entry.reply_heard.decision_id)
                 as_decided = {"reply_status": REPLIED, "heard_action": None, "heard_reasons": None}
                 self.repeats.append({"decision_id": decision_id} | as_decided | at)
             case "control_change":
@@ -108,8 +122,8 @@ class Shipment:
 
     def _add_unconfirmed(self, note: packet_pb2.ReplyUnconfirmed, at: RowValues) -> None:
         reply = reply_of(note)
-        decision_id, status = _text(note.decision_id), _text(reply.status)
-        action, reasons = _HEARD[reply.heard_action], list(_names(reply.heard_reasons, _REASONS))
+        decision_id, status = storable(note.decision_id), storable(reply.status)
+        action, reasons = _HEARD[reply.heard_action], list(names_of(reply.heard_reasons, REASONS))
         if is_of_repeats(status):
             heard = {"reply_status": status, "heard_action": action, "heard_reasons": reasons}
             self.repeats.append({"decision_id": decision_id} | heard | at)
@@ -119,15 +133,13 @@ class Shipment:
 
     def days(self) -> set[dt.date]:
         """The days of its decisions."""
-        return days(self.decisions.values["decided_at"]) if self.decisions.rows else set()
+        return days(self.decisions.values["decided_at"]) | self.copied.days()
 
     def keyed(self) -> set[str]:
         """The ids of its decisions whose calls have an idempotency key."""
-        if not self.decisions.rows:
-            return set()
         values = self.decisions.values
         keys = zip(values["decision_id"], values["idempotency_key"], strict=True)
-        return {decision_id for decision_id, key in keys if key is not None}
+        return self.copied.keyed | {decision_id for decision_id, key in keys if key is not None}
 
     def stamp(self, shipped_at: dt.datetime) -> None:
         """Sets when the rows are shipped."""
@@ -141,110 +153,8 @@ def _columns(names: Sequence[str], rows: list[tuple[Any, ...]], same: RowValues)
     values: Iterable[Sequence[Any]] = zip(*rows, strict=True) if rows else ((),) * len(names)
     columns = dict(zip(names, values, strict=True))
     for name in _TEXTS & columns.keys():
-        columns[name] = _without_nul(columns[name])
+        columns[name] = all_storable(columns[name])
     return Columns(len(rows), columns, dict(same))
-
-
-class _Decisions:
-    """The decisions of a shipment, by column."""
-
-    def __init__(self) -> None:
-        self._orders = Group(("instrument", "side", "strategy"))
-        self._answers = Group(
-            (
-                *("action", "source", "reasons", "degradations", "model_name", "model_version", "threshold"),
-                *("heard_action", "heard_reasons"),  # as decided, until an entry says otherwise
-            )
-        )
-        self._servers = Group(("instance_id", "config_hash", "durability"))
-        self._texts: dict[str, list[str]] = {"decision_id": [], "order_ref": [], "idempotency_key": []}
-        self._numbers: dict[str, list[float]] = {
-            "quantity": [],
-            "limit_price": [],
-            "score": [],
-            "used_us": [],
-            "allowed_us": [],
-            "journal_position": [],
-            "journal_row": [],
-        }
-        self._decided_at_ns: list[int] = []
-        self._feature_age_ns: list[int] = []
-
-    def add(self, batch: packet_pb2.DecisionBatch, position: int) -> None:
-        """Adds the decisions of an entry.
-
-        Raises:
-            KeyError: One of them has a value without a name; none was added.
-        """
-        rows = len(batch.decision_id)
-        shared = batch.shared
-        orders = [_order_part(order) for order in (pb.Order(), *batch.orders)]
-        answers = [_answer_part(answer.decision) for answer in (packet_pb2.DecisionPacket(), *batch.answers)]
-        self._choose(self._orders, orders, batch.order)
-        self._choose(self._answers, answers, batch.answer)
-        server = (_text(shared.instance_id), _text(shared.config_hash), _text(shared.durability))
-        self._servers.choice += [self._servers.number(server)] * rows
-        self._texts["decision_id"] += batch.decision_id
-        self._texts["order_ref"] += batch.order_ref
-        self._texts["idempotency_key"] += batch.idempotency_key or [""] * rows
-        numbers = self._numbers
-        numbers["quantity"] += batch.quantity
-        numbers["limit_price"] += batch.limit_price
-        numbers["score"] += batch.score
-        numbers["used_us"] += batch.used_us
-        numbers["allowed_us"] += batch.allowed_us
-        numbers["journal_position"] += [position] * rows
-        numbers["journal_row"] += range(rows)
-        self._decided_at_ns += batch.decided_at_ns
-        self._feature_age_ns += batch.feature_age_ns
-
-    def _choose(self, group: Group, parts: Sequence[tuple[Any, ...]], choice: Iterable[int]) -> None:
-        """Adds rows that chose from some parts."""
-        chosen = set(choice)
-        numbers = [group.number(part) if number in chosen else 0 for number, part in enumerate(parts)]
-        group.choice += map(numbers.__getitem__, choice)
-
-    def columns(self, same: RowValues) -> Columns:
-        """All of them."""
-        import numpy as np  # noqa: PLC0415 - readers do not need it
-
-        texts: dict[str, Sequence[Any]] = {name: _without_nul(values) for name, values in self._texts.items()}
-        texts["idempotency_key"] = [key or None for key in texts["idempotency_key"]]
-        ages = np.array(self._feature_age_ns, np.int64)
-        numbers: dict[str, Any] = {
-            "decided_at": np.array(self._decided_at_ns, np.int64) // 1_000,
-            "feature_age_us": np.where(ages == NO_AGE, NO_INTEGER, np.sign(ages) * (np.abs(ages) // 1_000)),
-        }
-        groups = [self._orders, self._answers, self._servers]
-        return Columns(len(self._decided_at_ns), {**self._numbers, **numbers, **texts}, dict(same), groups)
-
-
-def _batch_of_one(packet: packet_pb2.DecisionPacket) -> packet_pb2.DecisionBatch:
-    """A decision that is an entry by itself, with the columns that SQL gets.
-
-    Raises:
-        ValueError: It has an instant that no column can hold.
-    """
-    order, decision = packet.order, packet.decision
-    age = decision.feature_age.ToNanoseconds() if decision.HasField("feature_age") else NO_AGE
-    return packet_pb2.DecisionBatch(
-        shared=packet,
-        orders=[order],
-        answers=[packet_pb2.DecisionPacket(decision=decision, parts=packet.parts)],
-        decision_id=[decision.decision_id],
-        order_ref=[order.order_ref],
-        idempotency_key=[order.idempotency_key],
-        order=[1],
-        quantity=[order.quantity],
-        limit_price=[order.limit_price if order.HasField("limit_price") else math.nan],
-        answer=[1],
-        score=[decision.score if decision.HasField("score") else math.nan],
-        feature_age_ns=[age],
-        decided_at_ns=[decision.decided_at.seconds * 1_000_000_000 + decision.decided_at.nanos],
-        allowed_us=[decision.budget.allowed_us],
-        used_us=[decision.budget.used_us],
-        part_score=[part.score for part in packet.parts],
-    )
 
 
 def _parts(batch: packet_pb2.DecisionBatch) -> list[tuple[Any, ...]]:
@@ -258,30 +168,6 @@ def _parts(batch: packet_pb2.DecisionBatch) -> list[tuple[Any, ...]]:
             rows.append((batch.decision_id[row], *one))
         at += count
     return rows
-
-
-def _order_part(order: pb.Order) -> tuple[Any, ...]:
-    return _text(order.instrument), _SIDES[order.side], _text(order.strategy)
-
-
-def _answer_part(decision: pb.Decision) -> tuple[Any, ...]:
-    action, reasons = _ACTIONS[decision.action], _names(decision.reasons, _REASONS)
-    return (
-        action,
-        _SOURCES[decision.source],
-        reasons,
-        _names(decision.degradations, _DEGRADATIONS),
-        _text(decision.model_name),
-        _text(decision.model_version),
-        # One object stands for all NaN: others are unequal, and would be a part each.
-        decision.threshold if decision.HasField("threshold") and decision.threshold == decision.threshold else math.nan,
-        action,
-        reasons,
-    )
-
-
-def _names(values: Sequence[int], short_names: Mapping[int, str]) -> tuple[str, ...]:
-    return tuple([short_names[value] for value in values]) if values else ()
 
 
 def _outcome(outcome: packet_pb2.Outcome, position: int) -> tuple[Any, ...]:
@@ -316,28 +202,6 @@ def _pairs(entry: packet_pb2.ScorePairs) -> list[tuple[Any, ...]]:
     ]
 
 
-def _short_names(enum: Any) -> dict[int, str]:
-    return {number: enum_name(enum, number) for number in enum.values()}
-
-
-_SIDES: Final = _short_names(pb.Side)
-_ACTIONS: Final = _short_names(pb.Action)
-_HEARD: Final = _short_names(audit_pb2.HeardAction)
-_SOURCES: Final = _short_names(pb.Source)
-_REASONS: Final = _short_names(pb.ReasonCode)
-_DEGRADATIONS: Final = _short_names(pb.Degradation)
-
-
-def _text(value: str) -> str:
-    """As PostgreSQL can store it: without NUL characters. The evidence keeps them."""
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def _without_nul(values: Sequence[str]) -> Sequence[str]:
-    """The same for a whole column, which hardly ever has any."""
-    return [_text(value) for value in values] if "\0" in "".join(values) else values
-
-
 def _number(value: float) -> float:
     """A number for a column that must hold one."""
     if math.isnan(value):
@@ -357,49 +221,49 @@ def _datetime(nanoseconds: int) -> dt.datetime:
 
 
 def _settings_values(settings: packet_pb2.SettingsInForce) -> RowValues:
-    return {"config_hash": _text(settings.config_hash), "entry": settings.SerializeToString()}
+    return {"config_hash": storable(settings.config_hash), "entry": settings.SerializeToString()}
 
 
 def _canary_values(event: packet_pb2.CanaryEvent) -> RowValues:
     return {
-        "event_id": _text(event.event_id),
-        "canary_id": _text(event.canary_id),
+        "event_id": storable(event.event_id),
+        "canary_id": storable(event.canary_id),
         "at": _datetime(event.at_ns),
-        "event": _text(event.event),
-        "model_version": _text(event.model_version),
-        "champion_version": _text(event.champion_version),
+        "event": storable(event.event),
+        "model_version": storable(event.model_version),
+        "champion_version": storable(event.champion_version),
         "previous_weight": event.previous_weight,
         "weight": event.weight,
-        "verdict": _text(event.verdict),
-        "reason": _text(event.reason),
+        "verdict": storable(event.verdict),
+        "reason": storable(event.reason),
         "orders": event.orders,
-        "author": _text(event.author),
-        "instance_id": _text(event.instance_id),
+        "author": storable(event.author),
+        "instance_id": storable(event.instance_id),
         "entry": event.SerializeToString(),
     }
 
 
 def _change_values(change: packet_pb2.ControlChange) -> RowValues:
     return {
-        "change_id": _text(change.change_id),
+        "change_id": storable(change.change_id),
         "changed_at": _datetime(change.changed_at_ns),
-        "subject": _text(change.subject),
-        "previous": _text(change.previous),
-        "value": _text(change.value),
-        "author": _text(change.author),
-        "reason": _text(change.reason),
-        "instance_id": _text(change.instance_id),
+        "subject": storable(change.subject),
+        "previous": storable(change.previous),
+        "value": storable(change.value),
+        "author": storable(change.author),
+        "reason": storable(change.reason),
+        "instance_id": storable(change.instance_id),
     }
 
 
 def _refusal_values(refused: packet_pb2.AccessRefused) -> RowValues:
     return {
         "refused_at": _datetime(refused.refused_at_ns),
-        "plane": _text(refused.plane),
-        "method": _text(refused.method),
-        "peer": _text(refused.peer),
-        "caller": _text(refused.caller),
-        "reason": _text(refused.reason),
+        "plane": storable(refused.plane),
+        "method": storable(refused.method),
+        "peer": storable(refused.peer),
+        "caller": storable(refused.caller),
+        "reason": storable(refused.reason),
         "unrecorded_before": refused.unrecorded_before,
-        "instance_id": _text(refused.instance_id),
+        "instance_id": storable(refused.instance_id),
     }

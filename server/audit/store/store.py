@@ -24,6 +24,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store import days, newest
 from server.audit.store.canaries import CANARY_EVENTS, SCORE_PAIRS
 from server.audit.store.columns import Columns, parameters
+from server.audit.store.decision_rows import DecisionRows
 from server.audit.store.newest import CLOCK_ERROR, Bounds, Matching
 from server.audit.store.outcomes import LABELS, OUTCOMES, SETTINGS
 from server.audit.store.refusals import ACCESS_REFUSALS
@@ -294,7 +295,7 @@ class Store:
             False, with nothing stored, when `shipped` is not how far the journal was shipped: another process was
             faster.
         """
-        shipment = Shipment(journal_id, rows)
+        shipment = Shipment(journal_id, rows, for_copy=self._copies)
         self._written = self._written | shipment.days()
         with suppress(days.TablesBusyError):  # a long read holds a lock: the day's rows wait in the default partition
             self._make_partitions(shipment.days())
@@ -303,7 +304,7 @@ class Store:
             return self._write(shipment, journal_id, shipped, after, stated)
         except sa.exc.IntegrityError:
             # What one of the rows says is there already, said by another journal. COPY stores all rows or none.
-            return self._write(shipment, journal_id, shipped, after, stated, only_new=True)
+            return self._write(Shipment(journal_id, rows), journal_id, shipped, after, stated, only_new=True)
 
     def _write(
         self,
@@ -326,8 +327,9 @@ class Store:
                 return False
             shipment.stamp(shipped_at)
             self._store(connection, JOURNAL_ENTRIES, shipment.entries)
+            if shipment.decisions.rows or shipment.copied.rows:
+                self._store(connection, DECISIONS, shipment.decisions, shipment.copied, only_new=only_new)
             for table, columns in (
-                (DECISIONS, shipment.decisions),
                 (OUTCOMES, shipment.outcomes),
                 (SCORE_PAIRS, shipment.pairs),
                 (PART_SCORES, shipment.parts),
@@ -347,7 +349,15 @@ class Store:
                 self._write_replies(connection, shipment, keyed)
         return True
 
-    def _store(self, connection: sa.Connection, table: sa.Table, columns: Columns, *, only_new: bool = False) -> None:
+    def _store(
+        self,
+        connection: sa.Connection,
+        table: sa.Table,
+        columns: Columns,
+        copied: DecisionRows | None = None,
+        *,
+        only_new: bool = False,
+    ) -> None:
         """Stores rows: in PostgreSQL by COPY, unless `only_new` says that some may be there already."""
         if not self._copies:
             _insert_many(connection, table, columns)
@@ -356,9 +366,13 @@ class Store:
             rows = [dict(zip(names, row, strict=True)) for row in parameters(table, columns)]
             connection.execute(self._inserts[table], rows)
         else:
-            from server.audit.store.binary_copy import binary_copy  # noqa: PLC0415 - numpy, which readers do not need
+            from server.audit.store.binary_copy import (  # noqa: PLC0415 - numpy, which readers do not need
+                binary_copy,
+                start_of_row,
+            )
 
-            _copy(connection, *binary_copy(table, columns))
+            written = () if copied is None else copied.write(start_of_row(table, columns))
+            _copy(connection, *binary_copy(table, columns, written))
 
     def _write_replies(self, connection: sa.Connection, shipment: Shipment, keyed: set[str]) -> None:
         """What callers heard. What repeats received takes precedence, whichever of two journals is shipped first."""
