@@ -16,6 +16,7 @@ from feature_cache.features import MF1
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 from server.inference import model_sets
+from server.inference.batcher import BatcherSettings
 from server.inference.embedded import EmbeddedScorer
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
@@ -42,7 +43,9 @@ async def test_a_replica_learns_the_set_of_its_model_and_scores_as_the_model_doe
     monkeypatch.setattr(model_sets, "_known", {})
     endpoint, archive = served
     loop = asyncio.get_running_loop()
-    limits = ReplicaLimits(ReplicaSettings(warm_up_seconds=0.0))
+    # Not about time: other work on the machine must not have an answer given up.
+    patient = BatcherSettings(min_patience_seconds=10, max_patience_seconds=10)
+    limits = ReplicaLimits(ReplicaSettings(warm_up_seconds=0.0), patient)
     replica = Replica("primary", endpoint, "champion", None, limits, clock=loop.time, random=lambda: 0.5)
     assert replica.feature_set is MF1, "until the model has said otherwise"
     async with replica:
