@@ -49,6 +49,7 @@ ALERTING: Final = bool(prometheus.program() and alertmanager.program())
 PAGES: Final = {
     "/": "Overview",
     "/decisions": "Decisions",
+    "/market": "Market",
     "/models": "Models",
     "/alerts": "Alerts",
     "/runbook": "Runbook",
@@ -483,7 +484,7 @@ def test_a_viewer_is_offered_nothing_and_refused(chromium: Browser, tmp_path_fac
         running: RunningConsole
         with console(server) as running, opened(chromium, running.url) as page:
             log_in(page, server.token("viewer", sub="vic"))
-            for path in ("/", "/models", "/decisions", "/alerts"):
+            for path in ("/", "/market", "/models", "/decisions", "/alerts"):
                 loaded(page, path)
                 assert page.locator('a[href^="/act/"]').count() == 0, path
             for name in ACTS:
