@@ -198,6 +198,17 @@ def test_whoever_sends_finds_the_collector_and_the_collector_finds_loki(objects:
             assert container[probe]["httpGet"]["port"] in there
 
 
+def test_the_operator_scrapes_the_collectors_where_it_scrapes_the_rest(objects: list[Object]) -> None:
+    monitors = yaml.safe_load_all((K8S / "components" / "monitoring" / "scrape.yaml").read_text())
+    (monitor,) = (one["spec"] for one in monitors if one["metadata"]["name"] == "pretrade-collector")
+    service = named(objects, "Service", "otel-collector")
+    assert monitor["namespaceSelector"] == {"matchNames": [service["metadata"]["namespace"]]}
+    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    (endpoint,) = monitor["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    assert endpoint["relabelings"] == [{"targetLabel": "job", "action": "replace", "replacement": "pretrade-collector"}]
+
+
 def test_both_are_confined_and_the_collector_reads_the_kubelets_files_alone(objects: list[Object]) -> None:
     for workload in workloads(objects):
         (container,) = pod_of(workload)["containers"]
