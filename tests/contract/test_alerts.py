@@ -179,7 +179,7 @@ def test_a_dashboard_asks_for_metrics_that_there_are(path: Path) -> None:
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 def test_grafana_finds_the_data_source_and_room_for_every_panel(path: Path) -> None:
     dashboard = json.loads(path.read_text())
-    sources = yaml.safe_load((OBSERVABILITY / "grafana/provisioning/datasources/prometheus.yaml").read_text())
+    sources = yaml.safe_load((OBSERVABILITY / "grafana/provisioning/datasources/pretrade.yaml").read_text())
     known = {source["uid"] for source in sources["datasources"]}
     places: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:

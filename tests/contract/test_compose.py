@@ -39,6 +39,17 @@ OURS: Final = (
     "challenger",
 )
 
+OTEL: Final[dict[str, dict[str, Any]]] = {
+    path.name: yaml.safe_load(path.read_text()) for path in (ROOT / "k8s/observability/otel").glob("*.yaml")
+}
+
+
+def default_of(value: str) -> str:
+    """What a variable of the collector's configuration is where nobody sets it."""
+    matched = re.fullmatch(r"\$\{env:\w+:-(.*)\}", value)
+    assert matched, value
+    return matched[1]
+
 
 def settings(service: str, module: str) -> dict[str, Any]:
     """What a program of ours makes of its service's environment."""
@@ -62,6 +73,7 @@ def test_the_whole_system_is_there() -> None:
         "alertmanager",
         "grafana",
         "otel-collector",
+        "loki",
         "jaeger",
     } == set(SERVICES)
 
@@ -169,9 +181,9 @@ def test_the_market_feeds_the_instruments_that_are_decided() -> None:
     assert set(settings("server", "server")["instruments"]) == simulated
 
 
-def test_prometheus_scrapes_the_ports_on_which_metrics_are_served() -> None:
-    config = yaml.safe_load((ROOT / "k8s/observability/prometheus/prometheus.yaml").read_text())
-    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+def test_the_collector_scrapes_the_ports_on_which_metrics_are_served_and_writes_to_prometheus() -> None:
+    loaded = OTEL["scrape-compose.yaml"]["receivers"]["prometheus"]["config"]
+    jobs = {job["job_name"]: job for job in loaded["scrape_configs"]}
     live = jobs.pop("pretrade-ingest")["dns_sd_configs"][0]
     assert live["names"] == ["ingest"]
     assert f"--metrics-port={live['port']}" in SERVICES["ingest"]["command"]
@@ -182,6 +194,22 @@ def test_prometheus_scrapes_the_ports_on_which_metrics_are_served() -> None:
         "pretrade-server": [f"server:{settings('server', 'server')['metrics']['port']}"],
         "pretrade-worker": [f"worker:{settings('worker', 'feature_cache.worker')['metrics_port']}"],
     }
+    written = OTEL["collector.yaml"]["exporters"]["prometheusremotewrite"]
+    assert default_of(written["endpoint"]) == "http://prometheus:9090/api/v1/write"
+    assert "--web.enable-remote-write-receiver" in SERVICES["prometheus"]["command"]
+    assert written["remote_write_queue"]["num_consumers"] == 1, "samples come in order"
+    assert written["add_metric_suffixes"] is False, "a metric has the name that it was scraped under"
+
+
+def test_prometheus_looks_itself_whether_the_collector_lives() -> None:
+    config = yaml.safe_load((ROOT / "k8s/observability/prometheus/prometheus.yaml").read_text())
+    (job,) = config["scrape_configs"]
+    readers = OTEL["collector.yaml"]["service"]["telemetry"]["metrics"]["readers"]
+    port = readers[0]["pull"]["exporter"]["prometheus"]["port"]
+    assert (job["job_name"], job["static_configs"]) == (
+        "pretrade-collector",
+        [{"targets": [f"otel-collector:{port}"]}],
+    )
 
 
 def test_the_writer_of_alert_rules_writes_where_prometheus_reads_and_asks_it_to() -> None:
@@ -240,10 +268,53 @@ def test_every_file_that_is_mounted_exists_and_is_where_the_programs_look() -> N
     assert f"./k8s/observability/grafana/dashboards:{path}:ro" in SERVICES["grafana"]["volumes"]
 
 
-def test_the_collector_uses_only_what_it_declares() -> None:
-    config = yaml.safe_load((ROOT / "k8s/observability/otel/collector.yaml").read_text())
-    for pipeline in config["service"]["pipelines"].values():
-        for kind in ("receivers", "processors", "exporters"):
-            assert set(pipeline[kind]) <= set(config[kind])
-    assert set(config["service"]["extensions"]) <= set(config["extensions"])
-    assert config["exporters"]["otlp/jaeger"]["endpoint"].split(":")[0] in SERVICES
+def test_the_collector_reads_its_configuration_and_finds_everybody() -> None:
+    collector = SERVICES["otel-collector"]
+    files = [argument.removeprefix("--config=") for argument in collector["command"]]
+    assert files == ["/etc/otel/collector.yaml", "/etc/otel/scrape-compose.yaml"]
+    assert "./k8s/observability/otel:/etc/otel:ro" in collector["volumes"]
+    exporters = OTEL["collector.yaml"]["exporters"]
+    endpoints = {default_of(one["endpoint"]) for one in exporters.values()}
+    assert {re.sub(r"^\w+://", "", one).split(":")[0] for one in endpoints} == {"loki", "jaeger", "prometheus"}
+    assert {"loki", "jaeger", "prometheus"} <= set(SERVICES)
+    assert settings("server", "server")["tracing"]["otlp_endpoint"] == "otel-collector:4317"
+
+
+def test_the_lines_of_all_are_shipped_but_of_those_who_ship_and_keep_them() -> None:
+    """What Docker writes to each line is what the collector tells our containers from others by."""
+    shipped = {name for name, service in SERVICES.items() if service["logging"]["options"].get("labels")}
+    assert set(SERVICES) - shipped == {"otel-collector", "loki"}, "each line of theirs would make another one"
+    for service in SERVICES.values():
+        assert service["logging"]["driver"] == "json-file"
+        assert {"max-size", "max-file"} <= set(service["logging"]["options"]), "a disk has an end"
+    (label,) = {SERVICES[name]["logging"]["options"]["labels"] for name in shipped}
+    assert f'attributes.attrs["{label}"]' in str(OTEL["collector.yaml"]["receivers"]["filelog"]["operators"])
+    volumes = SERVICES["otel-collector"]["volumes"]
+    assert "/var/lib/docker/containers:/var/lib/docker/containers:ro" in volumes
+    kept = default_of(OTEL["collector.yaml"]["extensions"]["file_storage"]["directory"])
+    assert f"otel-collector:{kept}" in volumes
+
+
+def test_loki_keeps_what_it_is_sent_on_a_volume_and_is_open_to_nobody() -> None:
+    loki = SERVICES["loki"]
+    assert "ports" not in loki
+    assert loki["command"] == ["-config.file=/etc/loki/loki.yaml"]
+    assert "./k8s/observability/loki:/etc/loki:ro" in loki["volumes"]
+    loaded = yaml.safe_load((ROOT / "k8s/observability/loki/loki.yaml").read_text())
+    assert f"loki:{loaded['common']['path_prefix']}" in loki["volumes"]
+    endpoint = default_of(OTEL["collector.yaml"]["exporters"]["otlphttp/loki"]["endpoint"])
+    assert endpoint == f"http://loki:{loaded['server']['http_listen_port']}/otlp"
+    assert loaded["limits_config"]["allow_structured_metadata"], "or it takes no line that has a trace"
+
+
+def test_grafana_leads_from_a_line_to_its_trace_and_back() -> None:
+    file = ROOT / "k8s/observability/grafana/provisioning/datasources/pretrade.yaml"
+    sources = {one["uid"]: one for one in yaml.safe_load(file.read_text())["datasources"]}
+    assert (
+        {re.sub(r"^http://", "", one["url"]).split(":")[0] for one in sources.values()} == set(sources) <= set(SERVICES)
+    )
+    (field,) = sources["loki"]["jsonData"]["derivedFields"]
+    assert (field["matcherRegex"], field["datasourceUid"]) == ("trace_id", "jaeger")
+    back = sources["jaeger"]["jsonData"]["tracesToLogsV2"]
+    assert back["datasourceUid"] == "loki"
+    assert 'trace_id="$${__trace.traceId}"' in back["query"]

@@ -330,7 +330,7 @@ def test_the_autoscalers_go_by_metrics_that_exist_and_nobody_contradicts_them(ob
 def test_the_operator_scrapes_what_the_rules_go_by(objects: list[Object]) -> None:
     monitors = of_kind(objects, "ServiceMonitor")
     for name, monitor in monitors.items():
-        if name == "pretrade-bars":  # of a component: test_bars_component.py
+        if name in ("pretrade-bars", "pretrade-collector"):  # elsewhere: test_bars_component.py, test_telemetry.py
             continue
         (service,) = [
             each
@@ -340,7 +340,8 @@ def test_the_operator_scrapes_what_the_rules_go_by(objects: list[Object]) -> Non
         (endpoint,) = monitor["spec"]["endpoints"]
         assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
     jobs = {monitor["spec"]["endpoints"][0]["relabelings"][0]["replacement"] for monitor in monitors.values()}
-    assert jobs in (set(), {"pretrade-server", "pretrade-worker", "pretrade-ingest", "pretrade-bars"})
+    scraped = {f"pretrade-{name}" for name in ("server", "worker", "ingest", "bars", "collector")}
+    assert jobs in (set(), scraped)
     asked = set(re.findall(r'job="([^"]+)"', " ".join(str(rule["expr"]) for rule in rules())))
     assert not monitors or asked <= jobs
 

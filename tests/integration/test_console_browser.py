@@ -49,6 +49,7 @@ ALERTING: Final = bool(prometheus.program() and alertmanager.program())
 PAGES: Final = {
     "/": "Overview",
     "/decisions": "Decisions",
+    "/market": "Market",
     "/models": "Models",
     "/alerts": "Alerts",
     "/runbook": "Runbook",
@@ -468,27 +469,44 @@ def test_a_console_that_is_started_anew_says_so_and_asks_who_it_is(stack: Stack,
         expect(page.get_by_text("Your session has ended")).to_be_visible()
 
 
-def test_a_viewer_is_offered_nothing_and_refused(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:
-    def console(server: SecureServer) -> Any:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")}
-        return running_console(clean | {credential_variables.CA: str(server.path("ca.pem"))}, "--target", server.admin)
-
-    def log_in(page: Page, token: str) -> None:
-        page.goto("/")
-        page.get_by_label("Token").fill(token)
-        page.get_by_role("button", name="Log in").click()
-        expect(page.locator("#parts table").first).to_be_visible()
-
-    with SecureServer(tmp_path_factory.mktemp("server"), "token").running() as server:
+@contextmanager
+def bare_console(chromium: Browser, directory: Path, role: str, **options: Any) -> Iterator[Page]:
+    """A page of a console beside a server alone, on which somebody with a role has logged in by a token."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")}
+    with SecureServer(directory, "token").running() as server:
+        environment = clean | {credential_variables.CA: str(server.path("ca.pem"))}
         running: RunningConsole
-        with console(server) as running, opened(chromium, running.url) as page:
-            log_in(page, server.token("viewer", sub="vic"))
-            for path in ("/", "/models", "/decisions", "/alerts"):
-                loaded(page, path)
-                assert page.locator('a[href^="/act/"]').count() == 0, path
-            for name in ACTS:
-                page.goto(f"/act/{name}")
-                expect(page.get_by_role("alert")).to_contain_text("Your role, viewer, does not allow this.")
+        with (
+            running_console(environment, "--target", server.admin) as running,
+            opened(chromium, running.url, **options) as page,
+        ):
             page.goto("/")
-            page.get_by_role("button", name="Log out").click()
-            expect(page.get_by_label("Token")).to_be_visible()
+            page.get_by_label("Token").fill(server.token(role, sub="vic"))
+            page.get_by_role("button", name="Log in").click()
+            expect(page.locator("#parts table").first).to_be_visible()
+            yield page
+
+
+def test_a_viewer_is_offered_nothing_and_refused(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with bare_console(chromium, tmp_path_factory.mktemp("server"), "viewer") as page:
+        for path in ("/", "/market", "/models", "/decisions", "/alerts"):
+            loaded(page, path)
+            assert page.locator('a[href^="/act/"]').count() == 0, path
+        for name in ACTS:
+            page.goto(f"/act/{name}")
+            expect(page.get_by_role("alert")).to_contain_text("Your role, viewer, does not allow this.")
+        page.goto("/")
+        page.get_by_role("button", name="Log out").click()
+        expect(page.get_by_label("Token")).to_be_visible()
+
+
+def test_a_phone_leaves_its_room_to_the_form_that_is_filled_in_from_its_first_empty_field(
+    chromium: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with bare_console(chromium, tmp_path_factory.mktemp("server"), "admin", viewport=PHONE) as page:
+        for path, first in (("/act/alert_rule", "#name"), (HALT, "#reason")):
+            loaded(page, path)
+            expect(page.locator(first)).to_be_focused()
+            expect(page.locator("header")).to_have_css("position", "static")
+        page.locator("#reason").blur()
+        expect(page.locator("header")).to_have_css("position", "sticky")

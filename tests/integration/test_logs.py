@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from urllib.request import urlopen
 
 import grpc
 import pytest
+import yaml
 from support.bare_server import environment, is_ready
 from support.harness import eventually
 
@@ -16,6 +18,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
 SECRET = "hunter2-d41d8cd9"
+COLLECTOR = Path(__file__).parents[2] / "k8s" / "observability" / "otel" / "collector.yaml"
 PRICE, QUANTITY = 61_234.5678, 0.98765432
 
 
@@ -79,6 +82,9 @@ def test_a_degraded_decision_is_one_canonical_line(said: tuple[list[str], str]) 
     assert len(line["trace_id"]) == 32
     assert "DEGRADATION_FEATURES_MISSING" in line["degradations"]
     assert 0 < line["used_us"] <= line["allowed_us"]
+    operators = yaml.safe_load(COLLECTOR.read_text())["receivers"]["filelog"]["operators"]
+    searched = {field.removeprefix("attributes.") for field in operators[-1]["fields"]}
+    assert searched <= set(line), "what the collector has Loki search by"
 
 
 def test_nothing_secret_is_told(said: tuple[list[str], str]) -> None:

@@ -143,7 +143,9 @@ def prometheus(
     addresses = {"pretrade-server": stack.endpoints.metrics_url, "pretrade-worker": stack.endpoints.worker_url}
     (told,) = config["alerting"]["alertmanagers"]
     told["static_configs"] = [{"targets": [mails[0].removeprefix("http://")]}]
-    config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] in addresses]
+    scraped = yaml.safe_load((OBSERVABILITY / "otel" / "scrape-compose.yaml").read_text())
+    jobs = scraped["receivers"]["prometheus"]["config"]["scrape_configs"]
+    config["scrape_configs"] = [job for job in jobs if job["job_name"] in addresses]
     for job in config["scrape_configs"]:
         (static,) = job["static_configs"]
         static["targets"] = [str(addresses[job["job_name"]]).removeprefix("http://")]

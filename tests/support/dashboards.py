@@ -40,10 +40,12 @@ def rules() -> Iterator[dict[str, Any]]:
 
 
 def queries() -> Iterator[Query]:
-    """Every query of every panel."""
+    """Every query of metrics of every panel."""
     for path in DASHBOARDS:
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel["targets"]:
+                if target["datasource"]["type"] != "prometheus":
+                    continue
                 expression = target["expr"].replace("$__rate_interval", "1m")
                 unit = panel["fieldConfig"]["defaults"].get("unit", "short")
                 yield Query(path.stem, panel["title"], expression, target["legendFormat"], unit)
