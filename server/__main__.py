@@ -23,6 +23,7 @@ from server.composition.process import ComponentEndedError
 from server.composition.supervision import supervise
 from server.control.flags import FlagProviderError
 from server.errors import AuditError
+from server.process.cores import pin
 from server.process.slot import Slot
 from server.process.stopping import Leash
 from server.settings import Settings, load, problems_of
@@ -61,6 +62,7 @@ def main() -> int:
 
 def _run(settings: Settings, arguments: argparse.Namespace, leash: Leash | None) -> int:
     if settings.processes is not None and arguments.slot is None:
+        pin(settings.cores)
         return asyncio.run(supervise(settings))
     slot = None
     if arguments.slot is not None:

@@ -120,6 +120,10 @@ class Settings(BaseSettings):
     Each process has a journal `<journal>.<i>` and the metrics port `metrics.port` + i, with i from 0 to this number.
     Unset: one process without a supervisor. Raise it when one core does not carry the load. Linux only. Limits per
     second hold within a process."""
+    cores: Annotated[tuple[Annotated[int, Field(ge=0, le=1023)], ...], Field(min_length=1)] | None = None
+    """Numbers of the cores that the server runs on, all of its processes together, as a JSON list such as `[0, 1, 2]`;
+    what it starts to ship and to read the audit runs on the other cores. Set it where other programs on the machine
+    have cores of their own. Unset: the kernel chooses. Linux only."""
     startup_patience_seconds: float = Field(default=5.0, ge=0, le=600)
     """How long a starting server waits for replicas and features before it serves degraded, in seconds. Raise it when
     your model servers start more slowly than that."""

@@ -142,7 +142,7 @@ def main(
     decisions: Annotated[int, typer.Option(min=1_000, help="In a backlog.")] = 100_000,
     rate: Annotated[int, typer.Option(min=100, help="Decisions a second.")] = 2_500,
     seconds: Annotated[float, typer.Option(min=1, help="At the rate.")] = 4.0,
-    folder: Annotated[Path, typer.Option(help="Of the stack.")] = Path(".pretrade-shipping"),
+    folder: Annotated[Path, typer.Option(help="Of the stack.")] = Path(".pretrade/shipping"),
 ) -> None:
     """Measure the CPU of shipping a decision, in microseconds."""
 

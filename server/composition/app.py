@@ -26,6 +26,7 @@ from server.composition.servicers import open_servicers
 from server.decision.admission import Admission
 from server.envoy.edge import EnvoyEdge
 from server.machine import REAL, Machine
+from server.process.cores import pin
 from server.process.garbage import spare_the_hot_path
 from server.process.health import Component, Health
 from server.process.slot import READY, Slot
@@ -76,6 +77,7 @@ async def started(
     """
     if leash is not None:
         leash.drain(stop, seconds_to_end(settings))
+    pin(settings.cores)
     async with AsyncExitStack() as stack:
         server = await start(settings, slot, stack, stop, envoy)
         spare_the_hot_path()

@@ -20,6 +20,8 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel
 
+from server.process.cores import keep_off
+
 T = TypeVar("T", bound=BaseModel)
 
 _NICENESS: Final = 5
@@ -37,6 +39,7 @@ async def start(module: str, task: BaseModel) -> Process:
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", module, stdin=PIPE, stdout=PIPE)
     with suppress(OSError):  # from its first import on, which take a second of a core
         os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
+    keep_off(process.pid)
     say(process, task.model_dump_json().encode() + b"\n")
     return process
 
