@@ -210,6 +210,10 @@ class OneCall(PendingBlock):
         """See `Block`."""
         return self.future.done()
 
+    def has_left(self) -> bool:
+        """See `Block`."""
+        return self.future.done()
+
     def lost(self) -> set[int]:
         """See `PendingBlock`."""
         return set()
