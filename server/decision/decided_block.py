@@ -33,6 +33,7 @@ class DecidedBlock:
 
     __slots__ = (
         "_apart",
+        "_wires",
         "arrived",
         "block",
         "budgets",
@@ -68,6 +69,7 @@ class DecidedBlock:
         self.reply = ReplyState.NONE
         """Of all of them but those that are heard, until `apart` was asked for."""
         self._apart: list[Decided] | None = None
+        self._wires: Sequence[bytes] | None = None
         self.budgets: list[Budget] = []
         """Of each decision that is apart."""
         self.unsettled: set[Decided] = set()
@@ -139,12 +141,14 @@ class DecidedBlock:
                 now_ns,
             )
 
-    def wires(self) -> Iterator[bytes]:
-        """Each decision, serialised for the reply."""
-        return map(self.wire, range(len(self.ids)))
+    def wires(self) -> Sequence[bytes]:
+        """Each decision, serialised for the reply. To be asked for when they are sent, and not before."""
+        if self._wires is None:
+            self._wires = decision_wire.write_block(self)
+        return self._wires
 
     def wire(self, place: int) -> bytes:
-        """One of them."""
+        """One of them, written by itself."""
         block, budget = self.block, self.block.budget
         model, order, own = block.model, block.orders[place], block.own
         arrived, deadline = (budget.arrived, budget.deadline) if own is None else own[place][:2]
@@ -189,7 +193,7 @@ class DecidedRow:
     @property
     def wire(self) -> bytes:
         """The serialised `Decision`."""
-        return self.block.wire(self.place)
+        return self.block.wires()[self.place]
 
     @property
     def order_ref(self) -> str:

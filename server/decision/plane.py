@@ -202,6 +202,31 @@ class DataPlane:
         task.add_done_callback(self._leave)
         return task
 
+    def begin_each(self, orders: Sequence[Order], arrived: float, deadlines: Sequence[float]) -> Sequence[Waited]:
+        """The same for orders of several callers that came together: without keys, and none of them reduce-only.
+
+        Nothing, and none of them begun, where there is no place for all: then `begin` says why, for each of them.
+
+        Args:
+            orders: What is asked.
+            arrived: When they were taken up, in monotonic seconds.
+            deadlines: Until when each caller waits; none has passed.
+        """
+        if not self._admission.admit_together(len(orders)):
+            return ()
+        latest, promises = arrived + self._cap_seconds, list[Waited]()
+        for order, deadline in zip(orders, deadlines, strict=True):
+            until = latest if deadline > latest else deadline
+            why = _why_alone(order)
+            if why is None:
+                promise: Waited = Promise(self._promises)
+                self._gathering.add(Waiting(order, arrived, until, promise))
+            else:
+                promise = self._arrive(order, Budget(arrived, until), why, has_place=True, in_company=True)
+            promises.append(promise)
+        self._take_up_soon()
+        return promises
+
     def begin_together(self, orders: Sequence[Order], arrived: float, deadline: float | None) -> PendingSlice | None:
         """The same for orders of one call without keys, deadlines, features and a trace of their own.
 

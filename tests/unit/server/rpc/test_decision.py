@@ -15,6 +15,7 @@ from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision import admission
 from server.errors import OverloadedError
+from server.rpc.call import Call
 
 
 async def test_an_order_without_a_deadline_waits_for_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +40,58 @@ async def test_an_order_without_a_deadline_waits_for_a_place(tmp_path: Path, mon
             p.gate.open.release()
         decisions = await asyncio.gather(*tasks)
     assert [decision.order_ref for decision in decisions] == ["first", "waits", "with a deadline"]
+
+
+def plain_calls(p: RequestPath, orders: int) -> tuple[list[bytes], list[Call]]:
+    """Calls with a plain order each, whose callers wait for a minute."""
+    requests = [pb.DecideRequest(order=order(f"{number}")).SerializeToString() for number in range(orders)]
+    return requests, [p.call(60.0) for _ in requests]
+
+
+async def test_calls_that_come_together_are_begun_together_but_for_those_with_something_of_their_own(
+    tmp_path: Path,
+) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        if p.servicer._reader.plain(pb.DecideRequest(order=order("one")).SerializeToString()) is None:
+            pytest.skip("nothing is read at once where nothing is compiled")
+        requests, calls = plain_calls(p, 8)
+        timed, keyed, reducing = order("timed"), order("keyed", idempotency_key="k"), order("r", reduce_only=True)
+        timed.timeout.FromSeconds(60)
+        for place, odd in enumerate((timed, keyed, reducing)):
+            requests[place] = pb.DecideRequest(order=odd).SerializeToString()
+        requests[3] = b"no message"
+        calls[4].deadline = p.clock()
+        calls[5].deadline = None
+        calls[6].metadata = ((b"traceparent", b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-01"),)
+        begun = p.servicer.begin_together(requests, calls, p.clock())
+        assert [one is not None for one in begun] == [False] * 6 + [True] * 2
+        assert p.admission.in_flight == 2
+        for one in begun[6:]:
+            assert one is not None
+            reply = p.servicer.reply(await one.decided)
+            assert pb.DecideResponse.FromString(reply.wire).decision.order_ref == one.order.order_ref
+            p.servicer.sent(reply)
+        assert p.metrics.alone["trace"] == 1
+        assert p.admission.in_flight == 0
+
+
+async def test_calls_that_come_together_wait_no_longer_than_each_may(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        requests, calls = plain_calls(p, 2)
+        calls[0].deadline = p.clock() + 2.0
+        for one, seconds in zip(p.servicer.begin_together(requests, calls, p.clock()), (2.0, 10.0), strict=True):
+            if one is None:
+                pytest.skip("nothing is read at once where nothing is compiled")
+            decision = pb.DecideResponse.FromString(p.servicer.reply(await one.decided).wire).decision
+            assert decision.budget.allowed_us == pytest.approx(seconds * 1e6, rel=0.01), "the server's cap is ten"
+
+
+async def test_where_not_all_calls_that_come_together_find_a_place_none_is_begun(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 4.0
+        requests, calls = plain_calls(p, 5)
+        assert p.servicer.begin_together(requests, calls, p.clock()) == [None] * 5
+        assert (p.admission.in_flight, p.admission.shed) == (0, 0)
 
 
 @pytest.mark.parametrize(("orders", "weight"), [(1, 1), (3, 3), (200, 200), (300, 256)])
