@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 Deciding: TypeAlias = "asyncio.Future[Decided] | Waited"
 """A decision to come."""
 _WAITING_SHARE = 0.5
-"""Of the time that a batch has left, for waiting for places. What remains is to suffice for some of its orders."""
+"""Of the time that a batch, or an order of a stream, has left, for waiting for places. What remains is to suffice."""
 
 
 class DataPlane:
@@ -136,9 +136,9 @@ class DataPlane:
         """Whether an order without a deadline that comes now has to wait for a place."""
         return self._admission.must_wait
 
-    async def place(self) -> None:
-        """Waits for a place, as an order without a deadline may."""
-        await self._admission.place()
+    async def place(self, deadline: float = math.inf) -> None:
+        """Waits for a place, as an order without a deadline may, and one of a stream for half of the time it has."""
+        await self._admission.place(_WAITING_SHARE * (deadline - self._clock()))
 
     def has_places(self, orders: int) -> bool:
         """Whether so many orders may begin before others of their call have ended."""

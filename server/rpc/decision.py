@@ -24,7 +24,7 @@ from server.errors import DeadlineError, InvalidOrderError, PretradeError
 from server.rpc.batch import BATCH_SLICE, RESULTS, Batches, Results
 from server.rpc.call import Call
 from server.rpc.call_context import REDUCE_ONLY, CallContexts, said_by
-from server.rpc.orders import Asked, Orders, Reply, earlier, has_timeout
+from server.rpc.orders import Asked, Orders, Reply, earlier, own_seconds
 from server.rpc.stream import Streams, StreamSettings
 from server.security.orders import OrderAccess
 
@@ -139,7 +139,7 @@ class DecisionServicer:
         """One order."""
         order = request if isinstance(request, Order) else request.order
         self._check_lane(call, (order,))
-        if call.deadline is None and not (has_timeout(order) or order.reduce_only):
+        if call.deadline is None and own_seconds(order) is None and not order.reduce_only:
             await self._dataplane.place()
         arrived = self._clock()
         decided = await self._decide(order, arrived, call)
@@ -214,7 +214,7 @@ class DecisionServicer:
 
     def _must_wait(self, order: Asked) -> bool:
         """Whether the order of a call without a deadline waits for a place."""
-        return self._dataplane.must_wait and not (has_timeout(order) or order.reduce_only)
+        return self._dataplane.must_wait and own_seconds(order) is None and not order.reduce_only
 
     def reply(self, decided: OneDecided) -> Reply:
         """The answer with a decision."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,82 @@ async def test_orders_of_a_stream_that_come_together_are_taken_up_together(
         await answers.aclose()
     assert together == [50]
     assert found == {f"{number}" for number in range(50)}
+
+
+async def results_of(answers: Any, orders: int) -> list[pb.OrderResult]:
+    """So many results of a stream, which then ends."""
+    async with contextlib.aclosing(answers):
+        return [pb.DecideStreamResponse.FromString((await anext(answers)).wire).result for _ in range(orders)]
+
+
+@pytest.mark.parametrize("own_seconds", [None, 60], ids=["the server's cap", "a timeout of its own"])
+async def test_a_stream_without_places_is_read_as_fast_as_it_is_decided_and_refused_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_seconds: int | None
+) -> None:
+    monkeypatch.setattr(admission, "PATIENCE_SECONDS", 60.0)
+    orders = [order(f"{number}") for number in range(12)]
+    for each in orders:
+        if own_seconds is not None:
+            each.timeout.FromSeconds(own_seconds)
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 5.0  # of which three are for orders that can wait
+        p.gate.open = asyncio.Semaphore(0)
+        found = asyncio.create_task(results_of(p.stream(*orders), len(orders)))
+        for begun in range(3, 13, 3):
+            await until(lambda begun=begun: p.gate.asked == begun)  # type: ignore[misc]
+            assert p.admission.in_flight == 3
+            for _ in range(3):
+                p.gate.open.release()
+        assert [result.HasField("decision") for result in await found] == [True] * 12
+        assert p.admission.shed == 0
+
+
+async def test_an_order_of_a_stream_waits_for_a_place_for_half_of_its_time(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 2.0
+        p.gate.open = asyncio.Semaphore(0)
+        hurried = order("hurried")
+        hurried.timeout.FromMilliseconds(20)
+        answers = p.stream(order("first"), order("second"), hurried)
+        first = asyncio.create_task(results_of(answers, 1))
+        (refused,) = await first
+        assert (refused.order_ref, p.admission.shed) == ("hurried", 1)
+        assert p.gate.asked == 2
+
+
+async def test_an_order_of_a_stream_that_reduces_waits_for_no_place(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 11.0
+        p.gate.open = asyncio.Semaphore(0)
+        ordinary = [asyncio.create_task(p.decide(order(f"{number}"), timeout_seconds=60.0)) for number in range(10)]
+        await until(lambda: p.gate.asked == 10)
+        assert p.admission.must_wait
+        found = asyncio.create_task(results_of(p.stream(order("reduces", reduce_only=True)), 1))
+        await until(lambda: p.gate.asked == 11)
+        for _ in range(11):
+            p.gate.open.release()
+        assert (await found)[0].HasField("decision")
+        await asyncio.gather(*ordinary)
+
+
+async def test_a_stream_reads_an_order_when_there_is_room_for_it(tmp_path: Path) -> None:
+    read: list[str] = []
+
+    async def orders() -> AsyncIterator[pb.Order]:
+        for name in ("one", "two"):
+            read.append(name)
+            yield order(name)
+
+    async with request_path(tmp_path, PATIENT, max_in_flight=1) as p:
+        p.gate.open = asyncio.Semaphore(0)
+        answers: Any = p.servicer.DecideStream(orders(), p.call())
+        found = asyncio.create_task(results_of(answers, 2))
+        await until(lambda: p.gate.asked == 1)
+        assert read == ["one"]
+        p.gate.open.release()
+        await until(lambda: p.gate.asked == 2)
+        p.gate.open.release()
+        assert [result.order_ref for result in await found] == ["one", "two"]
 
 
 async def test_what_ends_the_orders_of_a_stream_is_said_after_the_answers_that_are_due(tmp_path: Path) -> None:
