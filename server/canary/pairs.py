@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from pretrade.audit.v1 import packet_pb2
-from server.decision.protowire import prefixed, template
 from server.errors import JournalError, JournalFullError
+from server.journal.protowire import prefixed, template
 
 if TYPE_CHECKING:
     from server.inference.shadow import Pair, Pairs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from feature_cache.compiled import compiled
 from server.decision import decision_wire
 from server.decision.record import Decided, ReplyState
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from fallback.budget import Budget
     from pretrade.decision.v1 import decision_pb2 as pb
     from server.decision.record import RecordedRow
+
+_compiled = compiled("server.decision.decision_wire_c")
 
 
 class DecidedBlock:
@@ -69,7 +72,7 @@ class DecidedBlock:
         self.reply = ReplyState.NONE
         """Of all of them but those that are heard, until `apart` was asked for."""
         self._apart: list[Decided] | None = None
-        self._wires: Sequence[bytes] | None = None
+        self._wires: list[bytes] | None = None
         self.budgets: list[Budget] = []
         """Of each decision that is apart."""
         self.unsettled: set[Decided] = set()
@@ -141,10 +144,11 @@ class DecidedBlock:
                 now_ns,
             )
 
-    def wires(self) -> Sequence[bytes]:
+    def wires(self) -> list[bytes]:
         """Each decision, serialised for the reply. To be asked for when they are sent, and not before."""
         if self._wires is None:
-            self._wires = decision_wire.write_block(self)
+            places = range(len(self))
+            self._wires = [self.wire(place) for place in places] if _compiled is None else _compiled.write_block(self)
         return self._wires
 
     def wire(self, place: int) -> bytes:

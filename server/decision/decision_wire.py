@@ -14,7 +14,6 @@ from pretrade.decision.v1 import decision_pb2 as pb
 
 if TYPE_CHECKING:
     from fallback.budget import Use
-    from server.decision.decided_block import DecidedBlock
 
 
 def write_plainly(
@@ -62,11 +61,6 @@ def write_plainly(
     return message.SerializeToString()
 
 
-def write_block_plainly(decided: DecidedBlock) -> list[bytes]:
-    """Each `Decision` of those that were made in columns, serialised."""
-    return [decided.wire(place) for place in range(len(decided))]
-
-
 def write_stages_plainly(uses: list[Use]) -> bytes:
     """A `Budget` that says no more than what each stage was allowed and used, serialised."""
     budget = pb.Budget()
@@ -86,7 +80,5 @@ def _microseconds(seconds: float) -> int:
 _compiled = compiled("server.decision.decision_wire_c")
 write: Final = write_plainly if _compiled is None else _compiled.write
 """`write_plainly`, or what does the same faster."""
-write_block: Final = write_block_plainly if _compiled is None else _compiled.write_block
-"""`write_block_plainly`, or what does the same faster."""
 write_stages: Final = write_stages_plainly if _compiled is None else _compiled.write_stages
 """`write_stages_plainly`, or what does the same faster."""

@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.decision.protowire import short_tag
+from server.journal.protowire import short_tag
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
@@ -209,7 +209,7 @@ cdef long long between(double since, double until) noexcept:
 
 
 def write_block(decided):
-    """See decision_wire.py."""
+    """What `DecidedBlock.wire` writes, of each decision of a block."""
     block, budget = decided.block, decided.block.budget
     cdef list ids = decided.ids, actions = block.actions, reasons = block.reasons, degradations = block.degradations
     cdef list own = None if block.own is None else list(block.own), objections = block.objections

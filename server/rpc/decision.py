@@ -18,9 +18,9 @@ from server.decision.convert import OrderReader
 from server.decision.decided_block import OneDecided
 from server.decision.metrics import DecisionMetrics
 from server.decision.plane import DataPlane, Deciding
-from server.decision.protowire import prefixed, template
 from server.decision.reports import DecisionReports
 from server.errors import DeadlineError, InvalidOrderError, PretradeError
+from server.journal.protowire import prefixed, template
 from server.rpc.batch import BATCH_SLICE, RESULTS, Batches, Results
 from server.rpc.call import Call
 from server.rpc.call_context import REDUCE_ONLY, CallContexts, said_by

@@ -15,9 +15,9 @@ from server.decision.convert import OrderReader
 from server.decision.decided_block import DecidedBlock, OneDecided
 from server.decision.metrics import DecisionMetrics
 from server.decision.plane import DataPlane, Deciding
-from server.decision.protowire import prefixed, template
 from server.decision.reports import DecisionReports
 from server.errors import DeadlineError, InternalError, PretradeError
+from server.journal.protowire import prefixed, template
 from server.rpc import status
 from server.rpc.call import Call
 from server.rpc.call_context import CallContexts, said_by

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from feature_cache.constants import Constant
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.plane import DataPlane, Deciding
-from server.decision.protowire import prefixed, template
 from server.errors import InvalidOrderError, PretradeError
+from server.journal.protowire import prefixed, template
 from server.rpc.call import Call
 from server.rpc.orders import Asked, Begun, Orders, Reply, earlier, own_seconds
 
