@@ -291,6 +291,10 @@ class Block(ABC):
     def is_gone(self, place: int) -> bool:
         """Whether nobody waits any more for the result of an order, by its place when the attempt began."""
 
+    def has_left(self) -> bool:
+        """Whether nobody waits any more for the result of at least one order, while none has a result."""
+        return any(map(self.is_gone, range(len(self))))
+
     @abstractmethod
     def put_failure(self, place: int, result: Any) -> None:
         """Takes the result of an order that got no score."""

@@ -36,6 +36,7 @@ from feature_cache.token_bucket import TokenBuckets
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.burn import Objective, SloSettings
+from server.canary.pairs import PairRecorder
 from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
@@ -75,6 +76,7 @@ from server.timing.loop_lag import LoopLag
 
 INSTRUMENTS: Final = tuple(f"COIN{number}USDT.SIM" for number in range(10))
 _MARKET_SECONDS: Final = 0.05
+_FLUSH_SECONDS: Final = 0.1
 _MODEL_SECONDS: Final = 0.002
 _CAP_SECONDS: Final = 10.0
 """Long: a decision that a busy machine holds up is measured as well."""
@@ -187,7 +189,15 @@ async def open_server(
         (stack.enter_context(decision_log(DecisionLogSettings(one_in=0, slow_seconds=10), everything=False)),)
     )
     champion = Champion(primary, secondary, RetryBudget(RetrySettings(), clock), False, budget, clock, lambda: 0.5)
-    shadow = Shadow([challenger], (primary, secondary))
+    pairs = PairRecorder(journal, time.time_ns)
+    flushing = asyncio.create_task(_flush(pairs))
+    stack.callback(flushing.cancel)
+    shadow = Shadow(
+        [challenger],
+        (primary, secondary),
+        observe=pairs.add,
+        observe_together=pairs.add_together,
+    )
     stages: Any = {"model": champion, "cached_score": cached_scores}
     routed: Any = (cached_scores, shadow)
     other_sets = model_map = None
@@ -276,6 +286,13 @@ def _second_set(folder: Path) -> FeatureSet:
     found = feature_sets.load(folder / "sets.py").by_id("bench")
     assert found is not None
     return found.feature_set
+
+
+async def _flush(pairs: PairRecorder) -> None:
+    """Hands the challenger's scores to the journal as a server does: ten times a second."""
+    while True:
+        await asyncio.sleep(_FLUSH_SECONDS)
+        pairs.flush()
 
 
 async def _market(cache: FeatureCache, *others: FeatureCache) -> None:

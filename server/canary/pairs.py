@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from pretrade.audit.v1 import packet_pb2
 from server.errors import JournalError, JournalFullError
+from server.journal.protowire import prefixed, template
 
 if TYPE_CHECKING:
-    from server.inference.shadow import Pair
+    from server.inference.shadow import Pair, Pairs
     from server.journal.journal import Journal
 
-_MOST_IN_ENTRY: Final = 256
+MOST_IN_ENTRY: Final = 256
 _MOST_WAITING: Final = 4_096
+_OF_ENTRY: Final = template(packet_pb2.JournalEntry.DESCRIPTOR, "score_pairs")
+_OF_PAIRS: Final = template(packet_pb2.ScorePairs.DESCRIPTOR, "pairs")
+_OF_PAIR: Final = template(packet_pb2.ScorePair.DESCRIPTOR, "decision_id")
+_TAGS: Final = [
+    number << 3 | 1
+    for number in (packet_pb2.ScorePair.CHAMPION_SCORE_FIELD_NUMBER, packet_pb2.ScorePair.CHALLENGER_SCORE_FIELD_NUMBER)
+]
+"""Before numbers of eight bytes."""
+_SCORES: Final = struct.Struct("<BdBd")
+_TRADES: Final = {
+    (ours, theirs): packet_pb2.ScorePair(champion_trades=ours, challenger_trades=theirs).SerializeToString()
+    for ours in (False, True)
+    for theirs in (False, True)
+}
 
 
 class PairRecorder:
@@ -29,7 +45,8 @@ class PairRecorder:
     def __init__(self, journal: Journal, wall_clock_ns: Callable[[], int]) -> None:
         self._journal = journal
         self._wall_clock_ns = wall_clock_ns
-        self._waiting: list[packet_pb2.ScorePair] = []
+        self._waiting: list[bytes] = []
+        """Each a serialised `ScorePair`."""
         self.recorded = 0
         """Pairs handed to the journal."""
         self.lost = 0
@@ -52,14 +69,40 @@ class PairRecorder:
                 challenger_decided=pair.challenger_decided,
                 challenger_us=int(pair.challenger_seconds * 1e6),
                 recorded_at_ns=self._wall_clock_ns(),
-            )
+            ).SerializeToString()
         )
 
-    def flush(self) -> None:
-        """Hands what has gathered to the journal."""
-        while self._waiting:
-            pairs, self._waiting = self._waiting[:_MOST_IN_ENTRY], self._waiting[_MOST_IN_ENTRY:]
-            entry = packet_pb2.JournalEntry(score_pairs=packet_pb2.ScorePairs(pairs=pairs)).SerializeToString()
+    def add_together(self, pairs: Pairs) -> None:
+        """The same for rows that were decided in columns. What they have in common is serialised once."""
+        versions = packet_pb2.ScorePair(
+            champion_version=pairs.champion_version, challenger_version=pairs.challenger_version
+        ).SerializeToString()
+        common = packet_pb2.ScorePair(
+            challenger_us=int(pairs.challenger_seconds * 1e6), recorded_at_ns=self._wall_clock_ns()
+        ).SerializeToString()
+        of_champion, of_challenger = _TAGS
+        least, others_least = pairs.champion_threshold, pairs.challenger_threshold
+        room = _MOST_WAITING - len(self._waiting)
+        self.lost += max(0, len(pairs.decision_ids) - room)
+        self._waiting += [
+            b"%b%b%b%b%b"
+            % (
+                _OF_PAIR % prefixed(decision_id.encode()),
+                versions,
+                _SCORES.pack(of_champion, ours, of_challenger, theirs),
+                _TRADES[ours >= least, theirs >= others_least],
+                common,
+            )
+            for decision_id, ours, theirs in list(
+                zip(pairs.decision_ids, pairs.champion_scores, pairs.challenger_scores, strict=True)
+            )[:room]
+        ]
+
+    def flush(self, at_least: int = 1) -> None:
+        """Hands what has gathered to the journal, as long as so many pairs wait."""
+        while len(self._waiting) >= at_least:
+            pairs, self._waiting = self._waiting[:MOST_IN_ENTRY], self._waiting[MOST_IN_ENTRY:]
+            entry = _OF_ENTRY % prefixed(b"".join([_OF_PAIRS % prefixed(pair) for pair in pairs]))
             try:
                 if self._journal.full or not self._journal.writable:  # decisions need what room there is
                     raise JournalFullError

@@ -23,6 +23,7 @@ from server.canary.events import EventLog
 from server.canary.evidence import Evidence, FirstAttempt, ScoredPair, Side, Verdict
 from server.canary.history import EvidenceHistory
 from server.canary.markouts import Markouts
+from server.canary.pairs import MOST_IN_ENTRY
 from server.canary.plan import Canary, StateName
 from server.canary.settings import CanarySettings
 from server.errors import ChangeInDoubtError, ControlError
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from server.canary.routing import CanaryRouting
     from server.inference.pool import Role
     from server.inference.replica import Replica
-    from server.inference.shadow import Pair
+    from server.inference.shadow import Pair, Pairs
 
 _log = structlog.get_logger(__name__)
 
@@ -209,6 +210,18 @@ class Rollout:
         """A row that both models scored."""
         if self._recorder is not None:
             self._recorder.add(pair)
+        self._judge_by(pair)
+
+    def observe_pairs(self, pairs: Pairs) -> None:
+        """Rows that the champion decided in columns and a challenger scored."""
+        if self._recorder is not None:
+            self._recorder.add_together(pairs)
+        if self._routing.canary is not None:
+            for pair in pairs.each():
+                self._judge_by(pair)
+
+    def _judge_by(self, pair: Pair) -> None:
+        """Counts a pair as evidence, if it is one of this canary's and says something new."""
         canary = self._routing.canary
         if (
             canary is not None
@@ -257,6 +270,8 @@ class Rollout:
                 await asyncio.sleep(_LOOK_SECONDS)
                 try:
                     self._markouts.settle()
+                    if self._recorder is not None:
+                        self._recorder.flush(MOST_IN_ENTRY)  # all at once a second would be a stop of milliseconds
                     if self._clock() >= next_slow_look:
                         next_slow_look = self._clock() + _SLOW_LOOK_SECONDS
                         self._look_around()

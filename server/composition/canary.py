@@ -137,6 +137,7 @@ def assemble(
         lambda role: role is challenger and routing.canary is not None,
         routing.tells,
         rollout.observe_pair,
+        rollout.observe_pairs,
         rollout.observe_decision,
     )
     return CanaryParts(routing, shadow, rollout, objective, deployment, recorder)

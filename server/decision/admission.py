@@ -171,9 +171,12 @@ class Admission:
         free = self.ordinary_limit * _AHEAD_SHARE - self.in_flight
         return not (self.draining or self._waiting) and orders <= free
 
-    async def place(self) -> None:
-        """Waits until an ordinary order without a deadline may be admitted, or until it has waited long enough."""
-        await self._place(1, PATIENCE_SECONDS, is_next=False)
+    async def place(self, most_seconds: float = math.inf) -> None:
+        """Waits until an ordinary order without a deadline may be admitted, or until it has waited long enough.
+
+        An order of a stream that has a deadline may wait no longer than `most_seconds`.
+        """
+        await self._place(1, min(most_seconds, PATIENCE_SECONDS), is_next=False)
 
     async def places(self, orders: int, most_seconds: float, *, has_begun: bool) -> int:
         """Waits in the same way for places of ordinary orders of one batch; how many of so many orders may begin now.

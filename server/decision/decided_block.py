@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from feature_cache.compiled import compiled
 from server.decision import decision_wire
 from server.decision.record import Decided, ReplyState
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from fallback.budget import Budget
     from pretrade.decision.v1 import decision_pb2 as pb
     from server.decision.record import RecordedRow
+
+_compiled = compiled("server.decision.decision_wire_c")
 
 
 class DecidedBlock:
@@ -33,6 +36,7 @@ class DecidedBlock:
 
     __slots__ = (
         "_apart",
+        "_wires",
         "arrived",
         "block",
         "budgets",
@@ -68,6 +72,7 @@ class DecidedBlock:
         self.reply = ReplyState.NONE
         """Of all of them but those that are heard, until `apart` was asked for."""
         self._apart: list[Decided] | None = None
+        self._wires: list[bytes] | None = None
         self.budgets: list[Budget] = []
         """Of each decision that is apart."""
         self.unsettled: set[Decided] = set()
@@ -139,12 +144,15 @@ class DecidedBlock:
                 now_ns,
             )
 
-    def wires(self) -> Iterator[bytes]:
-        """Each decision, serialised for the reply."""
-        return map(self.wire, range(len(self.ids)))
+    def wires(self) -> list[bytes]:
+        """Each decision, serialised for the reply. To be asked for when they are sent, and not before."""
+        if self._wires is None:
+            places = range(len(self))
+            self._wires = [self.wire(place) for place in places] if _compiled is None else _compiled.write_block(self)
+        return self._wires
 
     def wire(self, place: int) -> bytes:
-        """One of them."""
+        """One of them, written by itself."""
         block, budget = self.block, self.block.budget
         model, order, own = block.model, block.orders[place], block.own
         arrived, deadline = (budget.arrived, budget.deadline) if own is None else own[place][:2]
@@ -189,7 +197,7 @@ class DecidedRow:
     @property
     def wire(self) -> bytes:
         """The serialised `Decision`."""
-        return self.block.wire(self.place)
+        return self.block.wires()[self.place]
 
     @property
     def order_ref(self) -> str:

@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.decision.protowire import short_tag
+from server.journal.protowire import short_tag
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
@@ -119,7 +119,7 @@ cdef char* use(char* to, tuple one) except NULL:
     return to
 
 
-def write(
+cdef bytes decision(
     str decision_id,
     str order_ref,
     int action,
@@ -135,10 +135,11 @@ def write(
     unsigned long long control_version,
     long long allowed_us,
     long long used_us,
+    tuple first,
     list uses,
 ):
-    """See decision_wire.py."""
-    cdef Py_ssize_t id_size, ref_size, name_size, version_size, count = len(uses), place, size
+    """See `write` in decision_wire.py; `first` stands for the first of the uses, unless it is None."""
+    cdef Py_ssize_t id_size, ref_size, name_size, version_size, count = len(uses), place
     cdef const char* id_text = PyUnicode_AsUTF8AndSize(decision_id, &id_size)
     cdef const char* ref_text = PyUnicode_AsUTF8AndSize(order_ref, &ref_size)
     cdef const char* name_text = PyUnicode_AsUTF8AndSize(model_name, &name_size)
@@ -167,7 +168,7 @@ def write(
     end = integer(ledger, ALLOWED, allowed_us)
     end = integer(end, USED, used_us)
     for place in range(count):
-        end = use(end, <tuple?> uses[place])
+        end = use(end, first if place == 0 and first is not None else <tuple?> uses[place])
     to[0] = BUDGET  # there even if all is 0
     to = varint(to + 1, end - ledger)
     memcpy(to, ledger, end - ledger)
@@ -175,6 +176,68 @@ def write(
     to = instant(to, DECIDED_AT, decided_at_ns)
     to = integer(to, CONTROL_VERSION, <long long> control_version)
     return PyBytes_FromStringAndSize(begin, to - begin)
+
+
+def write(
+    str decision_id,
+    str order_ref,
+    int action,
+    list reasons,
+    list degradations,
+    int source,
+    str model_name,
+    str model_version,
+    double score,
+    double threshold,
+    double feature_age_seconds,
+    long long decided_at_ns,
+    unsigned long long control_version,
+    long long allowed_us,
+    long long used_us,
+    list uses,
+):
+    """See decision_wire.py."""
+    return decision(
+        decision_id, order_ref, action, reasons, degradations, source, model_name, model_version, score, threshold,
+        feature_age_seconds, decided_at_ns, control_version, allowed_us, used_us, None, uses,
+    )
+
+
+cdef long long between(double since, double until) noexcept:
+    """`microseconds` of decided_block.py."""
+    return <long long> ((until - since) * 1e6) if until > since else 0
+
+
+def write_block(decided):
+    """What `DecidedBlock.wire` writes, of each decision of a block."""
+    block, budget = decided.block, decided.block.budget
+    cdef list ids = decided.ids, actions = block.actions, reasons = block.reasons, degradations = block.degradations
+    cdef list own = None if block.own is None else list(block.own), objections = block.objections
+    cdef list uses = budget.uses, found = [], why
+    cdef tuple first = None
+    cdef int source = block.source
+    cdef str name = block.model.name, version = block.model.version
+    cdef list scores = block.scores
+    cdef double threshold = block.model.threshold
+    cdef double arrived = budget.arrived, deadline = budget.deadline, ended_at = decided.ended_at
+    cdef long long wall_ns = decided.wall_ns
+    cdef unsigned long long control_version = decided.control_version
+    cdef Py_ssize_t place = 0
+    for order, view in zip(block.orders, block.views, strict=True):
+        if own is not None:
+            arrived, deadline, first = own[place]
+        why = [reasons[place]]
+        if objections:
+            why += objections[place]
+        found.append(
+            decision(
+                ids[place], order.order_ref, actions[place], why, degradations, source, name, version, scores[place],
+                threshold, view.age_seconds, wall_ns, control_version, between(arrived, deadline),
+                between(arrived, ended_at), first, uses,
+            )
+        )
+        place += 1
+    return found
 
 
 def write_stages(list uses):

@@ -64,6 +64,10 @@ class ManyCalls(PendingBlock):
         """See `Block`."""
         return not self._at_first or self._at_first[place].done()
 
+    def has_left(self) -> bool:
+        """See `Block`."""
+        return any(promise.done() for promise in self._at_first)
+
     def lost(self) -> set[int]:
         """See `PendingBlock`."""
         return {place for place, promise in enumerate(self._promises) if promise.done()}

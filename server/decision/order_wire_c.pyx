@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from fallback.order import Order
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.decision.protowire import short_tag
+from server.journal.protowire import short_tag
 
 cdef extern from "Python.h":
     object PyUnicode_DecodeUTF8(const char* text, Py_ssize_t size, const char* errors)

@@ -21,10 +21,10 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.state import ControlState
 from server.decision import decision_wire
-from server.decision.protowire import prefixed, template
 from server.inference import model_sets
 from server.inference.model_names import DEFAULT
 from server.journal.entries import NO_AGE
+from server.journal.protowire import prefixed, template
 
 if TYPE_CHECKING:
     from fallback.order import Answer, Attempt, CallContext, Case, Order, Part

@@ -197,7 +197,7 @@ class OneCall(PendingBlock):
 
     def outcomes(self) -> Iterator[bytes | Waited]:
         """What became of each order, in the call's sequence: its decision, serialised, or the promise that says it."""
-        wires = iter(()) if self.decided is None or not self._in_block else self.decided.wires()
+        wires = iter(() if self.decided is None or not self._in_block else self.decided.wires())
         for number in range(self._size):
             apart = self._apart.get(number)
             yield next(wires) if apart is None else apart
@@ -207,6 +207,10 @@ class OneCall(PendingBlock):
         return self.future.done()
 
     def is_gone(self, place: int) -> bool:
+        """See `Block`."""
+        return self.future.done()
+
+    def has_left(self) -> bool:
         """See `Block`."""
         return self.future.done()
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 Deciding: TypeAlias = "asyncio.Future[Decided] | Waited"
 """A decision to come."""
 _WAITING_SHARE = 0.5
-"""Of the time that a batch has left, for waiting for places. What remains is to suffice for some of its orders."""
+"""Of the time that a batch, or an order of a stream, has left, for waiting for places. What remains is to suffice."""
 
 
 class DataPlane:
@@ -136,9 +136,9 @@ class DataPlane:
         """Whether an order without a deadline that comes now has to wait for a place."""
         return self._admission.must_wait
 
-    async def place(self) -> None:
-        """Waits for a place, as an order without a deadline may."""
-        await self._admission.place()
+    async def place(self, deadline: float = math.inf) -> None:
+        """Waits for a place, as an order without a deadline may, and one of a stream for half of the time it has."""
+        await self._admission.place(_WAITING_SHARE * (deadline - self._clock()))
 
     def has_places(self, orders: int) -> bool:
         """Whether so many orders may begin before others of their call have ended."""
@@ -201,6 +201,31 @@ class DataPlane:
         task = asyncio.get_running_loop().create_task(self._keyed.decide(order, Budget(arrived, deadline)))
         task.add_done_callback(self._leave)
         return task
+
+    def begin_each(self, orders: Sequence[Order], arrived: float, deadlines: Sequence[float]) -> Sequence[Waited]:
+        """The same for orders of several callers that came together: without keys, and none of them reduce-only.
+
+        Nothing, and none of them begun, where there is no place for all: then `begin` says why, for each of them.
+
+        Args:
+            orders: What is asked.
+            arrived: When they were taken up, in monotonic seconds.
+            deadlines: Until when each caller waits; none has passed.
+        """
+        if not self._admission.admit_together(len(orders)):
+            return ()
+        latest, promises = arrived + self._cap_seconds, list[Waited]()
+        for order, deadline in zip(orders, deadlines, strict=True):
+            until = latest if deadline > latest else deadline
+            why = _why_alone(order)
+            if why is None:
+                promise: Waited = Promise(self._promises)
+                self._gathering.add(Waiting(order, arrived, until, promise))
+            else:
+                promise = self._arrive(order, Budget(arrived, until), why, has_place=True, in_company=True)
+            promises.append(promise)
+        self._take_up_soon()
+        return promises
 
     def begin_together(self, orders: Sequence[Order], arrived: float, deadline: float | None) -> PendingSlice | None:
         """The same for orders of one call without keys, deadlines, features and a trace of their own.

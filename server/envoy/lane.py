@@ -16,7 +16,7 @@ The filter is made for one version of Envoy. With another one, or where nothing 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
@@ -131,12 +131,46 @@ class Lane:
     def _take(self) -> None:
         arrived, ended = self._c.take()
         in_company = len(arrived) > 1
-        for taken in arrived:
+        for taken in self._begin_together(arrived) if in_company and self._is_open else arrived:
             if not (self._is_open and self._begin(taken, in_company)):
                 self._hand_on(taken)
+        sent: list[Reply] = []
         for taken, heard in ended:
             owner, taken.owner = taken.owner, None
-            owner.over(heard)
+            answer = owner.over(heard)
+            if answer is not None:
+                sent.append(answer)
+        if sent:
+            self._decider.all_sent(sent)
+
+    def _begin_together(self, arrived: Sequence[Any]) -> Sequence[Any]:
+        """Begins with those calls that say nothing but until when they wait, if all of them can be; the others."""
+        now, most_bytes = self._clock(), self._max_message_bytes
+        asked: list[_PlainCall] = []
+        messages: list[bytes] = []
+        others = []
+        for taken in arrived:
+            allowed, message = taken.timeout, taken.message
+            if allowed is None or not taken.is_bare or len(message) > most_bytes:
+                others.append(taken)
+                continue
+            asked.append(_PlainCall(self, taken, taken.arrived + allowed, None, now))
+            messages.append(message)
+        try:
+            together = self._decider.begin_together(messages, asked, now)
+        except Exception:  # a bug that one order meets is none of the others' business: each meets it by itself
+            return arrived
+        calls = self._metrics.lane_calls
+        for call, begun in zip(asked, together, strict=True):
+            taken = call.taken
+            if begun is None:
+                others.append(taken)
+                continue
+            call.begun, taken.owner = begun, call
+            begun.decided.add_done_callback(call.decided)
+            self._application.enter(call)
+            calls["lane"] += 1
+        return others
 
     def _begin(self, taken: Any, in_company: bool) -> bool:
         """Begins with a call, if it is plain."""
@@ -198,12 +232,12 @@ class _PlainCall(Call):
         arrived: When it was taken up.
     """
 
-    __slots__ = ("_answer", "_lane", "_taken", "arrived", "begun", "is_patient", "is_unary", "is_watched")
+    __slots__ = ("_answer", "_lane", "arrived", "begun", "is_patient", "is_unary", "is_watched", "taken")
 
     def __init__(self, lane: Lane, taken: Any, deadline: float | None, metadata: CallMetadata, arrived: float) -> None:
         super().__init__(deadline, metadata)
         self._lane = lane
-        self._taken = taken
+        self.taken = taken
         self._answer: Reply | None = None
         self.arrived = arrived
         self.begun: Plain | None = None
@@ -213,16 +247,16 @@ class _PlainCall(Call):
 
     async def receive(self) -> dict[str, Any]:
         """Nothing more, or that the caller has gone; the filter says so by itself."""
-        return {"type": "http.disconnect" if self._taken.is_gone else "http.request"}
+        return {"type": "http.disconnect" if self.taken.is_gone else "http.request"}
 
     def decided(self, future: Deciding) -> None:
         """There is a decision, or there will be none."""
-        if self._taken.is_answered or self._taken.owner is None or future.cancelled():
+        if self.taken.is_answered or self.taken.owner is None or future.cancelled():
             return
         error = future.exception()
         if error is None:
             self._answer = self._lane.decider.reply(future.result())
-            self._lane.answer(self._taken, self._answer.wire)
+            self._lane.answer(self.taken, self._answer.wire)
         elif isinstance(error, Exception):
             self.refuse(error)
 
@@ -233,25 +267,27 @@ class _PlainCall(Call):
         elif not isinstance(error, PretradeError):
             _log.error("call failed", method=DECIDE, exc_info=error)
             error = InternalError("the call failed; see the server's log")
-        self._lane.refuse(self._taken, error)
+        self._lane.refuse(self.taken, error)
 
     def end(self, reason: PretradeError | CallerGoneError) -> None:
         """Ends it before there is an answer. What a caller who has gone is told does not matter."""
-        if self._taken.is_answered or self._taken.is_gone:
+        if self.taken.is_answered or self.taken.is_gone:
             return
         if self.begun is not None:
             self._lane.decider.give_up(self.begun)
         if isinstance(reason, PretradeError):
-            self._lane.refuse(self._taken, reason)
+            self._lane.refuse(self.taken, reason)
 
-    def over(self, heard: bool) -> None:
-        """Its answer was sent, or its caller has gone."""
+    def over(self, heard: bool) -> Reply | None:
+        """Its answer was sent, or its caller has gone; the answer of which it is still to be said that it was sent."""
         self._lane.over(self)
+        if heard:
+            return self._answer
         if self._answer is not None:
-            deliver = self._lane.decider.sent if heard else self._lane.decider.not_sent
-            deliver(self._answer)
-        elif self.begun is not None and not heard:
+            self._lane.decider.not_sent(self._answer)
+        elif self.begun is not None:
             self._lane.decider.give_up(self.begun)
+        return None
 
 
 class _Exchange:

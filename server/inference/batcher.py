@@ -318,7 +318,7 @@ class MicroBatcher:
             watch_together(rows, self._deadlines, self._clock)
         return rows
 
-    def submit_shadow(self, rows: Sequence[Row]) -> int:
+    def submit_shadow(self, rows: Sequence[Row | RowBlock]) -> int:
         """Queues shadow rows, without a deadline, to be sent with others when no live row waits.
 
         Returns:
@@ -474,7 +474,9 @@ class MicroBatcher:
         """Queues a failed batch's rows once more, in parts, those with the earliest deadlines first."""
         if flight.count == 1 or self._closed:
             return
-        rows = chain.from_iterable((row,) if isinstance(row, Row) else self._apart(row) for row in flight.rows)
+        rows = chain.from_iterable(
+            row.apart() if flight.shadow or isinstance(row, Row) else self._apart(row) for row in flight.rows
+        )
         waiting = [row for row in rows if not row.taker.done()]
         if not waiting:
             return

@@ -12,8 +12,8 @@ from server.inference.rows import Row, RowBlock, Scored
 from server.inference.wire import ScoreBatch
 
 _SLICE_ROWS: Final = 32
-"""Shadow rows that get their scores in one turn of the event loop. Comparing a row takes several microseconds, so a
-whole block in one turn would hold up every order for milliseconds."""
+"""Shadow rows after which the next ones get their scores in another turn of the event loop. Comparing a row by itself
+takes several microseconds, so a whole batch in one turn would hold up every order for milliseconds."""
 
 Report = Callable[[Outcome, float], None]
 """Reports a batch's outcome and its time in seconds."""
@@ -71,36 +71,29 @@ class Flight:
         Those that callers wait for get theirs at once, shadow rows a few in each turn of the event loop.
         """
         given = _Given(self, answer, now)
-        return await self._hand_out_slowly(given) if self.shadow else self._hand_out_at_once(given)
-
-    def _hand_out_at_once(self, given: _Given) -> Outcome:
-        outcome, index = Outcome.BAD_ANSWER, 0
+        outcome, index, in_turn = Outcome.BAD_ANSWER, 0, 0
         for rows in self.rows:
-            end = index + len(rows)
-            if isinstance(rows, Row):
-                found = self._hand_out_rows(given, (rows,), index)
-            elif rows.is_whole() and given.are_usable(index, end):
-                self.scored += len(rows)
-                rows.put_all(given.to_block(index, rows))
-                found = Outcome.SUCCESS
-            elif rows.done():  # nobody waits for them any more: it is the answer that is judged
-                found = Outcome.SUCCESS if given.has_usable(index, end) else Outcome.BAD_ANSWER
-            else:
-                found = self._hand_out_rows(given, rows.apart(), index)
-            if found is Outcome.SUCCESS:
-                outcome = found
-            index = end
+            if self.shadow and in_turn >= _SLICE_ROWS:
+                await asyncio.sleep(0)
+                in_turn = 0
+            if self._hand_out(given, rows, index) is Outcome.SUCCESS:
+                outcome = Outcome.SUCCESS
+            index += len(rows)
+            in_turn += len(rows)
         return outcome
 
-    async def _hand_out_slowly(self, given: _Given) -> Outcome:
-        outcome = Outcome.BAD_ANSWER
-        rows = [row for row in self.rows if isinstance(row, Row)]
-        for start in range(0, len(rows), _SLICE_ROWS):
-            if start:
-                await asyncio.sleep(0)
-            if self._hand_out_rows(given, rows[start : start + _SLICE_ROWS], start) is Outcome.SUCCESS:
-                outcome = Outcome.SUCCESS
-        return outcome
+    def _hand_out(self, given: _Given, rows: Row | RowBlock, index: int) -> Outcome:
+        """Gives a row or a block, the first of whose rows has this place in the batch, what it gets."""
+        if isinstance(rows, Row):
+            return self._hand_out_rows(given, (rows,), index)
+        end = index + len(rows)
+        if rows.is_whole() and given.are_usable(index, end):
+            self.scored += len(rows)
+            rows.put_all(given.to_block(index, rows))
+            return Outcome.SUCCESS
+        if rows.done():  # nobody waits for them any more: it is the answer that is judged
+            return Outcome.SUCCESS if given.has_usable(index, end) else Outcome.BAD_ANSWER
+        return self._hand_out_rows(given, rows.apart(), index)
 
     def _hand_out_rows(self, given: _Given, rows: Sequence[Row], first: int) -> Outcome:
         """Gives these rows, of which the first has this place in the batch, their scores."""

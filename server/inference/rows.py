@@ -16,7 +16,6 @@ from server.inference.wire import ModelIdentity
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fallback.block import Block
     from server.timing.deadlines import Deadlines
 
 
@@ -66,6 +65,37 @@ class Taker(Protocol):
         ...
 
 
+class BlockTaker(Protocol):
+    """Who takes the results of the rows of a block: a `fallback.block.Block`, or what is used like one."""
+
+    missing: int
+    """Results that are still to come."""
+
+    def is_left(self) -> bool:
+        """True when nobody waits for a result any more."""
+        ...
+
+    def has_left(self) -> bool:
+        """True when nobody waits for the result of at least one row."""
+        ...
+
+    def is_gone(self, place: int) -> bool:
+        """True when nobody waits for the result of this row."""
+        ...
+
+    def put_all(self, scores: Scores) -> None:
+        """Takes the scores of all rows, of which none has a result."""
+        ...
+
+    def put(self, place: int, result: Scored) -> None:
+        """Takes the score of a row."""
+        ...
+
+    def put_failure(self, place: int, result: Result) -> None:
+        """Takes the result of a row that got no score."""
+        ...
+
+
 class Row:
     """One encoded row and its taker."""
 
@@ -93,6 +123,10 @@ class Row:
         self.from_caller = from_caller
         """True for a row with a caller's own features, which may be made to fail."""
 
+    def apart(self) -> list[Row]:
+        """See `RowBlock`."""
+        return [self]
+
     def resolve(self, result: Result) -> bool:
         """Gives the taker its result; False when it has gone or its time was up."""
         if self.taker.done():
@@ -116,14 +150,14 @@ class RowBlock:
 
     Args:
         payloads: One encoded row for each order.
-        deadline: Of all of them, in monotonic seconds.
+        deadline: Of all of them, in monotonic seconds; infinite for shadow rows.
         block: Takes their results.
-        queued_at: When they came.
+        queued_at: When they came; NaN for shadow rows, which wait on purpose.
     """
 
     __slots__ = ("_block", "_is_over", "deadline", "payloads", "queued_at")
 
-    def __init__(self, payloads: Sequence[bytes], deadline: float, block: Block, queued_at: float) -> None:
+    def __init__(self, payloads: Sequence[bytes], deadline: float, block: BlockTaker, queued_at: float) -> None:
         self.payloads = payloads
         self.deadline = deadline
         self.queued_at = queued_at
@@ -141,9 +175,7 @@ class RowBlock:
     def is_whole(self) -> bool:
         """Whether all orders still wait."""
         block = self._block
-        if self._is_over or block.missing < len(self.payloads):
-            return False
-        return not any(map(block.is_gone, range(len(self.payloads))))
+        return not (self._is_over or block.missing < len(self.payloads) or block.has_left())
 
     def apart(self) -> list[Row]:
         """Each of them by itself, as they go on from now; none where nobody waits for any."""
@@ -184,7 +216,7 @@ class _OfBlock:
 
     __slots__ = ("_block", "_has_result", "_place")
 
-    def __init__(self, block: Block, place: int) -> None:
+    def __init__(self, block: BlockTaker, place: int) -> None:
         self._block = block
         self._place = place
         self._has_result = False

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fallback.order import CHAMPION_SOURCES
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.inference.rows import Result, Row, Scored
+from server.inference.rows import Result, Row, RowBlock, Scored
 
 if TYPE_CHECKING:
-    from fallback.block import Block
+    from fallback.block import Block, Scores, View
     from fallback.order import Answer, Case
     from server.inference.pool import Role
     from server.inference.replica import Replica
@@ -48,6 +48,43 @@ class Pair(NamedTuple):
     """Of the server's vector that was scored; None if the features were the caller's own."""
 
 
+class Pairs(NamedTuple):
+    """Rows that the champion decided in columns and one version of a challenger scored in one call; n of them.
+
+    As an iterable of `each` it has a `Pair` for each row, which is made when somebody asks for it.
+    """
+
+    decision_ids: Sequence[str]
+    instruments: Sequence[str]
+    sides: Sequence[pb.Side.ValueType]
+    views: Sequence[View]
+    """What was known of each order's instrument."""
+    champion_version: str
+    champion_threshold: float
+    champion_scores: Sequence[float]
+    challenger_version: str
+    challenger_threshold: float
+    challenger_scores: Sequence[float]
+    challenger_seconds: float
+    """Time of the challenger's batch, from its leaving to its answer."""
+
+    def each(self) -> Iterator[Pair]:
+        """The rows one by one."""
+        for place, decision_id in enumerate(self.decision_ids):
+            view = self.views[place]
+            yield Pair(
+                decision_id,
+                self.instruments[place],
+                self.sides[place],
+                view.mid,
+                Opinion(self.champion_version, self.champion_scores[place], self.champion_threshold),
+                Opinion(self.challenger_version, self.challenger_scores[place], self.challenger_threshold),
+                False,
+                self.challenger_seconds,
+                view.snapshot.sequence,
+            )
+
+
 class Shadow:
     """Sends rows to the model that did not decide, and compares its scores with the decisions.
 
@@ -64,7 +101,8 @@ class Shadow:
         random: Uniform in [0, 1).
         on_trial: Whether a challenger serves a canary now.
         tells: Whether a case may tell something of the canary.
-        observe: Called for every row that two models scored.
+        observe: Called for every row that two models scored, but for those that `observe_together` is called for.
+        observe_together: Called for rows that were decided and scored in columns.
         observe_decision: Called for every decision of a canary.
     """
 
@@ -77,6 +115,7 @@ class Shadow:
         on_trial: Callable[[Role], bool] = lambda challenger: False,
         tells: Callable[[Case], bool] = lambda case: True,
         observe: Callable[[Pair], None] = lambda pair: None,
+        observe_together: Callable[[Pairs], None] = lambda pairs: None,
         observe_decision: Callable[[str], None] = lambda decision_id: None,
     ) -> None:
         self._challengers = tuple(challengers)
@@ -86,6 +125,7 @@ class Shadow:
         self._on_trial = on_trial
         self._tells = tells
         self._observe = observe
+        self._observe_together = observe_together
         self._observe_decision = observe_decision
         self.offered = 0
         """Rows that should have been mirrored, counted for each model they should have gone to."""
@@ -138,32 +178,24 @@ class Shadow:
             self._offer(challenger.pick(), block, ids)
 
     def _offer(self, replica: Replica | None, block: Block, ids: Sequence[str]) -> None:
-        model, rows = block.model, list[Row]()
-        assert model is not None
-        if replica is not None:
-            payloads = block.rows_of(replica.feature_set)
-            for decision_id, order, view, score, payload in zip(
-                ids, block.orders, block.views, block.scores, payloads, strict=True
-            ):
-                if payload is not None:
-                    mirrored = _Mirrored(
-                        self._compare,
-                        decision_id,
-                        order.instrument,
-                        order.side,
-                        view.mid,
-                        view.snapshot.sequence,
-                        Opinion(model.version, score, model.threshold),
-                    )
-                    rows.append(Row(payload, math.inf, mirrored))
+        payloads = [] if replica is None else block.rows_of(replica.feature_set)
+        places: Sequence[int] = range(len(payloads))
+        whole = [payload for payload in payloads if payload is not None]
+        if len(whole) < len(payloads):
+            places = [place for place, payload in enumerate(payloads) if payload is not None]
+        rows: list[RowBlock] = []
+        if whole:
+            mirrored = _MirroredBlock(self._compare, self._compare_together, block, ids, places)
+            rows.append(RowBlock(whole, math.inf, mirrored, math.nan))
         self._submit(replica, rows, len(block))
 
-    def _submit(self, replica: Replica | None, rows: Sequence[Row], offered: int) -> None:
+    def _submit(self, replica: Replica | None, rows: Sequence[Row | RowBlock], offered: int) -> None:
         """Sends rows, and counts what becomes of so many that should have been sent."""
+        count = sum(map(len, rows))
         if replica is not None:
-            self.shed += len(rows) - replica.batcher.submit_shadow(rows)
+            self.shed += count - replica.batcher.submit_shadow(rows)
         self.offered += offered
-        self.refused += offered - len(rows)
+        self.refused += offered - count
 
     def _mirror_canary(self, case: Case, answer: Answer, decision_id: str) -> None:
         self._observe_decision(decision_id)
@@ -227,6 +259,15 @@ class Shadow:
             )
         )
 
+    def _compare_together(self, pairs: Pairs) -> None:
+        """The same for rows that were decided and scored in columns."""
+        own, other = pairs.champion_threshold, pairs.challenger_threshold
+        both = zip(pairs.champion_scores, pairs.challenger_scores, strict=True)
+        agreed = sum([(ours >= own) == (theirs >= other) for ours, theirs in both])
+        self.agreed += agreed
+        self.disagreed += len(pairs.decision_ids) - agreed
+        self._observe_together(pairs)
+
 
 class _Mirrored:
     """What a comparison needs of a decision, until the row's score is here. It is the row's `Taker`."""
@@ -277,3 +318,105 @@ class _Mirrored:
         """Compares."""
         self.is_done = True
         self.compare(self, result)
+
+
+class _MirroredBlock:
+    """The same of decisions that were made in columns. It takes what the rows of a `RowBlock` get.
+
+    Args:
+        compare: Compares a row that goes on by itself.
+        compare_together: Compares all of them.
+        block: The decisions.
+        ids: Of the decisions.
+        places: In the block, of those whose rows were sent.
+    """
+
+    __slots__ = (
+        "_compare",
+        "_compare_together",
+        "_ids",
+        "_instruments",
+        "_scores",
+        "_sides",
+        "_threshold",
+        "_version",
+        "_views",
+        "missing",
+    )
+
+    def __init__(
+        self,
+        compare: Callable[[_Mirrored, Result], None],
+        compare_together: Callable[[Pairs], None],
+        block: Block,
+        ids: Sequence[str],
+        places: Sequence[int],
+    ) -> None:
+        assert block.model is not None
+        # Not the orders themselves: thousands of rows wait for their block.
+        orders = [block.orders[place] for place in places]
+        self._compare = compare
+        self._compare_together = compare_together
+        self._ids = [ids[place] for place in places]
+        self._instruments = [order.instrument for order in orders]
+        self._sides = [order.side for order in orders]
+        self._views = [block.views[place] for place in places]
+        self._scores = [block.scores[place] for place in places]
+        self._version, self._threshold = block.model.version, block.model.threshold
+        self.missing = len(orders)
+        """Rows without a result."""
+
+    def is_left(self) -> bool:
+        """False: the comparison is always wanted."""
+        return False
+
+    def has_left(self) -> bool:
+        """False."""
+        return False
+
+    def is_gone(self, place: int) -> bool:
+        """False."""
+        return False
+
+    def put_all(self, scores: Scores) -> None:
+        """Compares all of them."""
+        self.missing = 0
+        model = scores.model
+        self._compare_together(
+            Pairs(
+                self._ids,
+                self._instruments,
+                self._sides,
+                self._views,
+                self._version,
+                self._threshold,
+                self._scores,
+                model.version,
+                model.threshold,
+                scores.values,
+                scores[0].batch_seconds,
+            )
+        )
+
+    def put(self, place: int, result: Scored) -> None:
+        """Compares one."""
+        self._put(place, result)
+
+    def put_failure(self, place: int, result: Result) -> None:
+        """Notes that one got no score."""
+        self._put(place, result)
+
+    def _put(self, place: int, result: Result) -> None:
+        self.missing -= 1
+        view = self._views[place]
+        decided = Opinion(self._version, self._scores[place], self._threshold)
+        alone = _Mirrored(
+            self._compare,
+            self._ids[place],
+            self._instruments[place],
+            self._sides[place],
+            view.mid,
+            view.snapshot.sequence,
+            decided,
+        )
+        alone.set_result(result)

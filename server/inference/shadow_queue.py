@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from server.inference.rows import Row
+    from server.inference.rows import Row, RowBlock
 
 
 class ShadowQueue:
@@ -26,7 +26,8 @@ class ShadowQueue:
         self._bound = bound
         self._linger_seconds = linger_seconds
         self._release = release
-        self._rows: deque[Row] = deque()
+        self._waiting: deque[Row | RowBlock] = deque()
+        self._rows = 0
         self._old = False
         """True when the oldest row has waited for the linger time."""
         self._timer: asyncio.TimerHandle | None = None
@@ -35,41 +36,54 @@ class ShadowQueue:
 
     def __len__(self) -> int:
         """Rows that wait."""
-        return len(self._rows)
+        return self._rows
 
-    def add(self, rows: Sequence[Row]) -> int:
+    def add(self, rows: Sequence[Row | RowBlock]) -> int:
         """Takes rows, from the first on; how many of them, the others are shed."""
-        taken = min(len(rows), self._bound - len(self._rows))
-        self.shed += len(rows) - taken
-        self._rows.extend(rows if taken == len(rows) else rows[:taken])
-        if taken and self._timer is None:
+        room, offered = self._bound - self._rows, sum(map(len, rows))
+        taken = rows if offered <= room else _apart(rows)[:room]
+        self._waiting.extend(taken)
+        count = min(offered, room)
+        self._rows += count
+        self.shed += offered - count
+        if count and self._timer is None:
             self._set_timer()
-        return taken
+        return count
 
     def is_due(self, block: int) -> bool:
         """True when a block of so many rows may leave."""
-        return len(self._rows) >= block or self._old
+        return self._rows >= block or self._old
 
-    def take(self, block: int) -> list[Row]:
+    def take(self, block: int) -> list[Row | RowBlock]:
         """The next block, of at most so many rows. Those that stay gather anew."""
-        rows = [self._rows.popleft() for _ in range(min(block, len(self._rows)))]
-        self._old = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._rows:
+        taken: list[Row | RowBlock] = []
+        waiting, room = self._waiting, block
+        while waiting and room:
+            if len(waiting[0]) > room:
+                if taken:
+                    break
+                waiting.extendleft(reversed(waiting.popleft().apart()))  # too many for any block
+            taken.append(waiting.popleft())
+            room -= len(taken[-1])
+        self._rows -= block - room
+        self._stop()
+        if waiting:
             self._set_timer()
+        return taken
+
+    def clear(self) -> list[Row | RowBlock]:
+        """Gives up all rows and returns them."""
+        rows = list(self._waiting)
+        self._waiting.clear()
+        self._rows = 0
+        self._stop()
         return rows
 
-    def clear(self) -> list[Row]:
-        """Gives up all rows and returns them."""
-        rows = list(self._rows)
-        self._rows.clear()
+    def _stop(self) -> None:
         self._old = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        return rows
 
     def _set_timer(self) -> None:
         if self._timer is None and not self._old:
@@ -78,3 +92,8 @@ class ShadowQueue:
     def _grow_old(self) -> None:
         self._timer, self._old = None, True
         self._release()
+
+
+def _apart(rows: Sequence[Row | RowBlock]) -> list[Row]:
+    """Each of them by itself."""
+    return [row for one in rows for row in one.apart()]

@@ -11,7 +11,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.decided_block import DecidedBlock, OneDecided
 from server.decision.pending_slice import PendingSlice
 from server.decision.plane import DataPlane
-from server.decision.protowire import prefixed, template
+from server.journal.protowire import prefixed, template
 from server.rpc.call import Call
 from server.rpc.orders import ORDER_DECIDED, Asked, Begun, Orders, Reply, end_of
 

@@ -18,13 +18,13 @@ from server.decision.convert import OrderReader
 from server.decision.decided_block import OneDecided
 from server.decision.metrics import DecisionMetrics
 from server.decision.plane import DataPlane, Deciding
-from server.decision.protowire import prefixed, template
 from server.decision.reports import DecisionReports
 from server.errors import DeadlineError, InvalidOrderError, PretradeError
+from server.journal.protowire import prefixed, template
 from server.rpc.batch import BATCH_SLICE, RESULTS, Batches, Results
 from server.rpc.call import Call
 from server.rpc.call_context import REDUCE_ONLY, CallContexts, said_by
-from server.rpc.orders import Asked, Orders, Reply, earlier, has_timeout
+from server.rpc.orders import Asked, Orders, Reply, earlier, own_seconds
 from server.rpc.stream import Streams, StreamSettings
 from server.security.orders import OrderAccess
 
@@ -118,6 +118,10 @@ class DecisionServicer:
         if isinstance(answer, Reply):  # else it is of a service that decides nothing
             self._dataplane.heard(answer.decisions)
 
+    def all_sent(self, answers: Sequence[Reply]) -> None:
+        """The same for many."""
+        self._dataplane.heard([decided for answer in answers for decided in answer.decisions])
+
     def in_doubt(self, answer: object) -> None:
         """An answer's deadline passed while the transport wrote it."""
         if isinstance(answer, Reply):
@@ -135,7 +139,7 @@ class DecisionServicer:
         """One order."""
         order = request if isinstance(request, Order) else request.order
         self._check_lane(call, (order,))
-        if call.deadline is None and not (has_timeout(order) or order.reduce_only):
+        if call.deadline is None and own_seconds(order) is None and not order.reduce_only:
             await self._dataplane.place()
         arrived = self._clock()
         decided = await self._decide(order, arrived, call)
@@ -177,9 +181,40 @@ class DecisionServicer:
         except Exception as error:
             raise self._orders.failed(error, order, arrived, call) from error
 
+    def begin_together(self, requests: Sequence[bytes], calls: Sequence[Call], arrived: float) -> list[Plain | None]:
+        """Begins with the orders of unary calls that came together and whose callers are not known by name.
+
+        None stands for those that `begin` is for: orders that are not plain, or that have something of their own, and
+        all of them where there is no place for all.
+
+        Args:
+            requests: The messages.
+            calls: Who waits; each has a deadline.
+            arrived: When they were taken up, in monotonic seconds.
+        """
+        orders: list[Order] = []
+        deadlines: list[float] = []
+        places: list[int] = []
+        begun: list[Plain | None] = [None] * len(requests)
+        plain, context_of = self._reader.plain, self._orders.context_of
+        for place, (request, call) in enumerate(zip(requests, calls, strict=True)):
+            order, deadline = plain(request), call.deadline
+            if order is None or order.reduce_only or order.timeout_seconds is not None:
+                continue
+            if deadline is None or deadline <= arrived:
+                continue
+            order.context = context_of(call)
+            orders.append(order)
+            deadlines.append(deadline)
+            places.append(place)
+        promises = self._dataplane.begin_each(orders, arrived, deadlines) if orders else ()
+        for place, order, promise in zip(places, orders, promises, strict=False):
+            begun[place] = Plain(order, arrived, promise)
+        return begun
+
     def _must_wait(self, order: Asked) -> bool:
         """Whether the order of a call without a deadline waits for a place."""
-        return self._dataplane.must_wait and not (has_timeout(order) or order.reduce_only)
+        return self._dataplane.must_wait and own_seconds(order) is None and not order.reduce_only
 
     def reply(self, decided: OneDecided) -> Reply:
         """The answer with a decision."""

@@ -15,9 +15,9 @@ from server.decision.convert import OrderReader
 from server.decision.decided_block import DecidedBlock, OneDecided
 from server.decision.metrics import DecisionMetrics
 from server.decision.plane import DataPlane, Deciding
-from server.decision.protowire import prefixed, template
 from server.decision.reports import DecisionReports
 from server.errors import DeadlineError, InternalError, PretradeError
+from server.journal.protowire import prefixed, template
 from server.rpc import status
 from server.rpc.call import Call
 from server.rpc.call_context import CallContexts, said_by
@@ -203,9 +203,11 @@ async def end_of(begun: Begun) -> None:
             await decided
 
 
-def has_timeout(order: Asked) -> bool:
-    """Whether an order itself says how long it may take."""
-    return order.timeout_seconds is not None if isinstance(order, Order) else order.HasField("timeout")
+def own_seconds(order: Asked) -> float | None:
+    """How long an order itself says that it may take, not yet checked; None when it does not say."""
+    if isinstance(order, Order):
+        return order.timeout_seconds
+    return order.timeout.seconds + order.timeout.nanos / 1e9 if order.HasField("timeout") else None
 
 
 def earlier(own_seconds: float | None, arrived: float, of_call: float | None) -> float | None:

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict
 from feature_cache.constants import Constant
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.plane import DataPlane, Deciding
-from server.decision.protowire import prefixed, template
 from server.errors import InvalidOrderError, PretradeError
+from server.journal.protowire import prefixed, template
 from server.rpc.call import Call
-from server.rpc.orders import Asked, Begun, Orders, Reply, earlier
+from server.rpc.orders import Asked, Begun, Orders, Reply, earlier, own_seconds
 
 _RESULT: Final = template(pb.DecideStreamResponse.DESCRIPTOR, "result")
 
@@ -47,7 +47,12 @@ class Streams:
         self._clock = clock
 
     async def decide(self, requests: AsyncIterator[Asked], call: Call, most: int) -> AsyncGenerator[list[Reply]]:
-        """Results, those that are ready at one instant together, up to so many."""
+        """Results, those that are ready at one instant together, up to so many.
+
+        A stream is read no faster than its orders are decided: the next one is read when there is room for it, and
+        waits for a place for half of its time at most. What is not read stays with the caller, who notices when it
+        writes. If the server read on, it would have to refuse the orders, or they would be late before they were begun.
+        """
         ready: asyncio.Queue[Reply | None] = asyncio.Queue()
         room = asyncio.Semaphore(self._settings.max_in_flight)
         deciding: dict[Deciding, Begun] = {}
@@ -58,15 +63,18 @@ class Streams:
                 ready.put_nowait(self._result_in_stream(begun, call))
 
         async def read() -> None:
+            await room.acquire()
             async for order in requests:
                 arrived = self._clock()
-                await room.acquire()
+                if self._dataplane.must_wait and not order.reduce_only:
+                    await self._dataplane.place(self._dataplane.capped(arrived, _own_deadline(order, arrived)))
                 begun = self._begin_in_stream(order, arrived, call)
                 if isinstance(begun.decided, PretradeError):
                     ready.put_nowait(self._result_in_stream(begun, call))
                 else:
                     deciding[begun.decided] = begun
                     begun.decided.add_done_callback(decided)
+                await room.acquire()
 
         reader = asyncio.create_task(read())
         reader.add_done_callback(lambda _: ready.put_nowait(None))
@@ -105,3 +113,8 @@ class Streams:
             own = earlier(begun.own_seconds, begun.arrived, None)
             result.deadline = self._dataplane.capped(begun.arrived, own)
         return result
+
+
+def _own_deadline(order: Asked, arrived: float) -> float | None:
+    """The instant until which an order itself allows, not yet checked; None when it does not say."""
+    return earlier(own_seconds(order), arrived, None)

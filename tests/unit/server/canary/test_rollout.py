@@ -181,6 +181,7 @@ class Process:
             (self.primary, self.secondary),
             on_trial=lambda replica: self.routing.canary is not None,
             observe=self.rollout.observe_pair,
+            observe_together=self.rollout.observe_pairs,
             observe_decision=self.rollout.observe_decision,
         )
         self.sources: list[pb.Source.ValueType] = []

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import new_case
 from support.twins import compiled_here
 
-from fallback.budget import Use
+from fallback.block import Block, Own, Scores, View
+from fallback.budget import Budget, Use
+from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision import decision_wire
+from server.decision.decided_block import DecidedBlock
 from server.decision.decision_wire import write_plainly, write_stages_plainly
+from server.inference.rows import Scored
+from server.inference.wire import ModelIdentity
 
 texts = st.text(max_size=64)
 times = st.floats(-1, 10)
@@ -52,6 +60,62 @@ def test_both_write_the_same_bytes(decision: tuple[object, ...]) -> None:
 @given(USES)
 def test_both_write_the_same_stages(uses: list[Use]) -> None:
     assert compiled_here("server.decision.decision_wire_c").write_stages(uses) == write_stages_plainly(uses)
+
+
+class Answered(Block):
+    """Orders of which each has its score, and a caller, an arrival and a deadline of its own if there are `owns`."""
+
+    def __init__(self, scores: list[float], owns: list[Own] | None, objections: list[tuple[Any, ...]]) -> None:
+        cases = [new_case(sequence=7, side=pb.SIDE_SELL if place % 2 else pb.SIDE_BUY) for place in range(len(scores))]
+        orders = [replace(case.order, order_ref=f"order-{place}") for place, case in enumerate(cases)]
+        views = []
+        for place, case in enumerate(cases):
+            assert case.snapshot is not None
+            assert case.features is not None
+            views.append(View(case.snapshot, 0.25 * place, case.mid, case.features, case.row()))
+        budget = Budget(1.0, 1.5)
+        budget.charge(pb.STAGE_ADMISSION, 0.5, 0.001)
+        super().__init__(orders, views, budget, own=owns)
+        budget.charge(pb.STAGE_PRIMARY, 0.4, 0.002)
+        identity = ModelIdentity("champion", "ab" * 8, 0.5, 0, MF1)
+        self.put_all(Scores(scores, identity, len(scores), 0, None, lambda place: Scored(scores[place], identity)))
+        self.answered(pb.SOURCE_PRIMARY, identity, 0.001)
+        self.objections = objections
+
+    def complete(self) -> None:
+        """Nothing: they are answered."""
+
+    def is_left(self) -> bool:
+        return True
+
+    def is_gone(self, place: int) -> bool:
+        return True
+
+    def put_failure(self, place: int, result: Any) -> None:
+        raise AssertionError
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.booleans(), st.booleans(), st.booleans())
+def test_a_block_is_written_as_each_of_its_decisions(
+    scores: list[float], have_own: bool, are_objected_to: bool, is_degraded: bool
+) -> None:
+    count, owns, objections = len(scores), None, list[tuple[Any, ...]]()
+    if have_own:
+        owns = [
+            Own(0.5 + place / 10, 1.5 + place, (pb.STAGE_ADMISSION, 1.0, place / 100, pb.DEGRADATION_UNSPECIFIED))
+            for place in range(count)
+        ]
+    if are_objected_to:
+        objections = [(pb.REASON_CODE_UNCERTAIN, pb.REASON_CODE_PRICE_COLLAR)[: place % 3] for place in range(count)]
+    block = Answered(scores, owns, objections)
+    if is_degraded:
+        block.degradations.append(pb.DEGRADATION_PRIMARY_BREAKER_OPEN)
+    decided = DecidedBlock(block, [f"decision-{place}" for place in range(count)], 1.25, 1_700_000_000_123_456_789, 7)
+    decided.ended_at = 1.375
+    each = [decided.wire(place) for place in range(count)]
+    assert decided.wires() == each
+    assert compiled_here("server.decision.decision_wire_c").write_block(decided) == each
+    assert [pb.Decision.FromString(wire).order_ref for wire in each] == [f"order-{place}" for place in range(count)]
 
 
 def test_what_is_asked_for_is_what_is_written() -> None:

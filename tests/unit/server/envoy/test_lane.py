@@ -289,6 +289,12 @@ class Decider:
         self.unheard: list[Any] = []
         self.given_up: list[Plain] = []
         self.leaves_to_application = False
+        self.leaves_to_begin: set[int] = set()
+        """Places of those that cannot be begun together with others."""
+        self.together: list[int] = []
+        """Calls that were to be begun together, each time."""
+        self.bug: Exception | None = None
+        """Met where orders are begun together."""
         self.error: Exception | None = None
 
     def begin(self, request: bytes, call: Any, *, in_company: bool) -> Plain | None:
@@ -300,6 +306,19 @@ class Decider:
         order: Any = request
         self.begun.append(Plain(order, 0.0, asyncio.get_running_loop().create_future()))
         return self.begun[-1]
+
+    def begin_together(self, requests: list[bytes], calls: list[Any], arrived: float) -> list[Plain | None]:
+        self.together.append(len(requests))
+        if self.bug is not None:
+            raise self.bug
+        begun: list[Plain | None] = []
+        for place, request in enumerate(requests):
+            assert calls[place].deadline > arrived
+            order: Any = request
+            one = Plain(order, arrived, asyncio.get_running_loop().create_future())
+            begun.append(None if place in self.leaves_to_begin else one)
+        self.begun += [one for one in begun if one is not None]
+        return begun
 
     def reply(self, decided: Any) -> Any:
         return decided
@@ -313,6 +332,9 @@ class Decider:
 
     def sent(self, answer: Any) -> None:
         self.heard.append(answer)
+
+    def all_sent(self, answers: list[Any]) -> None:
+        self.heard += answers
 
     def not_sent(self, answer: Any) -> None:
         self.unheard.append(answer)
@@ -374,6 +396,58 @@ async def test_plain_calls_that_come_together_are_begun_together_and_answered(en
     assert [request.sent for request in requests] == [OK] * 3
     assert len(world.decider.heard) == 3
     assert world.metrics.lane_calls == {"lane": 3, "application": 0}
+    await world.close()
+
+
+async def test_calls_with_nothing_but_a_deadline_are_begun_with_one_look(envoy: FakeEnvoy) -> None:
+    world = World(envoy)
+    world.decider.leaves_to_begin = {1}
+    requests = [send(envoy.request(grpc_timeout="5S")) for _ in range(3)]
+    requests += [send(envoy.request()), send(envoy.request(grpc_timeout="5S", x_correlation_id="mine"))]
+    await world.settle()
+    assert world.decider.together == [3]
+    assert world.decider.company == [True] * 3, "one that was left, one without a deadline, one with an id"
+    assert world.application.unary_under_way.calls == 5
+    assert world.application.unary_under_way.patient == 1
+    for begun in world.decider.begun:
+        begun.decided.set_result(Decision())  # type: ignore[arg-type]
+    await world.settle()
+    assert [request.sent for request in requests] == [OK] * 5
+    assert len(world.decider.heard) == 5
+    assert world.metrics.lane_calls == {"lane": 5, "application": 0}
+    await world.close()
+
+
+async def test_a_bug_that_calls_meet_together_is_met_by_each_by_itself(envoy: FakeEnvoy) -> None:
+    world = World(envoy)
+    world.decider.bug = ZeroDivisionError()
+    requests = [send(envoy.request(grpc_timeout="5S")) for _ in range(2)]
+    await world.settle()
+    assert (world.decider.together, world.decider.company) == ([2], [True, True])
+    for begun in world.decider.begun:
+        begun.decided.set_result(Decision())  # type: ignore[arg-type]
+    await world.settle()
+    assert [request.sent for request in requests] == [OK] * 2
+    await world.close()
+
+
+@pytest.mark.parametrize("parts", [0, 2])
+async def test_of_calls_that_were_begun_together_who_goes_is_told_apart(envoy: FakeEnvoy, parts: int) -> None:
+    world = World(envoy)
+    stays, goes = [send(envoy.request(grpc_timeout="5S")) for _ in range(2)]
+    await world.settle()
+    if not parts:
+        goes.leave()
+        await world.settle()
+    for begun in world.decider.begun:
+        if not begun.decided.done():
+            begun.decided.set_result(Decision())  # type: ignore[arg-type]
+    if parts:
+        goes.leave(after=parts)
+    await world.settle()
+    assert stays.sent == OK
+    assert len(world.decider.heard) == 1
+    assert (len(world.decider.given_up), len(world.decider.unheard)) == ((1, 0) if not parts else (0, 1))
     await world.close()
 
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
+from typing import Any
 
 import numpy as np
 import pytest
 from support.cases import new_case
 from support.scripted_replica import ScriptedReplica, answers, fails, hangs
 
+from fallback.block import Block, Scores, View
+from fallback.budget import Budget
 from fallback.order import Answer, Attempt
 from feature_cache import features
+from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import Mode
 from server.inference.outcome import Outcome
-from server.inference.shadow import Pair, Shadow
+from server.inference.rows import Scored
+from server.inference.shadow import Pair, Pairs, Shadow
+from server.inference.wire import ModelIdentity, ScoreBatch
 
 CHAMPION, CANARY = "aa" * 8, "bb" * 8
 
@@ -45,6 +52,91 @@ async def test_the_challenger_agrees_where_both_fall_on_the_same_side() -> None:
     assert (first.challenger.version, round(first.challenger.score, 6)) == (CANARY, 0.7)
     assert not first.challenger_decided
     assert first.challenger_seconds == pytest.approx(0.001)
+    await challenger.batcher.close()
+
+
+class Decided(Block):
+    """Decisions of the champion in columns, with these scores."""
+
+    def __init__(self, scores: list[float]) -> None:
+        cases = [new_case(sequence=7, side=pb.SIDE_SELL if place % 2 else pb.SIDE_BUY) for place in range(len(scores))]
+        views = []
+        for case in cases:
+            assert case.snapshot is not None
+            assert case.features is not None
+            views.append(View(case.snapshot, 0.0, case.mid, case.features, case.row()))
+        super().__init__([case.order for case in cases], views, Budget(0.0, 1.0))
+        identity = ModelIdentity("champion", CHAMPION, 0.5, 0, MF1)
+        self.put_all(Scores(scores, identity, len(scores), 0, None, lambda place: Scored(scores[place], identity)))
+        self.answered(pb.SOURCE_PRIMARY, identity, 0.001)
+
+    def complete(self) -> None:
+        """Nothing: they are decided."""
+
+    def is_left(self) -> bool:
+        return True
+
+    def is_gone(self, place: int) -> bool:
+        return True
+
+    def put_failure(self, place: int, result: Any) -> None:
+        raise AssertionError
+
+
+async def test_decisions_in_columns_are_compared_as_each_by_itself() -> None:
+    scores = [0.1, 0.5, 0.9, 0.3]
+    found: dict[str, tuple[list[Pair], dict[str, int]]] = {}
+    for way in ("columns", "alone"):
+        challenger = ScriptedReplica("challenger", answers(0.7, threshold=0.6, version=CANARY))
+        pairs: list[Pair] = []
+        together: list[Pairs] = []
+        shadow = Shadow([challenger], observe=pairs.append, observe_together=together.append)
+        block = Decided(scores)
+        ids = [f"{number}" for number in range(len(scores))]
+        if way == "columns":
+            shadow.mirror_block(block, ids)
+        else:
+            shadow.mirror([(*one, decision_id) for one, decision_id in zip(block.each(), ids, strict=True)])
+        await asyncio.sleep(0.5)
+        assert (challenger.calls, bool(pairs)) == (1, way == "alone")
+        pairs += [pair for some in together for pair in some.each()]
+        found[way] = pairs, shadow.fates()
+        await challenger.batcher.close()
+    pairs, fates = found["columns"]
+    assert found["columns"] == found["alone"]
+    assert fates == {"agreed": 2, "disagreed": 2, "uncompared": 0, "failed": 0, "shed": 0, "refused": 0}
+    assert [pair.sequence for pair in pairs] == [7] * 4
+    assert not any(math.isnan(pair.mid) for pair in pairs)
+
+
+async def test_columns_that_a_challenger_does_not_score_are_counted_one_by_one() -> None:
+    limits = BatcherSettings(max_queued_shadow_rows=5, max_shadow_rows=2)
+    challenger = ScriptedReplica("challenger", fails(Outcome.MODEL_ERROR), limits)
+    shadow = Shadow([challenger])
+    for first in (0, 4):
+        shadow.mirror_block(Decided([0.9] * 4), [str(number) for number in range(first, first + 4)])
+    assert (shadow.shed, challenger.batcher.queued) == (3, 5), "of the second, one row is taken"
+    await asyncio.sleep(1)
+    assert (shadow.failed, shadow.offered, challenger.batcher.queued) == (5, 8, 0)
+    challenger.breaker.force(Mode.FORCED_OPEN)
+    shadow.mirror_block(Decided([0.9] * 4), [str(number) for number in range(4)])
+    assert shadow.refused == 4
+    await challenger.batcher.close()
+
+
+async def test_columns_are_compared_although_one_score_is_none() -> None:
+    async def odd(rows: list[bytes]) -> ScoreBatch:
+        scores = np.full(len(rows), 0.7, dtype=np.float32)
+        scores[0] = math.nan
+        return ScoreBatch(ModelIdentity("champion", CANARY, 0.6, 0, MF1), scores)
+
+    challenger = ScriptedReplica("challenger", odd)
+    pairs: list[Pair] = []
+    shadow = Shadow([challenger], observe=pairs.append)
+    shadow.mirror_block(Decided([0.1, 0.5, 0.9]), ["a", "b", "c"])
+    await asyncio.sleep(0.5)
+    assert [pair.decision_id for pair in pairs] == ["b", "c"]
+    assert shadow.fates() == {"agreed": 2, "disagreed": 0, "uncompared": 0, "failed": 1, "shed": 0, "refused": 0}
     await challenger.batcher.close()
 
 

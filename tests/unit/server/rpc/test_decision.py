@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision import admission
 from server.errors import OverloadedError
+from server.rpc.call import Call
 
 
 async def test_an_order_without_a_deadline_waits_for_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +41,58 @@ async def test_an_order_without_a_deadline_waits_for_a_place(tmp_path: Path, mon
             p.gate.open.release()
         decisions = await asyncio.gather(*tasks)
     assert [decision.order_ref for decision in decisions] == ["first", "waits", "with a deadline"]
+
+
+def plain_calls(p: RequestPath, orders: int) -> tuple[list[bytes], list[Call]]:
+    """Calls with a plain order each, whose callers wait for a minute."""
+    requests = [pb.DecideRequest(order=order(f"{number}")).SerializeToString() for number in range(orders)]
+    return requests, [p.call(60.0) for _ in requests]
+
+
+async def test_calls_that_come_together_are_begun_together_but_for_those_with_something_of_their_own(
+    tmp_path: Path,
+) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        if p.servicer._reader.plain(pb.DecideRequest(order=order("one")).SerializeToString()) is None:
+            pytest.skip("nothing is read at once where nothing is compiled")
+        requests, calls = plain_calls(p, 8)
+        timed, keyed, reducing = order("timed"), order("keyed", idempotency_key="k"), order("r", reduce_only=True)
+        timed.timeout.FromSeconds(60)
+        for place, odd in enumerate((timed, keyed, reducing)):
+            requests[place] = pb.DecideRequest(order=odd).SerializeToString()
+        requests[3] = b"no message"
+        calls[4].deadline = p.clock()
+        calls[5].deadline = None
+        calls[6].metadata = ((b"traceparent", b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-01"),)
+        begun = p.servicer.begin_together(requests, calls, p.clock())
+        assert [one is not None for one in begun] == [False] * 6 + [True] * 2
+        assert p.admission.in_flight == 2
+        for one in begun[6:]:
+            assert one is not None
+            reply = p.servicer.reply(await one.decided)
+            assert pb.DecideResponse.FromString(reply.wire).decision.order_ref == one.order.order_ref
+            p.servicer.sent(reply)
+        assert p.metrics.alone["trace"] == 1
+        assert p.admission.in_flight == 0
+
+
+async def test_calls_that_come_together_wait_no_longer_than_each_may(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        requests, calls = plain_calls(p, 2)
+        calls[0].deadline = p.clock() + 2.0
+        for one, seconds in zip(p.servicer.begin_together(requests, calls, p.clock()), (2.0, 10.0), strict=True):
+            if one is None:
+                pytest.skip("nothing is read at once where nothing is compiled")
+            decision = pb.DecideResponse.FromString(p.servicer.reply(await one.decided).wire).decision
+            assert decision.budget.allowed_us == pytest.approx(seconds * 1e6, rel=0.01), "the server's cap is ten"
+
+
+async def test_where_not_all_calls_that_come_together_find_a_place_none_is_begun(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 4.0
+        requests, calls = plain_calls(p, 5)
+        assert p.servicer.begin_together(requests, calls, p.clock()) == [None] * 5
+        assert (p.admission.in_flight, p.admission.shed) == (0, 0)
 
 
 @pytest.mark.parametrize(("orders", "weight"), [(1, 1), (3, 3), (200, 200), (300, 256)])
@@ -175,6 +229,82 @@ async def test_orders_of_a_stream_that_come_together_are_taken_up_together(
         await answers.aclose()
     assert together == [50]
     assert found == {f"{number}" for number in range(50)}
+
+
+async def results_of(answers: Any, orders: int) -> list[pb.OrderResult]:
+    """So many results of a stream, which then ends."""
+    async with contextlib.aclosing(answers):
+        return [pb.DecideStreamResponse.FromString((await anext(answers)).wire).result for _ in range(orders)]
+
+
+@pytest.mark.parametrize("own_seconds", [None, 60], ids=["the server's cap", "a timeout of its own"])
+async def test_a_stream_without_places_is_read_as_fast_as_it_is_decided_and_refused_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_seconds: int | None
+) -> None:
+    monkeypatch.setattr(admission, "PATIENCE_SECONDS", 60.0)
+    orders = [order(f"{number}") for number in range(12)]
+    for each in orders:
+        if own_seconds is not None:
+            each.timeout.FromSeconds(own_seconds)
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 5.0  # of which three are for orders that can wait
+        p.gate.open = asyncio.Semaphore(0)
+        found = asyncio.create_task(results_of(p.stream(*orders), len(orders)))
+        for begun in range(3, 13, 3):
+            await until(lambda begun=begun: p.gate.asked == begun)  # type: ignore[misc]
+            assert p.admission.in_flight == 3
+            for _ in range(3):
+                p.gate.open.release()
+        assert [result.HasField("decision") for result in await found] == [True] * 12
+        assert p.admission.shed == 0
+
+
+async def test_an_order_of_a_stream_waits_for_a_place_for_half_of_its_time(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 2.0
+        p.gate.open = asyncio.Semaphore(0)
+        hurried = order("hurried")
+        hurried.timeout.FromMilliseconds(20)
+        answers = p.stream(order("first"), order("second"), hurried)
+        first = asyncio.create_task(results_of(answers, 1))
+        (refused,) = await first
+        assert (refused.order_ref, p.admission.shed) == ("hurried", 1)
+        assert p.gate.asked == 2
+
+
+async def test_an_order_of_a_stream_that_reduces_waits_for_no_place(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 11.0
+        p.gate.open = asyncio.Semaphore(0)
+        ordinary = [asyncio.create_task(p.decide(order(f"{number}"), timeout_seconds=60.0)) for number in range(10)]
+        await until(lambda: p.gate.asked == 10)
+        assert p.admission.must_wait
+        found = asyncio.create_task(results_of(p.stream(order("reduces", reduce_only=True)), 1))
+        await until(lambda: p.gate.asked == 11)
+        for _ in range(11):
+            p.gate.open.release()
+        assert (await found)[0].HasField("decision")
+        await asyncio.gather(*ordinary)
+
+
+async def test_a_stream_reads_an_order_when_there_is_room_for_it(tmp_path: Path) -> None:
+    read: list[str] = []
+
+    async def orders() -> AsyncIterator[pb.Order]:
+        for name in ("one", "two"):
+            read.append(name)
+            yield order(name)
+
+    async with request_path(tmp_path, PATIENT, max_in_flight=1) as p:
+        p.gate.open = asyncio.Semaphore(0)
+        answers: Any = p.servicer.DecideStream(orders(), p.call())
+        found = asyncio.create_task(results_of(answers, 2))
+        await until(lambda: p.gate.asked == 1)
+        assert read == ["one"]
+        p.gate.open.release()
+        await until(lambda: p.gate.asked == 2)
+        p.gate.open.release()
+        assert [result.order_ref for result in await found] == ["one", "two"]
 
 
 async def test_what_ends_the_orders_of_a_stream_is_said_after_the_answers_that_are_due(tmp_path: Path) -> None:

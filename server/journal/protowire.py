@@ -1,7 +1,7 @@
 """Protocol Buffers' wire format, for messages that are put together of parts which are serialised already.
 
-The bytes of a decision are written once (`decision_wire.py`), and stand in a reply as they are. Field numbers come from
-the contract's own descriptors, and tests compare what is written here with the generated classes.
+The bytes of a decision are written once (`server/decision/decision_wire.py`), and stand in a reply as they are. Field
+numbers come from the contract's own descriptors, and tests compare what is written here with the generated classes.
 
 Source: https://protobuf.dev/programming-guides/encoding/.
 """

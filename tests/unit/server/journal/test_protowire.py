@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.decision.protowire import prefixed, short_tag, template
+from server.journal.protowire import prefixed, short_tag, template
 
 
 @pytest.mark.parametrize("size", [1, 127, 128, 16_383, 16_384, 16_385, 2**21 - 1, 2**21])
