@@ -18,7 +18,7 @@ import grpc
 import psutil
 import pytest
 from support.harness import eventually, has_ended
-from support.open_loop import LEFT, NO_RESULT, Call, Fate, OpenLoop, Shape, read_log
+from support.open_loop import LEFT, NO_RESULT, Call, Fate, LogReader, OpenLoop, Shape
 from support.tcp_proxy import BLACK_HOLE, HALF_OPEN, Fault, TcpProxy
 
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -165,7 +165,7 @@ def test_the_generators_log_tells_acknowledged_refused_and_unknown_apart(tmp_pat
         f"load 0.5 1\nsent a 1.0 1.1\nsent b 2.0 2.0\nend a 1.2 OK {decision}\nend b 2.5 RESOURCE_EXHAUSTED \n"
         "sent c 3.0 3.0\nend c 3.5 DEADLINE_EXCEEDED \nsent d 4.0 4.0\nend d 4.5 O"
     )
-    calls = read_log(log)
+    calls = LogReader(log).calls()
     assert [call.fate for call in calls] == [Fate.ACKNOWLEDGED, Fate.REFUSED, Fate.UNKNOWN, Fate.UNKNOWN]
     assert [call.given_up for call in calls] == [False, False, True, False]
     assert {call.deadline_seconds for call in calls} == {0.5}
@@ -173,10 +173,21 @@ def test_the_generators_log_tells_acknowledged_refused_and_unknown_apart(tmp_pat
     assert calls[0].service_seconds == pytest.approx(0.1)
 
 
+def test_a_log_that_grows_is_read_on_from_where_it_was_read_to(tmp_path: Path) -> None:
+    log = tmp_path / "calls.log"
+    reader = LogReader(log)
+    log.write_text("load 0.5 0\nsent a 1.0 1.1\nend a 1.2 UNAV")
+    (call,) = reader.calls()
+    assert (call.status, reader.calls()) == ("", [call])
+    with log.open("a") as file:
+        file.write("AILABLE \nsent b 2.0 2.0\n")
+    assert [(one.order_ref, one.status) for one in reader.calls()] == [("a", "UNAVAILABLE"), ("b", "")]
+
+
 def test_a_caller_on_the_wire_never_gives_up_by_itself(tmp_path: Path) -> None:
     log = tmp_path / "calls.log"
     log.write_text("load 0.5 0\nsent a 1.0 1.0\nend a 1.5 DEADLINE_EXCEEDED \n")
-    (call,) = read_log(log)
+    (call,) = LogReader(log).calls()
     assert not call.given_up
 
 

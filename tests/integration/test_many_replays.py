@@ -1,18 +1,30 @@
-"""Ten thousand decisions of all kinds, each of which replays bit-equal."""
+"""Ten thousand decisions of all kinds, and others that were made in columns, each of which replays bit-equal."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from random import Random
+from typing import Literal
 
 import numpy as np
 import pytest
+from support import planes
 from support.desk import CALM, Desk, values
+from support.plain_orders import orders_of
+from support.planes import INSTRUMENTS, Plane, market, packets_in
+from support.scripted_replica import Script
 
+from fallback.guards import GuardSettings
 from fallback.model_limits import UNKNOWN
+from fallback.staleness import FeatureSettings
 from feature_cache import features
 from feature_cache.domain import LOOK_NS
+from feature_cache.store.codec import encode
 from local.demo import variants
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -20,13 +32,21 @@ from server.audit.reading.reading import ReplaySettings
 from server.audit.replay.replay import Replayer
 from server.decision.record import hash_of
 from server.inference.embedded import EmbeddedScorer
+from server.inference.wire import ScoreBatch
 from server.models.archive import Archive, ModelStore, RunningModel, read_archive
 from server.models.registry import Registry, record_of
 from server.settings import Settings
 
 DECISIONS = 10_000
+IN_BLOCKS = 2_048
+"""Decisions of each first stage that are made in columns, most of them."""
+TOGETHER = 64
+CALLERS = 32
+ALLOWED_SECONDS = 900.0
+"""Of each of them: what is made of a score is tested here, not how soon it comes."""
 TURN = 500
 """Decisions between two changes of the flags, and of what is known of the model."""
+PATIENT = planes.PATIENT.model_copy(update={"cap_seconds": 1_000.0})
 SOURCES = {pb.SOURCE_PRIMARY, pb.SOURCE_EMBEDDED, pb.SOURCE_CACHED_SCORE, pb.SOURCE_RULES, pb.SOURCE_NONE}
 REASONS = {
     pb.REASON_CODE_UNCERTAIN,
@@ -39,14 +59,14 @@ REASONS = {
 DEGRADATIONS = {pb.DEGRADATION_FEATURE_IMPLAUSIBLE, pb.DEGRADATION_MODEL_LIMITS_UNKNOWN}
 
 
-def limited(model_store: Path, store: Path) -> Archive:
+def limited(model_store: Path, store: Path, expires_at: int = 2_000) -> Archive:
     """The champion, but that it expires, and is uncertain of its lower trades."""
     given = read_archive(model_store / "champion.mar")
     registry = Registry(store)
     registry.path(given.version).parent.mkdir(parents=True)
     shutil.copy(model_store / "champion.mar", registry.path(given.version))
     band = {"low": record_of(given, 0.0).threshold, "high": 0.9}
-    version = variants._variant(registry, given.version, lambda one: one.update(expires_at=2_000, band=band))
+    version = variants._variant(registry, given.version, lambda one: one.update(expires_at=expires_at, band=band))
     return ModelStore([store]).find(version)
 
 
@@ -108,10 +128,20 @@ async def test_ten_thousand_decisions_of_all_stages_and_guards_replay_bit_equal(
             desk.embedded.scorer = embedded if random.random() < 0.3 else None
             row = row if random.random() < 0.5 else int(random.integers(64))
             await decide_one(desk, random, row)
+    found, seen = await replayed(desk.packets, held, tmp_path)
+    assert len(desk.packets) == DECISIONS
+    expected = {("source", one) for one in SOURCES} | {("reason", one) for one in REASONS}
+    assert seen >= expected | {("lack", one) for one in DEGRADATIONS}, found
+
+
+async def replayed(
+    packets: Mapping[str, packet_pb2.DecisionPacket], held: packet_pb2.SettingsInForce, store: Path
+) -> tuple[Counter[str], set[tuple[str, int]]]:
+    """Replays each, which must be bit-equal: how often each source and action is among them, and all that they name."""
     found: Counter[str] = Counter()
     seen: set[tuple[str, int]] = set()
-    with Replayer(lambda _: held, desk.packets.get, ModelStore([tmp_path]).find) as replayer:
-        for packet in desk.packets.values():
+    with Replayer(lambda _: held, packets.get, ModelStore([store]).find) as replayer:
+        for packet in packets.values():
             replay = await replayer.replay(packet)
             assert replay.first_difference is None, packet
             decision = packet.decision
@@ -120,6 +150,67 @@ async def test_ten_thousand_decisions_of_all_stages_and_guards_replay_bit_equal(
             found[pb.Action.Name(decision.action)] += 1
             seen |= {("source", decision.source)}
             seen |= {("reason", one) for one in decision.reasons} | {("lack", one) for one in decision.degradations}
-    assert len(desk.packets) == DECISIONS
-    expected = {("source", one) for one in SOURCES} | {("reason", one) for one in REASONS}
-    assert seen >= expected | {("lack", one) for one in DEGRADATIONS}, found
+    return found, seen
+
+
+def served_by(running: RunningModel) -> Script:
+    """A replica that serves this model."""
+
+    async def script(rows: list[bytes]) -> ScoreBatch:
+        each = {row: running.score(row, len(rows), rows.index(row)) for row in set(rows)}
+        scores = np.array([each[row].score for row in rows], np.float32)
+        return ScoreBatch(each[rows[0]].model, scores)
+
+    return script
+
+
+async def decide_in_columns(p: Plane, random: Random) -> None:
+    """Half of the orders come in batches, half of many callers at once; the market is another one each time."""
+    for number in range(IN_BLOCKS // (TOGETHER + CALLERS)):
+        for place, name in enumerate(INSTRUMENTS):
+            changes = {} if random.random() < 0.9 else CALM if random.random() < 0.5 else {"rv_5s_bps": 1e6}
+            vector = values(3 * number + place, **changes)
+            p.feature_cache.accept(encode(replace(market(0.1), instrument=name, values=vector)))
+        now = p.clock()
+        together = p.dataplane.begin_together(orders_of(random, TOGETHER, INSTRUMENTS), now, now + ALLOWED_SECONDS)
+        assert together is not None
+        orders = orders_of(random, CALLERS, INSTRUMENTS)
+        alone = [p.dataplane.begin(order, now, now + ALLOWED_SECONDS, in_company=True) for order in orders]
+        await together.ended()
+        p.dataplane.heard([*together.take_decided(), *await asyncio.gather(*alone)])
+    await p.journal.flush()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", ["model", "embedded"])
+async def test_decisions_that_were_made_in_columns_replay_bit_equal(
+    first: Literal["model", "embedded"], tmp_path: Path, model_store: Path
+) -> None:
+    archive = limited(model_store, tmp_path, expires_at=2**32)
+    settings = Settings(
+        replay=ReplaySettings(model_store=tmp_path),
+        guards=GuardSettings(price_collar_bps=50.0, max_notional=100_000.0),
+        features=FeatureSettings(max_age_seconds=60.0),
+    )
+    held = packet_pb2.SettingsInForce(config_hash=settings.config_hash(), settings_json=settings.model_dump_json())
+    with RunningModel(archive) as running:
+        script = served_by(running)
+        async with planes.plane(
+            tmp_path, script, script, PATIENT, max_in_flight=1_000, max_age_seconds=60.0, first_stage=first
+        ) as p:
+            p.packets.config_hash = settings.config_hash()
+            p.guards.configure(settings.guards)
+            p.limits = record_of(archive, 0.0).limits
+            p.control.uncertain = p.control.out_of_domain = True
+            p.control.flags_on = ("uncertain", "out_of_domain")
+            p.embedded.scorer = EmbeddedScorer(
+                "served", archive.version, archive.files["metadata.json"], archive.files["weights.bin"]
+            )
+            await decide_in_columns(p, Random(first))
+            in_columns = p.metrics.blocks.buckets()[1]
+    packets = {one.decision.decision_id: one for one in packets_in(tmp_path)}
+    assert in_columns > 0.8 * len(packets) > 0.8 * 0.9 * IN_BLOCKS
+    found, seen = await replayed(packets, held, tmp_path)
+    expected = {pb.REASON_CODE_UNCERTAIN, pb.REASON_CODE_PRICE_COLLAR, pb.REASON_CODE_NOTIONAL_LIMIT}
+    assert seen >= {("reason", one) for one in expected}, found
+    assert found.keys() >= {"ACTION_TRADE", "ACTION_NO_TRADE", "ACTION_ABSTAIN"}, found

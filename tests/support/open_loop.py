@@ -163,9 +163,11 @@ class OpenLoop:
             *("--seconds", str(math.inf if seconds is None else seconds), "--instruments", *instruments),
         ]
         self._process: LeashedPopen | None = None
+        self._reader = LogReader(log)
 
     def __enter__(self) -> Self:
         self._log.unlink(missing_ok=True)
+        self._reader = LogReader(self._log)
         self._process = LeashedPopen.module("support.open_loop", self._arguments, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         ready = self._process.stdout.readline()
@@ -205,30 +207,48 @@ class OpenLoop:
 
     def calls(self) -> list[Call]:
         """The orders so far, in the order in which they left."""
-        return read_log(self._log)
+        return self._reader.calls()
 
 
-def read_log(log: Path) -> list[Call]:
-    """The orders in a generator's log, in the order in which they left; a line that is not whole yet is left out."""
-    calls: dict[str, Call] = {}
-    deadline_seconds, own_timer = math.inf, False
-    for line in log.read_text().splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break
+class LogReader:
+    """Reads a generator's log as it grows, each line once: a test asks many times, on the machine that it loads.
+
+    Args:
+        log: The file, which need not be there yet.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._read_bytes = 0
+        self._calls: dict[str, Call] = {}
+        self._deadline_seconds, self._own_timer = math.inf, False
+
+    def calls(self) -> list[Call]:
+        """The orders so far, in the order in which they left; a line that is not whole yet is left out.
+
+        Orders that were given before learn of their ends.
+        """
+        with self._log.open("rb") as file:
+            file.seek(self._read_bytes)
+            lines, _, _ = file.read().rpartition(b"\n")
+        if lines:
+            self._read_bytes += len(lines) + 1
+            for line in lines.decode().split("\n"):
+                self._take(line)
+        return list(self._calls.values())
+
+    def _take(self, line: str) -> None:
         kind, ref, *rest = line.split()
         if kind == "load":
-            deadline_seconds, own_timer = float(ref), rest == ["1"]
-            continue
-        if kind == "sent":
-            calls[ref] = Call(
-                ref, float(rest[0]), float(rest[1]), deadline_seconds=deadline_seconds, own_timer=own_timer
-            )
-            continue
-        call = calls[ref]
-        call.ended, call.status = float(rest[0]), rest[1]
-        if call.status == "OK":
-            call.decision = pb.Decision.FromString(base64.b64decode(rest[2]))
-    return list(calls.values())
+            self._deadline_seconds, self._own_timer = float(ref), rest == ["1"]
+        elif kind == "sent":
+            due, sent = map(float, rest)
+            self._calls[ref] = Call(ref, due, sent, deadline_seconds=self._deadline_seconds, own_timer=self._own_timer)
+        else:
+            call = self._calls[ref]
+            call.ended, call.status = float(rest[0]), rest[1]
+            if call.status == "OK":
+                call.decision = pb.Decision.FromString(base64.b64decode(rest[2]))
 
 
 def between(calls: Sequence[Call], start: float, end: float) -> list[Call]:

@@ -198,3 +198,52 @@ async def test_an_answer_that_nobody_of_a_block_waits_for_any_more_is_judged_for
         call.answer.set_result([score, score])
         await b.calls(1)
         assert b.server.outcomes == [Outcome.BAD_ANSWER if math.isnan(score) else Outcome.SUCCESS]
+
+
+async def test_a_block_that_finds_a_replica_stuck_hears_so_at_once() -> None:
+    async with bench(WIDE.model_copy(update={"max_in_flight": 1})) as b:
+        submit(b, 1, 2, 0.5)
+        await b.calls(1)
+        await asyncio.sleep(0.06)
+        assert b.batcher.stuck, "the batch was given up, and its call has not ended"
+        block = submit(b, 3, 3, 0.5)
+        assert block.failed == dict.fromkeys(range(3), Outcome.OVERLOAD)
+
+
+async def test_a_batch_that_fails_when_the_orders_of_a_block_were_answered_is_not_sent_again_for_them() -> None:
+    async with bench(WIDE) as b:
+        block = submit(b, 1, 3, 0.005)
+        (call,) = await b.calls(1)
+        await asyncio.sleep(0.006)
+        assert block.failed == dict.fromkeys(range(3), Outcome.TIMEOUT)
+        call.fail(Outcome.MODEL_ERROR)
+        await b.calls(1)
+        assert (block.ends, block.missing, b.batcher.queued, b.batcher.splits) == (1, 0, 0, 0)
+
+
+async def test_orders_that_have_their_scores_are_not_failed_when_their_time_is_up() -> None:
+    async with bench(WIDE) as b:
+        block = submit(b, 1, 10, 0.03)
+        (call,) = await b.calls(1)
+        call.answer_each_its_own()
+        await b.calls(2)
+        await asyncio.sleep(0.04)
+        assert block.failed == dict.fromkeys((8, 9), Outcome.TIMEOUT)
+        assert (block.ends, block.missing) == (1, 0)
+
+
+async def test_a_scored_block_whose_callers_still_wait_for_the_audit_takes_no_second_result() -> None:
+    class Patient(Orders):
+        """Its callers wait on when the scores are there."""
+
+        def is_left(self) -> bool:
+            return False
+
+    async with bench(WIDE) as b:
+        block, now = Patient(2), b.loop.time()
+        b.batcher.submit_block(RowBlock([payload(1), payload(2)], now + 0.01, block, now))
+        (call,) = await b.calls(1)
+        call.answer_each_its_own()
+        await b.calls(1)
+        await asyncio.sleep(0.02)
+        assert (block.ends, block.missing, block.failed) == (1, 0, {})
