@@ -117,8 +117,10 @@ async def test_orders_of_two_models_are_decided_in_blocks_as_they_are_alone(
             embedded = sum(one.source == pb.SOURCE_EMBEDDED for one in decisions)
             shadows, checks = (p.shadow, p.second_shadow), (p.check, p.second_check)
             async with asyncio.timeout(10):
-                while sum(sum(one.fates.values()) for one in checks) < embedded or any(  # noqa: ASYNC110 - plain counts
-                    sum(one.fates().values()) < one.offered for one in shadows
+                while (  # noqa: ASYNC110 - plain counts
+                    p.admission.in_flight  # places are given back together, a turn of the event loop later
+                    or sum(sum(one.fates.values()) for one in checks) < embedded
+                    or any(sum(one.fates().values()) < one.offered for one in shadows)
                 ):
                     await asyncio.sleep(0.001)
             counted = (
