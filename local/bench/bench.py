@@ -201,13 +201,14 @@ async def _measure(
             servers, targets = await _servers(phase, stack, directory / "bench", orders, opened, run.older)
         report(f"{phase.name}: started {', '.join(server.name for server in servers)}")
         with console.status("measuring"):
+            found = await asyncio.to_thread(bench.measure, phase.plan, servers, orders, report, run.results)
+            run.failures += found.failures
+            # After the loads: a Java runtime that still compiles what it runs takes twice as much for a decision.
             for server in servers:
                 if server.name in phase.costs:
                     shares = await asyncio.to_thread(_watch, stack, targets[server.name], server, orders, phase)
                     run.cpu[server.name] = shares
                     report(f"{server.name}: {by_part(shares)['all']:,.0f} µs of CPU a decision")
-            found = await asyncio.to_thread(bench.measure, phase.plan, servers, orders, report, run.results)
-            run.failures += found.failures
             for server in servers:
                 if profile is not None and server.pid is not None and phase.costs:
                     path = profile.with_stem(f"{profile.stem}-{server.name.replace(' ', '-')}")
