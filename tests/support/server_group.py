@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.request import urlopen
 
+import grpc
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -42,6 +45,8 @@ _CALL_SECONDS = 10.0
 """Room for an order that is asked again, on a machine that has other work."""
 _START_SECONDS = 120.0
 """Process after process loads, on a machine that has other work."""
+_ANSWER_SECONDS = 20.0
+"""A process that has started answers within milliseconds; on a busy machine one may load for some seconds."""
 _SETTINGS = {
     "PRETRADE_INSTRUMENTS": json.dumps(INSTRUMENTS),
     # What starts takes the cores from what serves: this is about who answers, not how fast.
@@ -73,13 +78,33 @@ class Group:
     def status(self) -> admin_pb2.GetStatusResponse:
         """What one of the processes says, over a connection of its own: whichever the kernel picks.
 
-        That may be one that listens already and does not answer before it has started.
+        That may be one that listens already and does not answer before it has started. A process that still says
+        nothing after `_ANSWER_SECONDS` leaves what it was doing in the test's output, and another connection is tried,
+        as an operator would. Once a run hung here for as long as the test was allowed, and left no trace of the cause.
         """
+        until = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return self._ask_for_status()
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or time.monotonic() >= until:
+                    raise
+                print(f"no status within {_ANSWER_SECONDS} s\n{self.stacks()}\n{self.log()}", file=sys.stderr)
+
+    def _ask_for_status(self) -> admin_pb2.GetStatusResponse:
         (config,) = retries.POLICY["methodConfig"]
         options = [("grpc.service_config", json.dumps({"methodConfig": [config | {"name": [{}]}]}))]  # every method
         with admin_channel(self.env, options) as channel:
             stub = admin_pb2_grpc.AdminServiceStub(channel)
-            return stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=_START_SECONDS, wait_for_ready=True)
+            return stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=_ANSWER_SECONDS, wait_for_ready=True)
+
+    def stacks(self) -> str:
+        """Where every thread of every process stands, as far as py-spy is installed and may look."""
+        spy = shutil.which("py-spy", path=str(Path(sys.executable).parent))
+        if spy is None:
+            return "py-spy is not installed"
+        dumps = [[spy, "dump", "--nonblocking", "--pid", str(pid)] for pid in (self.supervisor.pid, *self.pids())]
+        return "\n".join(subprocess.run(one, capture_output=True, text=True, check=False).stdout for one in dumps)
 
     @contextmanager
     def admin(self) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
