@@ -186,6 +186,8 @@ class Machine:
     """Makes a server; it opens its ports itself."""
     grpc_channel: Callable[..., grpc.aio.Channel] = grpc.aio.insecure_channel
     """Makes a channel to an address."""
+    dials: bool = True
+    """Whether connections that the event loop opens reach that address, too."""
     http_server: Callable[..., Any] = start_http_server
     """Serves metrics on a port, from a thread; returns the server and its thread."""
 

@@ -13,7 +13,7 @@ from server.inference.members import MOST_MEMBERS, Members
 from server.inference.model_names import qualified
 from server.inference.oip import ModelDescription, OpenInference
 from server.inference.pool import Pool, Role
-from server.inference.replica import Replica, ReplicaLimits
+from server.inference.replica import Network, Replica, ReplicaLimits
 from server.inference.replicas import Replicas
 from server.inference.token import ReplicaToken
 from server.process.health import Component
@@ -74,7 +74,7 @@ async def open_replicas(
             under_way=under_way,
             codec=codec,
             token=token,
-            open_channel=machine.grpc_channel,
+            network=Network(machine.grpc_channel, machine.dials),
             tls=None if tls is None else ClientTls(name, tls, machine.wall_clock, host),
             warm_up_turn=warm_up_turn,
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import grpc.aio
 
@@ -18,12 +19,24 @@ Call = grpc.aio.UnaryUnaryMultiCallable[Any, Any]
 """A method of a server; request and response are those of one codec."""
 
 
+class Method(NamedTuple):
+    """The method that scores, for a client that is not gRPC's own."""
+
+    path: str
+    read: Callable[[bytes], Any]
+    """Its response from the bytes of a message; raises `DecodeError`."""
+
+
 class Codec(Protocol):
     """The words of one protocol. Outcomes of failed calls are classed by `outcome.classify`, whatever the protocol."""
 
     @property
     def protocol(self) -> ProtocolName:
         """Its name."""
+
+    @property
+    def method(self) -> Method | None:
+        """The method that scores; None where only gRPC's client is known to get on with the servers."""
 
     def learn(self, model: ModelIdentity) -> None:
         """Takes note of a version that the server is going to be asked for, where answers do not describe it."""
@@ -58,6 +71,10 @@ class TorchServe:
     """TorchServe's own protocol, with the header that our handler puts before the scores."""
 
     protocol: ProtocolName = "torchserve"
+    method: Method | None = Method(
+        "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
+        inference_pb2.PredictionResponse.FromString,
+    )
 
     def learn(self, model: ModelIdentity) -> None:
         """See `Codec`: its answers say what they are of."""

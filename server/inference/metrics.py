@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _STATES: Final = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 
 REPLICA_BATCHES: Final = Counter("pretrade_replica_batches", "Batches and probes by outcome.", ("replica", "outcome"))
+REPLICA_CALLS: Final = Counter(
+    "pretrade_replica_calls",
+    "Calls by the client that made them: `direct`, or `grpc` where that is not usable.",
+    ("replica", "client"),
+)
 REPLICA_ROWS: Final = Counter("pretrade_replica_rows", "Rows scored.", ("replica",))
 REPLICA_SPLITS: Final = Counter(
     "pretrade_replica_splits", "Batches that failed as a whole and were sent in parts.", ("replica",)
@@ -61,6 +66,7 @@ METRICS: Final = declared(globals())
 def of_replicas(replicas: Iterable[Replica]) -> Iterator[Metric]:
     """One scrape."""
     outcomes = REPLICA_BATCHES.family()
+    calls = REPLICA_CALLS.family()
     rows = REPLICA_ROWS.family()
     splits = REPLICA_SPLITS.family()
     displaced = REPLICA_DISPLACED_ROWS.family()
@@ -81,6 +87,8 @@ def of_replicas(replicas: Iterable[Replica]) -> Iterator[Metric]:
         name = (replica.name,)
         for outcome, count in replica.outcomes.copy().items():
             outcomes.add_metric((replica.name, outcome.value), count)
+        for client, count in replica.calls_by_client.items():
+            calls.add_metric((replica.name, client), count)
         for entered, count in replica.transitions.copy().items():
             transitions.add_metric((replica.name, entered.value), count)
         rows.add_metric(name, replica.batcher.rows)
@@ -99,6 +107,7 @@ def of_replicas(replicas: Iterable[Replica]) -> Iterator[Metric]:
             family.add_metric(name, *histogram.buckets())
     yield from (
         outcomes,
+        calls,
         rows,
         splits,
         displaced,

@@ -147,6 +147,7 @@ class OpenInference:
     """
 
     protocol: Final = "oip"
+    method: Final = None
 
     def __init__(self, settings: OpenInferenceSettings, description: ModelDescription | None) -> None:
         self._settings = settings

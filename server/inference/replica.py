@@ -8,11 +8,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 from pydantic import BaseModel, ConfigDict, Field
 
 from feature_cache.constants import Constant
@@ -23,6 +24,8 @@ from server.inference.batcher import BatcherSettings, MicroBatcher
 from server.inference.breaker import Breaker, BreakerSettings, State
 from server.inference.codec import TORCHSERVE, Codec
 from server.inference.flight import Report
+from server.inference.http2_client import Http2Client
+from server.inference.http2_connection import MOST_ANSWER_BYTES, UnusableError
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome, classify
 from server.inference.rows import Lane
 from server.inference.token import ReplicaToken
@@ -54,8 +57,10 @@ _CHANNEL_OPTIONS = (
     # A proxy of the environment is for callers of the outside world: it has no place in a budget of milliseconds.
     ("grpc.enable_http_proxy", 0),
     # Bounds what a broken answer can cost.
-    ("grpc.max_receive_message_length", 65_536),
+    ("grpc.max_receive_message_length", MOST_ANSWER_BYTES),
 )
+_LOOKED_UP = "://"
+"""In an endpoint that gRPC's client is to look up."""
 _HANDSHAKE_SECONDS = 1.0
 """What a connection with new certificates may take before it counts as refused."""
 _AGAIN_SECONDS = 5.0
@@ -103,6 +108,18 @@ class ReplicaLimits:
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
 
 
+class Network(NamedTuple):
+    """How endpoints are reached."""
+
+    open_channel: Callable[..., grpc.aio.Channel] = grpc.aio.insecure_channel
+    """Makes gRPC's channel to one."""
+    dials: bool = False
+    """Whether it is asked over a connection of the event loop's besides, which costs less."""
+
+
+BY_GRPC_ALONE: Final = Network()
+
+
 class Replica:
     """Scores rows on one model of one server, and knows how it is doing.
 
@@ -123,7 +140,7 @@ class Replica:
         token: What it wants to be shown; None for nothing.
         tls: Opens connections, where these are to be TLS.
         warm_up_turn: Held while it is warmed up: replicas that share a machine would make each other look slow.
-        open_channel: Makes a channel to an endpoint, as `grpc.aio.insecure_channel` does.
+        network: How its endpoint is reached.
     """
 
     several: Final = False
@@ -143,7 +160,7 @@ class Replica:
         under_way: Callable[[], int] = lambda: 0,
         codec: Codec = TORCHSERVE,
         token: ReplicaToken | None = None,
-        open_channel: Callable[..., grpc.aio.Channel] = grpc.aio.insecure_channel,
+        network: Network = BY_GRPC_ALONE,
         tls: ClientTls | None = None,
         warm_up_turn: asyncio.Lock | None = None,
     ) -> None:
@@ -158,7 +175,11 @@ class Replica:
         self._settings = limits.probes
         self._clock = clock
         self.codec: Final = codec
-        self._open_channel = open_channel if tls is None else tls.channel
+        self._open_channel = network.open_channel if tls is None else tls.channel
+        self._direct: Http2Client | None = None
+        if network.dials and tls is None and codec.method is not None and _LOOKED_UP not in endpoint:
+            self._direct = Http2Client(name, endpoint, codec.method.path, clock, random)
+        self._grpc_calls = 0
         self._retired: set[asyncio.Task[None]] = set()
         self._asked: set[asyncio.Task[ScoreBatch]] = set()
         """Calls of the prober that are under way, those that it no longer waits for among them."""
@@ -208,6 +229,8 @@ class Replica:
     async def __aenter__(self) -> Replica:
         self._channel = self._open_channel(self.endpoint, options=_CHANNEL_OPTIONS)
         self._call = self.codec.open(self._channel)
+        if self._direct is not None:
+            self._direct.open()
         self._prober = asyncio.create_task(self._probe_forever(), name=f"probe-{self.name}")
         return self
 
@@ -219,6 +242,8 @@ class Replica:
         for left in (*self._retired, *self._asked):
             left.cancel()
         await asyncio.gather(*self._retired, *self._asked, return_exceptions=True)
+        if self._direct is not None:
+            await self._direct.close()
         await self._channel.close(grace=None)
 
     @property
@@ -230,6 +255,11 @@ class Replica:
     def _version(self) -> str:
         """The version that is asked; what stands for it while the choice is the server's and it has not answered."""
         return self.wanted_version or (self.name if self.model is None else self.model.version)
+
+    @property
+    def calls_by_client(self) -> dict[str, int]:
+        """Calls by the client that made them, `direct` or `grpc`."""
+        return {"direct": 0 if self._direct is None else self._direct.calls, "grpc": self._grpc_calls}
 
     @property
     def available(self) -> bool:
@@ -287,10 +317,8 @@ class Replica:
         if feature_set is None:  # another version has just taken over; they may try elsewhere
             raise BatchFailedError(Outcome.OVERLOAD, "rows of several feature sets")
         try:
-            answer = await self._call(
-                self.codec.request(self.model_name, rows, version or "", feature_set),
-                timeout=self._settings.call_bound_seconds,
-                metadata=self._metadata(traceparent),
+            answer = await self._answer(
+                self.codec.request(self.model_name, rows, version or "", feature_set), self._metadata(traceparent)
             )
         except grpc.aio.AioRpcError as error:
             model_sets.learn_from_refusal(version or self._version, error.details() or "")
@@ -312,12 +340,28 @@ class Replica:
             self.model = batch.model
         return batch
 
-    def _metadata(self, traceparent: str) -> tuple[tuple[str, str], ...] | None:
+    async def _answer(self, request: Any, metadata: tuple[tuple[str, str], ...]) -> Any:
+        """The answer to a request, directly where that can be; raises as gRPC's client does, and `BatchFailedError`."""
+        direct, method, seconds = self._direct, self.codec.method, self._settings.call_bound_seconds
+        if direct is not None and method is not None:
+            try:
+                message = await direct.call(request.SerializeToString(), seconds, metadata)
+            except UnusableError:
+                pass
+            else:
+                try:
+                    return method.read(message)
+                except DecodeError as error:
+                    raise BatchFailedError(Outcome.BAD_ANSWER, f"no message of the protocol: {error}") from error
+        self._grpc_calls += 1
+        return await self._call(request, timeout=seconds, metadata=metadata or None)
+
+    def _metadata(self, traceparent: str) -> tuple[tuple[str, str], ...]:
         """What a call carries besides its rows: TorchServe's token, and the trace it belongs to."""
         metadata = () if self.token is None else self.token.inference
         if traceparent:
             metadata = (*metadata, ("traceparent", traceparent))
-        return metadata or None
+        return metadata
 
     def _begin(self, from_caller: bool, shadow: bool) -> Report:
         """Starts the account of one batch: its outcome counts for the breaker generation it left in.

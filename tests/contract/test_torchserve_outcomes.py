@@ -1,19 +1,27 @@
 """Every way in which the real TorchServe fails a call is provoked, and classed by what it means.
 
-And the scripted peer, which stands in for TorchServe where that cannot be made to misbehave, speaks as TorchServe does.
+gRPC's client and the direct one, with which a replica is asked, hear the same. And the scripted peer, which stands in
+for TorchServe where that cannot be made to misbehave, speaks as TorchServe does.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
+import threading
+import time
 import zipfile
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
+from typing import Any, Final, Protocol
 
 import grpc
 import pytest
 from support.harness import eventually
 from support.scripted_peer import PeerCall, ScriptedPeer, scored
+from support.waiting import until
 
 from feature_cache import features
 from local.stack.settings import LocalSettings
@@ -21,6 +29,9 @@ from local.stack.stack import Stack
 from pretrade.wire.torchserve.inference_pb2 import PredictionResponse, PredictionsRequest
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
 from server.inference import wire
+from server.inference.codec import TORCHSERVE
+from server.inference.http2_client import Http2Client
+from server.inference.http2_connection import UnusableError
 from server.inference.outcome import BatchFailedError, Outcome, classify
 from server.models.archive import content_version
 
@@ -82,25 +93,86 @@ def torchserve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-@pytest.fixture
-def stub(torchserve: Stack) -> Iterator[InferenceAPIsServiceStub]:
+class Ask(Protocol):
+    """Makes a call without waiting for its end."""
+
+    def __call__(
+        self, command: str, *, model: str = "champion", version: str = "", timeout: float = 10.0
+    ) -> Callable[[], PredictionResponse]:
+        """What waits for the answer; raises `grpc.RpcError`."""
+
+
+def of_grpc(address: str, held: ExitStack) -> Ask:
+    channel = held.enter_context(grpc.insecure_channel(address, options=CHANNEL_OPTIONS))
+    stub = InferenceAPIsServiceStub(channel)
+
+    def ask(
+        command: str, *, model: str = "champion", version: str = "", timeout: float = 10.0
+    ) -> Callable[[], PredictionResponse]:
+        return stub.Predictions.future(asked(command, model, version), timeout=timeout).result
+
+    return ask
+
+
+def of_direct(address: str, held: ExitStack) -> Ask:
+    """The direct client; as in `Replica`, gRPC's makes the calls that it cannot make now."""
+    assert TORCHSERVE.method is not None
+    path, read = TORCHSERVE.method
+    by_grpc, loop = of_grpc(address, held), asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    held.callback(loop.close)
+    held.callback(thread.join)
+    held.callback(loop.call_soon_threadsafe, loop.stop)
+    client = Http2Client("primary", address, path, time.monotonic, random.random)
+
+    def run(work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(work, loop)
+
+    async def connect() -> None:
+        client.open()
+        await until(lambda: client.usable)
+
+    run(connect()).result()
+    held.callback(lambda: run(client.close()).result())
+
+    def ask(
+        command: str, *, model: str = "champion", version: str = "", timeout: float = 10.0
+    ) -> Callable[[], PredictionResponse]:
+        call = run(client.call(asked(command, model, version).SerializeToString(), timeout))
+
+        def result() -> PredictionResponse:
+            try:
+                answer: PredictionResponse = read(call.result())
+            except UnusableError:
+                return by_grpc(command, model=model, version=version, timeout=timeout)()
+            return answer
+
+        return result
+
+    return ask
+
+
+def asked(command: str, model: str, version: str) -> PredictionsRequest:
+    return PredictionsRequest(model_name=model, model_version=version, input={"input": command.encode()})
+
+
+@pytest.fixture(params=[of_grpc, of_direct])
+def ask(torchserve: Stack, request: pytest.FixtureRequest) -> Iterator[Ask]:
     """Calls it, once its worker is there."""
-    with grpc.insecure_channel(str(torchserve.endpoints.primary), options=CHANNEL_OPTIONS) as channel:
-        stub = InferenceAPIsServiceStub(channel)
-        eventually(lambda: ended(ask(stub, "well?")), lambda seen: seen[0] is grpc.StatusCode.OK)
-        yield stub
+    with ExitStack() as held:
+        ask: Ask = request.param(str(torchserve.endpoints.primary), held)
+        eventually(lambda: ended(ask("well?")), lambda seen: seen[0] is grpc.StatusCode.OK)
+        yield ask
 
 
-def ask(
-    stub: InferenceAPIsServiceStub, command: str, *, model: str = "champion", version: str = "", timeout: float = 10.0
-) -> grpc._CallFuture[PredictionResponse]:
-    request = PredictionsRequest(model_name=model, model_version=version, input={"input": command.encode()})
-    return stub.Predictions.future(request, timeout=timeout)
-
-
-def ended(call: grpc._CallFuture[PredictionResponse]) -> tuple[grpc.StatusCode, str]:
+def ended(call: Callable[[], PredictionResponse]) -> tuple[grpc.StatusCode, str]:
     """Status and first line of the message."""
-    return call.code(), call.details().partition("\n")[0]
+    try:
+        call()
+    except (grpc.RpcError, grpc.aio.AioRpcError) as error:
+        return error.code(), (error.details() or "").partition("\n")[0]
+    return grpc.StatusCode.OK, ""
 
 
 @pytest.mark.parametrize(
@@ -120,9 +192,9 @@ def ended(call: grpc._CallFuture[PredictionResponse]) -> tuple[grpc.StatusCode, 
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
 def test_a_call_that_fails_in_the_worker_is_classed_by_its_meaning(
-    stub: InferenceAPIsServiceStub, command: str, code: str, message: str, outcome: Outcome
+    ask: Ask, command: str, code: str, message: str, outcome: Outcome
 ) -> None:
-    status, told = ended(ask(stub, command))
+    status, told = ended(ask(command))
     assert (status.name, message in told) == (code, True), told
     assert classify(status, told) is outcome
 
@@ -135,16 +207,14 @@ def test_a_call_that_fails_in_the_worker_is_classed_by_its_meaning(
         ("champion", "9", "Model version: 9 does not exist for model: champion"),
     ],
 )
-def test_a_model_that_is_not_there_is_a_model_error(
-    stub: InferenceAPIsServiceStub, model: str, version: str, message: str
-) -> None:
-    status, told = ended(ask(stub, "well?", model=model, version=version))
+def test_a_model_that_is_not_there_is_a_model_error(ask: Ask, model: str, version: str, message: str) -> None:
+    status, told = ended(ask("well?", model=model, version=version))
     assert (status, told) == (grpc.StatusCode.INTERNAL, message)
     assert classify(status, told) is Outcome.MODEL_ERROR
 
 
-def test_a_full_queue_is_overload_and_refuses_at_once(stub: InferenceAPIsServiceStub) -> None:
-    calls = [ask(stub, "sleep", timeout=30.0) for _ in range(40)]
+def test_a_full_queue_is_overload_and_refuses_at_once(ask: Ask) -> None:
+    calls = [ask("sleep", timeout=30.0) for _ in range(40)]
     endings = [ended(call) for call in calls]
     refused = {(status, told) for status, told in endings if status is not grpc.StatusCode.OK}
     assert 0 < len([status for status, _ in endings if status is grpc.StatusCode.OK]) < 40
@@ -152,30 +222,30 @@ def test_a_full_queue_is_overload_and_refuses_at_once(stub: InferenceAPIsService
     assert {classify(status, told) for status, told in refused} == {Outcome.OVERLOAD}
 
 
-def test_a_deadline_is_a_timeout(stub: InferenceAPIsServiceStub) -> None:
-    status, told = ended(ask(stub, "sleep", timeout=0.05))
+def test_a_deadline_is_a_timeout(ask: Ask) -> None:
+    status, told = ended(ask("sleep", timeout=0.05))
     assert classify(status, told) is Outcome.TIMEOUT
 
 
-def test_a_float_of_nan_comes_as_text_and_is_a_bad_answer(stub: InferenceAPIsServiceStub) -> None:
-    answer = ask(stub, "NaN").result()
+def test_a_float_of_nan_comes_as_text_and_is_a_bad_answer(ask: Ask) -> None:
+    answer = ask("NaN")()
     assert answer.prediction == b"NaN"
     with pytest.raises(BatchFailedError) as failure:
         wire.parse_answer("champion", 1, answer.prediction)
     assert failure.value.outcome is Outcome.BAD_ANSWER
 
 
-def test_an_idle_worker_that_was_killed_and_a_dead_jvm(torchserve: Stack, stub: InferenceAPIsServiceStub) -> None:
+def test_an_idle_worker_that_was_killed_and_a_dead_jvm(torchserve: Stack, ask: Ask) -> None:
     worker = next(process for process in torchserve["primary"].tree() if "python" in process.name())
     worker.kill()
-    status, told = ended(ask(stub, "well?"))
+    status, told = ended(ask("well?"))
     # Whether it noticed before the call decides between the two.
     assert status is grpc.StatusCode.OK or classify(status, told) is Outcome.MODEL_ERROR
-    eventually(lambda: ended(ask(stub, "well?")), lambda seen: seen[0] is grpc.StatusCode.OK)
-    call = ask(stub, "sleep")
+    eventually(lambda: ended(ask("well?")), lambda seen: seen[0] is grpc.StatusCode.OK)
+    call = ask("sleep")
     torchserve["primary"].kill()
     assert classify(*ended(call)) is Outcome.TRANSPORT
-    assert classify(*ended(ask(stub, "well?"))) is Outcome.TRANSPORT
+    assert classify(*ended(ask("well?"))) is Outcome.TRANSPORT
     torchserve.restart("primary")
 
 
@@ -207,10 +277,8 @@ def test_the_scripted_peers_sound_answer_is_like_torchserves(
         assert len(features.NAMES) * 4 == features.MF1.row_bytes
 
 
-def test_the_scripted_peers_failure_is_like_torchserves(stub: InferenceAPIsServiceStub) -> None:
-    real = ended(ask(stub, "raise"))
-    with (
-        ScriptedPeer(lambda call: call.status(14, "Prediction failed")) as peer,
-        grpc.insecure_channel(peer.address) as channel,
-    ):
-        assert ended(ask(InferenceAPIsServiceStub(channel), "raise")) == real
+@pytest.mark.parametrize("client", [of_grpc, of_direct])
+def test_the_scripted_peers_failure_is_like_torchserves(ask: Ask, client: Callable[[str, ExitStack], Ask]) -> None:
+    real = ended(ask("raise"))
+    with ScriptedPeer(lambda call: call.status(14, "Prediction failed")) as peer, ExitStack() as held:
+        assert ended(client(peer.address, held)("raise")) == real

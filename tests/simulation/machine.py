@@ -114,6 +114,7 @@ class SimulatedMachine:
             files=self.files,
             grpc_server=lambda **keywords: listeners.server(self, **keywords),
             grpc_channel=lambda endpoint, **_: self._channel(endpoint),
+            dials=False,
             http_server=lambda *_: (_NoServer(), _NoThread()),
         )
         host.processes.append(self)
