@@ -266,8 +266,6 @@ class Connection(asyncio.Protocol):
         if not stream:
             raise _ProtocolError("data of no stream")
         self._unread += len(payload)
-        if self._unread > _OUR_WINDOW:
-            raise _ProtocolError("more data than the window allows")
         if self._unread >= _OUR_WINDOW // 2:
             self._send(_frame(Kind.WINDOW_UPDATE, 0, 0, self._unread.to_bytes(4, "big")))
             self._unread = 0
