@@ -46,6 +46,7 @@ LABELS: Final = {
     "action": "`TRADE`, `NO_TRADE`, `ABSTAIN`",
     "cause": "`failed`, `degraded`, `slow`, `caller` (it keeps the trace), `sample`",
     "check": "what a canary is compared by, from `errors` to `better`",
+    "client": "`direct` or `grpc`",
     "degradation": "the contract's `Degradation`",
     "edge": "`envoy`, `grpcio`",
     "fate": "what became of it: a handful of words in the code",

@@ -109,8 +109,8 @@ class Http2Client:
         connection = self._connection
         if connection is None:
             raise UnusableError
-        deadline = ("grpc-timeout", f"{max(1, round(seconds * 1e3))}m")
-        stream, answer = connection.begin(self._head + _literals((deadline, *metadata)), message)
+        # Without a deadline of the server's: it would end the call at the same instant, and for another reason.
+        stream, answer = connection.begin(self._head + _literals(metadata), message)
         self.calls += 1
         timer = asyncio.get_running_loop().call_later(seconds, connection.give_up, stream)
         try:
