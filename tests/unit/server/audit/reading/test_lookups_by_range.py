@@ -283,6 +283,60 @@ def test_what_was_heard_otherwise_is_found_by_its_note(
     assert len(read) < 700
 
 
+def short(path: Path, entry: bytes, settled: int | None = None) -> None:
+    """A journal whose first range holds this entry."""
+    other = made(Made("twap", "BTCUSDT.SIM", pb.ACTION_TRADE, pb.SOURCE_PRIMARY, "v1", ""), 100, 100)
+    with closing(JournalFile(path, sync_commits=False)) as journal:
+        for one in (entry, together([other]).SerializeToString()):
+            journal.append([one], settled)
+            journal.note()
+
+
+@pytest.fixture
+def _ranges_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.journal.ranges.RANGE_BYTES", 1)
+
+
+@pytest.mark.usefixtures("_ranges_of_one")
+def test_what_a_repeat_heard_elsewhere_is_found_by_the_database(tmp_path: Path) -> None:
+    """The decision is in a journal, and the note that a repeat heard ABSTAIN is in the database, of another one."""
+    keyed = made(Made("twap", "BTCUSDT.SIM", pb.ACTION_TRADE, pb.SOURCE_PRIMARY, "v1", "key"), 1, 1)
+    path, elsewhere, url = tmp_path / "journal.db", tmp_path / "elsewhere.db", f"sqlite:///{tmp_path / 'audit.db'}"
+    short(path, together([keyed]).SerializeToString())
+    with closing(JournalFile(elsewhere, sync_commits=False)) as journal, closing(Store(url)) as store:
+        journal.append([note(Said(0, "withdrawn", elsewhere=True), keyed.decision.decision_id)])
+        store.migrate()
+        _ship(store, elsewhere, -1)
+    with closing(AuditQuery(url, path)) as query:
+        wanted = audit_pb2.DecisionFilter(heard_actions=[audit_pb2.HEARD_ACTION_ABSTAIN])
+        (found,) = query.page(wanted, 50, "").decisions
+    assert found.packet.decision.decision_id == keyed.decision.decision_id
+
+
+@pytest.mark.usefixtures("_ranges_of_one")
+def test_what_is_not_settled_yet_is_found_by_that(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    trade = made(Made("twap", "BTCUSDT.SIM", pb.ACTION_TRADE, pb.SOURCE_PRIMARY, "v1", ""), 1, 1)
+    short(path, together([trade]).SerializeToString(), settled=0)
+    with closing(AuditQuery(None, path)) as query:
+        wanted = audit_pb2.DecisionFilter(heard_actions=[audit_pb2.HEARD_ACTION_UNKNOWN])
+        assert [one.position for one in query.page(wanted, 50, "").decisions] == [2, 1]
+
+
+@pytest.mark.usefixtures("_ranges_of_one")
+@pytest.mark.parametrize("asked", [{"strategies": [""]}, {"instruments": [""]}, {"decided_actions": [0]}])
+def test_a_decision_without_order_or_answer_is_found_by_that(asked: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    trade = made(Made("twap", "BTCUSDT.SIM", pb.ACTION_TRADE, pb.SOURCE_PRIMARY, "v1", ""), 1, 1)
+    entry = together([trade])
+    entry.decisions.order[:], entry.decisions.answer[:] = [0], [0]
+    short(path, entry.SerializeToString())
+    with closing(AuditQuery(None, path)) as query:
+        wanted = audit_pb2.DecisionFilter(**asked)  # type: ignore[arg-type]
+        (found,) = query.page(wanted, 50, "").decisions
+    assert found.position == 1
+
+
 def test_several_processes_find_what_is_durable_while_one_writes(tmp_path: Path) -> None:
     """Each question must find all rare decisions that were durable, and not trimmed, before it was asked."""
     context = multiprocessing.get_context("spawn")
