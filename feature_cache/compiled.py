@@ -24,6 +24,7 @@ SOURCES: Final = (
     "server.decision.order_wire_c",
     "server.decision.tally_c",
     "server.envoy.lane_c",
+    "server.journal.ranges_c",
 )
 """Every module that is to be compiled."""
 _ROOT: Final = Path(__file__).parents[1]

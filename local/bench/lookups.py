@@ -33,7 +33,7 @@ from local.bench.journal_entries import entry_of_rows, id_of, of_time
 from local.stack.command import OK, run_with_stack
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
-from pretrade.audit.v1 import audit_pb2
+from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.query import AuditQuery
 from server.audit.store.days import summarize
@@ -44,6 +44,8 @@ T = TypeVar("T")
 
 _ENTRY_ROWS: Final = 32
 """Decisions of one entry: one batch of 64 callers."""
+_INSTRUMENTS: Final = 20
+"""Different ones in an entry of a journal; the first ones twice."""
 _APPENDED: Final = 500
 """Entries that are written to a journal at once."""
 _CHUNK_ROWS: Final = 8_000 * _ENTRY_ROWS
@@ -192,14 +194,19 @@ def _fill(url: str, day: dt.datetime, rows: int, console: Console) -> int:
 
 def _fill_journal(path: Path, day: dt.datetime, gib: float, console: Console) -> int:
     """Writes a journal of a day's decisions as servers do, each entry of 32; returns how many decisions it holds."""
-    entry = entry_of_rows(_ENTRY_ROWS)
+    entry = entry_of_rows(_ENTRY_ROWS, _INSTRUMENTS)
+    rare = packet_pb2.JournalEntry()
+    rare.CopyFrom(entry)
+    rare.decisions.orders[-1].strategy = "rare"  # of one decision
     entries = int(gib * 2**30 / len(entry.SerializeToString()))
+    each = max(2, entries // _RARE_ROWS)
     decisions = entries * _ENTRY_ROWS
     began = time.monotonic()
     with closing(JournalFile(path, sync_commits=False)) as journal:
         for first in range(0, entries, _APPENDED):
             some = range(first, min(first + _APPENDED, entries))
-            journal.append([of_time(entry, number, decisions, day) for number in some])
+            kinds = ((number, rare if number % each == 1 else entry) for number in some)
+            journal.append([of_time(kind, number, decisions, day) for number, kind in kinds])
             journal.checkpoint()
     console.print(f"a journal of {decisions:,} decisions written in {time.monotonic() - began:.0f} s")
     return decisions
@@ -213,6 +220,10 @@ def _lists_of_journal(query: AuditQuery, day: dt.datetime) -> Iterator[LookUp]:
     yield _listed(query, "no filter, ten minutes", noon, minutes, {})
     yield _listed(query, "a strategy without rows, ten minutes", noon, minutes, {"strategies": ["unheard of"]})
     yield _listed(query, "a strategy without rows", day, tomorrow, {"strategies": ["unheard of"]})
+    yield _listed(query, "a rare strategy", day, tomorrow, {"strategies": ["rare"]})
+    yield _listed(
+        query, "a heard action without rows", day, tomorrow, {"heard_actions": [audit_pb2.HEARD_ACTION_ABSTAIN]}
+    )
 
 
 def _entry_around_its_ids() -> dict[str, bytes]:

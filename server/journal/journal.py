@@ -683,6 +683,7 @@ class _Writer:
         grown = sum(map(len, entries)) + len(entries) * _ROW_BYTES
         rows = sum(append.rows for append in appends)
         self._post(self._journal._settle, appends, rows, self.position, seconds, grown)
+        self._file.note()  # only now: the callers wait no longer
         self._log_pages += _PAGES_PER_COMMIT + grown / _PAGE_BYTES
         self._keep_log_short()
         self._unmeasured += grown

@@ -9,6 +9,8 @@ its caller received it, or when a note says that it did not (see `server/decisio
 row costs nothing extra. It is not evidence. After a process died, it tells the next one whose replies are unknown, and
 it tells readers which rows they may call `replied`. While no row is written, it is stored in the table `journal`.
 
+Some rows also store what is in the range of entries before them, for look-ups (see `ranges.py`).
+
 SQLite runs in WAL mode. With `synchronous=FULL` a COMMIT syncs the WAL before it becomes visible to any reader; with
 `NORMAL` the WAL is only synced before a checkpoint, so a row survives the death of the process but not of the machine.
 
@@ -31,6 +33,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from server.errors import JournalCorruptedError, JournalError
+from server.journal.ranges import Notes, Range, read_range
 from server.machine import Files
 
 GENESIS: Final = bytes(32)
@@ -52,17 +55,22 @@ _SELECT: Final = "SELECT position, CAST(entry AS BLOB), CAST(hash AS BLOB) FROM 
 _IS_OTHER: Final = "substr(entry, 1, 1) NOT IN (x'0a', x'42')"
 """True of a row that holds no decisions: a serialised `JournalEntry` begins with the number of what it holds, which is
 1 or 8 for decisions. These rows have an index: they are few, and are looked for among millions of decisions."""
+_UNNOTED_ENTRIES: Final = 256
+"""Entries that wait until `note` is called."""
 _BUSY_SECONDS: Final = 0.25
 """How long the writer waits for the file's write lock. No other process should hold it, and callers have deadlines."""
 _PROBE_BYTES: Final = 64 * 1024
+_RANGES: Final = "CREATE INDEX ranges ON entries (position, range) WHERE range IS NOT NULL"
+"""It holds all that look-ups read of ranges: in the rows these are far apart, behind their entries."""
 _SCHEMA: Final = (
     # `probe` is overwritten to find out whether writing works again.
     "CREATE TABLE journal (one INTEGER PRIMARY KEY CHECK (one = 1), journal_id TEXT NOT NULL,"
     " anchor_position INTEGER NOT NULL, anchor_hash BLOB NOT NULL, settled INTEGER NOT NULL, probe BLOB)",
     # No AUTOINCREMENT: it would rewrite one more page in every commit. Positions come from the writer.
     "CREATE TABLE entries (position INTEGER PRIMARY KEY, entry BLOB NOT NULL, hash BLOB NOT NULL,"
-    " settled INTEGER NOT NULL)",
+    " settled INTEGER NOT NULL, range TEXT)",
     f"CREATE INDEX others ON entries (position) WHERE {_IS_OTHER}",
+    _RANGES,
 )
 _SETTLED: Final = (
     "SELECT max(anchor_position, settled, coalesce((SELECT settled FROM entries ORDER BY position DESC LIMIT 1), 0))"
@@ -102,10 +110,14 @@ class Point:
     """A participle for people: `shipped`, `stated`."""
 
 
+_INSERTED: Final = 4
+"""Values of the first row before its range."""
+
+
 @functools.cache
 def _insert(rows: int) -> str:
-    places = ",".join(["(?, ?, ?, ?)"] * rows)
-    return f"INSERT INTO entries (position, entry, hash, settled) VALUES {places}"  # noqa: S608 - only placeholders
+    places = ",".join(["(?, ?, ?, ?, ?)"] + ["(?, ?, ?, ?, NULL)"] * (rows - 1))
+    return f"INSERT INTO entries (position, entry, hash, settled, range) VALUES {places}"  # noqa: S608 - placeholders
 
 
 class JournalFile:
@@ -136,6 +148,10 @@ class JournalFile:
             self.anchor = Head(row[1], row[2])
             self.head = _verified_tail(self._connection, self.anchor)
             self.settled = _settled(self._connection)
+            self._notes = Notes(self.head.position + 1)
+            self._unnoted: list[bytes] = []
+            self._range: str | None = None
+            """What is in the range before the next row, which is to have it."""
         except BaseException:
             self._connection.close()
             raise
@@ -159,6 +175,11 @@ class JournalFile:
         found = (execute("PRAGMA application_id").fetchone()[0], execute("PRAGMA user_version").fetchone()[0])
         if found != (_APPLICATION_ID, _FORMAT):
             raise JournalError(f"the file is not a journal of format {_FORMAT}")
+        if not execute("SELECT count(*) FROM pragma_table_info('entries') WHERE name = 'range'").fetchone()[0]:
+            execute("BEGIN IMMEDIATE")
+            execute("ALTER TABLE entries ADD COLUMN range TEXT")
+            execute(_RANGES)
+            execute("COMMIT")
 
     def append(self, entries: Sequence[bytes], settled: int | None = None) -> None:
         """Appends the entries in one transaction; when it returns they are durable and `head` is the last of them.
@@ -169,15 +190,31 @@ class JournalFile:
         """
         if settled is None:
             settled = self.head.position + len(entries)
+        if len(self._unnoted) >= _UNNOTED_ENTRIES:
+            self.note()
         position, previous = self.head.position, self.head.hash
-        values: list[int | bytes] = []
+        values: list[int | bytes | str | None] = []
         for entry in entries:
             position += 1
             previous = link(previous, entry)
             values += (position, entry, previous, settled)
+        values.insert(_INSERTED, self._range)
         self._connection.execute(_insert(len(entries)), values)
         self.head = Head(position, previous)
         self.settled = settled
+        self._range = None
+        self._unnoted += entries
+
+    def note(self) -> None:
+        """Takes note of what is in the entries that were appended, for look-ups.
+
+        To be called after `append`, when the callers of those entries have their answers.
+        """
+        self._notes.add(self._unnoted)
+        self._unnoted.clear()
+        if self._notes.are_full:
+            self._range = self._notes.text()
+            self._notes = Notes(self.head.position + 1)
 
     def settle(self, settled: int) -> None:
         """Makes it durable, without a row, through which position replies are settled."""
@@ -348,6 +385,28 @@ class JournalReader:
         found = self._connection.execute(query, (last, last)).fetchone()
         end = _LAST if found is None else found[0]
         return itertools.takewhile(lambda row: row.position <= end, self.others_after(position))
+
+    def ranges(self, position: int, last: int) -> Iterator[Range]:
+        """What is in the ranges that end after a position, up to another one; the last one first.
+
+        Entries may be in no range, as all are that were written before there were ranges. Where ranges cannot be read,
+        none are found: if anything is wrong, reading the entries says so.
+        """
+        query = (
+            "SELECT position - 1, range FROM entries WHERE range IS NOT NULL AND position > ? AND position <= ?"
+            " ORDER BY position DESC LIMIT ?"
+        )
+        while True:
+            try:
+                rows = self._connection.execute(query, (position + 1, last + 1, _STEP_ROWS)).fetchall()
+            except sqlite3.Error:
+                return
+            for end, text in rows:
+                if (found := read_range(end, text)) is not None:
+                    yield found
+            if not rows:
+                return
+            last = rows[-1][0] - 1
 
     def decision_after(self, position: int) -> Row | None:
         """The first row after `position` that holds a decision; None if there is none."""

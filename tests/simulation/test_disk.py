@@ -10,7 +10,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from support.batches import together
+from support.ranges import wrong_ranges
 
+from pretrade.audit.v1 import packet_pb2
 from server.journal.journal_file import JournalFile, JournalReader
 from simulation.disk import Disk
 from simulation.vfs import SimulatedSqlite, UnavailableError, simulated_sqlite
@@ -161,3 +164,42 @@ def test_a_reader_beside_the_writer_sees_whole_commits_and_does_not_hold_it_up(s
                 journal.checkpoint()
                 journal.trim(2 * number, 100)
         reader.verify()
+
+
+def test_no_range_of_a_journal_lacks_what_is_in_it_after_a_loss_of_power_at_any_write(
+    sqlite: SimulatedSqlite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The note of a range is there with the row that has it, or lost with it; the next process writes on."""
+    monkeypatch.setattr("server.journal.ranges.RANGE_BYTES", 500)
+    found, dead = [], []
+    for seed in range(30):
+        one = Disk(World(seed), f"r{seed}", 2**24, lambda: 0)
+        sqlite.mount(one)
+        path = Path(f"/{one.name}/journal.db")
+        for process in range(3):
+            journal = JournalFile(path, sync_commits=True)
+            for _ in range(5 + seed % 7):
+                number = journal.head.position
+                journal.append([_decision(f"{process}-{number}-{row}") for row in range(2)])
+                journal.note()
+            one.weather.sync_failures = 1.0
+            with pytest.raises(sqlite3.OperationalError):
+                journal.append([_decision(f"{process}-never-acknowledged")])
+            one.lose_power()
+            sqlite.forget_memory(one)
+            one.weather.sync_failures = 0.0
+            with closing(JournalReader(path)) as reader:
+                reader.verify()
+                assert wrong_ranges(reader) == []
+                found.append(len(list(reader.ranges(0, reader.last_position()))))
+            dead.append(journal)
+    for journal in dead:  # only now: a process that has lost its power writes nothing more
+        journal.close()
+    assert min(found) > 0
+    assert max(found) > 3
+
+
+def _decision(strategy: str) -> bytes:
+    packet = packet_pb2.DecisionPacket(model_input=bytes(200))
+    packet.order.strategy = packet.decision.decision_id = strategy
+    return together([packet]).SerializeToString()

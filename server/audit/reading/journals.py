@@ -6,11 +6,12 @@ import datetime as dt
 import itertools
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -19,6 +20,7 @@ from server.audit.store.newest import Bounds
 from server.errors import AuditUnavailableError, InvalidRequestError, JournalError
 from server.journal.entries import decision_ids, entry_of, packet_of
 from server.journal.journal_file import Head, JournalReader, Row, journals_of
+from server.journal.ranges import Range
 from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, Reply, Statuses
 
 T = TypeVar("T")
@@ -186,19 +188,24 @@ class Journals:
 
 
 def newest_unshipped(
-    journal: JournalReader, shipped: Mapping[str, Head], wanted: audit_pb2.DecisionFilter, bounds: Bounds
+    journal: JournalReader,
+    shipped: Mapping[str, Head],
+    wanted: audit_pb2.DecisionFilter,
+    bounds: Bounds,
+    may_hold: Callable[[Range], bool],
 ) -> Iterator[tuple[Row, packet_pb2.JournalEntry]]:
     """What a journal holds beyond the database and may match, the last written first.
 
-    Of a large journal only what lies within the bounds is read, and the caller may stop at any row: ids are
-    time-ordered, but for `DISORDER`. When the wall clock was set back by more, some decisions are missing from lists
-    until they are in the database; each is found by its id all the time.
+    Of a large journal only what lies within the bounds is read, of that only the ranges that may hold a match, and the
+    caller may stop at any row: ids are time-ordered, but for `DISORDER`. When the wall clock was set back by more, some
+    decisions are missing from lists until they are in the database; each is found by its id all the time.
 
     Args:
         journal: The journal.
         shipped: How far each journal is in the database; all of this one is unshipped when that is not known.
         wanted: Entries without its texts are passed over.
         bounds: Entries beyond them are passed over.
+        may_hold: Ranges of which it says no are passed over.
     """
     low, high = _shipped_through(journal, shipped), journal.last_position()
     first, last = bounds.ids(DISORDER)
@@ -209,13 +216,72 @@ def newest_unshipped(
     texts = [[text.encode() for text in texts] for texts in (wanted.instruments, wanted.strategies) if texts]
     if wanted.model:
         texts.append([wanted.model.encode()])
-    while high > low:
-        reach = max(low, high - _NEAR_ROWS)
-        for row in reversed(list(_rows_between(journal, reach, high))):
+    for begin, end in _to_read(journal.ranges(low, high), may_hold, low, high):
+        for row in _rows_backwards(journal, begin, end):
             # The first look is far cheaper than taking every entry apart: texts stand in an entry as they are.
             if all(any(text in row.entry for text in some) for some in texts):
                 yield row, entry_of(row.entry)
-        high = reach
+
+
+def _to_read(
+    ranges: Iterable[Range], may_hold: Callable[[Range], bool], low: int, high: int
+) -> Iterator[tuple[int, int]]:
+    """What is to be read between two positions, the last first: all that is in no range, or in one that may match."""
+    for one in ranges:
+        if may_hold(one):
+            continue
+        if one.last < high:
+            yield max(low, one.last), high
+        high = min(high, one.first - 1)
+    if high > low:
+        yield low, high
+
+
+def _rows_backwards(journal: JournalReader, position: int, last: int) -> Iterator[Row]:
+    """The rows after a position through another one, the last first."""
+    while last > position:
+        reach = max(position, last - _NEAR_ROWS)
+        yield from reversed(list(_rows_between(journal, reach, last)))
+        last = reach
+
+
+def may_hold_decided(wanted: audit_pb2.DecisionFilter, known: Range) -> bool:
+    """Whether any decision of a range may be one that a filter lets through by what was decided."""
+    model = [wanted.model] if wanted.model else []
+    return (
+        _may_hold(wanted.instruments, known.instruments)
+        and _may_hold(wanted.strategies, known.strategies)
+        and _may_hold(wanted.decided_actions, known.actions)
+        and _may_hold(wanted.sources, known.sources)
+        and _may_hold(model, known.models)
+    )
+
+
+def may_hold_heard(
+    wanted: audit_pb2.DecisionFilter, known: Range, settled: int, heard_otherwise: Sequence[str]
+) -> bool:
+    """Whether the caller of any decision of a range may have heard an action that a filter lets through.
+
+    Args:
+        wanted: The filter.
+        known: The range.
+        settled: Up to which position it is known of every decision what its caller heard.
+        heard_otherwise: The decisions of which a note says that the caller heard such an action, sorted.
+    """
+    noted = bisect_left(heard_otherwise, known.oldest_id)
+    return (
+        _may_hold(wanted.heard_actions, known.actions)
+        or (known.last > settled and audit_pb2.HEARD_ACTION_UNKNOWN in wanted.heard_actions)
+        or (noted < len(heard_otherwise) and heard_otherwise[noted] <= known.newest_id)
+    )
+
+
+def _may_hold(wanted: Collection[Any], known: Collection[Any] | None) -> bool:
+    """Whether a range with these values may hold one that is wanted.
+
+    No range says whether any decision lacks such a part, as those of servers never do: its value is the empty one.
+    """
+    return not wanted or known is None or any(not value or value in known for value in wanted)
 
 
 def unshipped_others(journal: JournalReader, shipped: Mapping[str, Head]) -> Iterator[Row]:

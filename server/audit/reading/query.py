@@ -31,6 +31,8 @@ from server.audit.reading.journals import (
     Journals,
     audited,
     matching,
+    may_hold_decided,
+    may_hold_heard,
     newest_unshipped,
     set_reply,
     unshipped_others,
@@ -44,6 +46,7 @@ from server.decision.ids import id_bound, made_at
 from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError, UnknownDecisionError
 from server.journal.entries import decision_ids, entry_of, keyed_ids, packet_of
 from server.journal.journal_file import Head, JournalReader, Row
+from server.journal.ranges import Range
 from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, Reply, Statuses
 
 if TYPE_CHECKING:
@@ -404,7 +407,8 @@ class AuditQuery:
         """What each journal holds beyond the database: the newest decisions that match."""
 
         def read(journal: JournalReader) -> list[audit_pb2.AuditedDecision]:
-            rows = newest_unshipped(journal, shipped, wanted, bounds)
+            may_hold = replies.may_hold(wanted, journal.journal_id, is_asked=bool(shipped))
+            rows = newest_unshipped(journal, shipped, wanted, bounds, may_hold)
             found: list[tuple[str, int, Reply, Row, packet_pb2.JournalEntry]] = []
             # The database may have been away for hours: no more is read than the page needs.
             while some := list(itertools.islice(rows, _ENTRIES)):
@@ -473,6 +477,27 @@ class _Replies:
             return reply
         return AS_DECIDED if position <= self.settled.get(journal_id, 0) else NOT_SETTLED
 
+    def may_hold(self, wanted: audit_pb2.DecisionFilter, journal_id: str, *, is_asked: bool) -> Callable[[Range], bool]:
+        """Whether a filter may let any decision of a range through.
+
+        Args:
+            wanted: The filter.
+            journal_id: The ranges are of this journal.
+            is_asked: Whether the database may know what repeats of their calls heard of decisions here.
+        """
+        if not wanted.heard_actions:
+            return partial(may_hold_decided, wanted)
+        settled = self.settled.get(journal_id, 0)
+        replies = ((one, self.statuses.of(one)) for one in self.statuses.ids())
+        otherwise = sorted(one for one, reply in replies if reply and reply.heard_action in wanted.heard_actions)
+
+        def may_hold(known: Range) -> bool:
+            return may_hold_decided(wanted, known) and (
+                (is_asked and known.has_keys) or may_hold_heard(wanted, known, settled, otherwise)
+            )
+
+        return may_hold
+
 
 def _newest_by_part(
     wanted: audit_pb2.DecisionFilter,
@@ -484,7 +509,12 @@ def _newest_by_part(
 ) -> list[dict[str, packet_pb2.DecisionPacket]]:
     """What a journal holds beyond the database: of every part between two of these ids the newest that match."""
     newest: list[dict[str, packet_pb2.DecisionPacket]] = [{} for _ in edges[1:]]
-    for _, entry in newest_unshipped(journal, shipped, wanted, bounds):
+
+    def may_hold(known: Range) -> bool:
+        """As if every caller had heard what was decided: that is what is looked for here."""
+        return may_hold_decided(wanted, known) and may_hold_heard(wanted, known, known.last, ())
+
+    for _, entry in newest_unshipped(journal, shipped, wanted, bounds, may_hold):
         ids = decision_ids(entry)
         for number, _ in reversed(matching(wanted, entry, lambda _: AS_DECIDED)):
             part = bisect_right(edges, ids[number]) - 1

@@ -413,7 +413,10 @@ async def test_a_failed_row_that_turns_up_after_all_is_marked_as_not_durable(tmp
             with pytest.raises(JournalUnwritableError):
                 await journal.append(unheard)
             previous = disk.execute("SELECT hash FROM entries WHERE position = 1").fetchone()[0]
-            disk.execute("INSERT INTO entries VALUES (2, ?, ?, 1)", (unheard, link(previous, unheard)))
+            disk.execute(
+                "INSERT INTO entries (position, entry, hash, settled) VALUES (2, ?, ?, 1)",
+                (unheard, link(previous, unheard)),
+            )
             disk.execute("COMMIT")
         await until(lambda: journal.writable)
         await journal.append(b"next")
