@@ -22,6 +22,7 @@ EXCEPTIONS: Final = {
     "feature_cache/ta1/test_cost.py": "the whole set: what its indicators cost together",
     "server/decision/test_columns_or_alone.py": "the decision path, in columns and order by order",
     "torchserve/brought/test_on_other_servers.py": "what of a brought model goes to Triton and MLServer",
+    "server/audit/reading/test_lookups_by_range.py": "look-ups in journals: the same with and without ranges",
     "client/test_clients.py": "the client and the one for asyncio, which promise the same",
     "client/test_package.py": "the package itself: what an import of it loads",
     "server/control/test_register.py": "the control state of several servers, while everything around them fails",
