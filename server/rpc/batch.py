@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Final, NamedTuple, TypeGuard
 
 from fallback.order import Order
@@ -62,7 +62,7 @@ class Batches:
         A slice begins while those before it wait for the model and for the disk, where there are places for its orders;
         otherwise it begins when there are, or when those before it have ended. A call of which nothing is under way
         waits in line for places, and its next slice has as many orders as it finds places. Other calls have a turn in
-        between.
+        between. Orders that are reduce-only have places of their own, and do not wait with the others.
 
         Raises:
             OverloadedError: There was no place for any of its orders.
@@ -70,26 +70,32 @@ class Batches:
         begun: list[BegunSlice] = []
         ended = 0
         results: list[Reply] = []
-        is_patient = not any(order.reduce_only for order in orders)  # those have places of their own, and need not wait
+        reducing = [place for place, order in enumerate(orders) if order.reduce_only]
+        early: dict[int, Begun] = {}
+        is_patient = len(reducing) < len(orders)  # those have places of their own, and need not wait
         try:
             first = 0
             while first < len(orders):
-                number = min(len(orders) - first, BATCH_SLICE)
+                last = min(len(orders), first + BATCH_SLICE)
                 if first:
                     await asyncio.sleep(0)
-                while ended < len(begun) and not self._dataplane.has_places(number):
+                while ended < len(begun) and not self._dataplane.has_places(last - first):
                     await _end_of_slice(begun[ended])
                     results += self._results_of(begun[ended], call)
                     ended += 1
                 if is_patient and ended == len(begun):
                     arrived = self._clock()
-                    places = await self._dataplane.places(number, call.deadline, has_begun=first > 0)
-                    if not first and not places:
-                        raise self._orders.failed(self._dataplane.refused(len(orders)), orders[0], arrived, call)
-                    is_patient = places > 0  # else it has waited long enough: what finds no place is refused
-                    number = places or number
-                begun.append(self._begin_slice(orders[first : first + number], call))
-                first += number
+                    if reducing and self._dataplane.must_wait:
+                        early, reducing = self._begin_early(orders, reducing, first, arrived, call), []
+                    if number := last - first - sum(first <= place < last for place in early):
+                        places = await self._dataplane.places(number, call.deadline, has_begun=first > 0)
+                        if not (first or places or early):
+                            raise self._orders.failed(self._dataplane.refused(len(orders)), orders[0], arrived, call)
+                        is_patient = places > 0  # else it has waited long enough: what finds no place is refused
+                        last = _end_of(places or number, first, last, early)
+                its = {place - first: early.pop(place) for place in list(early) if place < last}
+                begun.append(self._begin_slice(orders[first:last], call, its))
+                first = last
             while ended < len(begun):
                 await _end_of_slice(begun[ended])
                 results += self._results_of(begun[ended], call)
@@ -100,15 +106,32 @@ class Batches:
                 self._orders.not_sent(result)
             for one in begun[ended:]:
                 self._give_up_slice(one)
+            for order in early.values():
+                self._orders.give_up(order)
             raise
 
-    def _begin_slice(self, some: Sequence[Asked], call: Call) -> BegunSlice:
-        """Begins with some orders of a batch: those that are plain together, the others by themselves."""
+    def _begin_early(
+        self, orders: Sequence[Asked], places: Sequence[int], first: int, arrived: float, call: Call
+    ) -> dict[int, Begun]:
+        """Begins with those of these orders that come after the first so many, each by itself; by their places."""
+        context_of, begin = self._orders.context_of, self._orders.begin
+        return {
+            place: begin(orders[place], arrived, call.deadline, call, context_of(call), in_company=True)
+            for place in places
+            if place >= first
+        }
+
+    def _begin_slice(self, some: Sequence[Asked], call: Call, alone: dict[int, Begun]) -> BegunSlice:
+        """Begins with some orders of a batch: those that are plain together, the others by themselves.
+
+        `alone` are those that were begun before, by their places.
+        """
         arrived = self._clock()
         context, chosen = self._orders.contexts_of(call, len(some))
         together: list[Order] = []
-        alone: dict[int, Begun] = {}
         for place, asked in enumerate(some):
+            if place in alone:
+                continue
             if context.trace_id or place in chosen or not _is_plain(asked):
                 order_context = chosen.get(place, context)
                 alone[place] = self._orders.begin(asked, arrived, call.deadline, call, order_context, in_company=True)
@@ -178,6 +201,16 @@ async def _end_of_slice(begun: BegunSlice) -> None:
         await begun.decided.ended()
     for one in begun.alone.values():
         await end_of(one)
+
+
+def _end_of(orders: int, first: int, last: int, early: Container[int]) -> int:
+    """Where a slice ends that has so many orders besides those that were begun early, or before `last`."""
+    for place in range(first, last):
+        if place not in early:
+            if not orders:
+                return place
+            orders -= 1
+    return last
 
 
 def _is_plain(asked: Asked) -> TypeGuard[Order]:

@@ -195,15 +195,12 @@ def test_a_replica_that_moves_is_found_again(product: Product, tmp_path: Path, s
             moved = time.monotonic()
             answered_by(callers, pb.SOURCE_PRIMARY)
             seen(f"back {time.monotonic() - moved:.1f} s after the name has an address again")
-            old.enter_context(forwarder("127.0.0.4", primary))
+            links = old.enter_context(forwarder("127.0.0.4", primary))
             names.address = "127.0.0.4"
-            before = len(callers.decisions)
-            new.close()  # it moves in one step
+            new.close()  # it moves in one step, so quickly perhaps that no order needs the secondary
             moved = time.monotonic()
-            eventually(
-                lambda: callers.decisions[before:],
-                lambda found: pb.SOURCE_SECONDARY in {one.source for one in found},
-            )
+            eventually(lambda: len(links), (2).__le__)
+            callers.wait_for_more(20)
             answered_by(callers, pb.SOURCE_PRIMARY)
             seen(f"back {time.monotonic() - moved:.1f} s after moving in one step")
         seen(f"{len(callers.decisions)} calls, {len(callers.errors)} failed, {names.queries} look-ups")

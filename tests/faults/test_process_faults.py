@@ -370,18 +370,17 @@ def test_no_way_of_asking_loses_a_call_with_a_process(tmp_path: Path, edge: str,
 
 
 DIES_ONCE = """
-import os, signal, sys
+import os, signal
 from pathlib import Path
-if "--slot" in sys.orig_argv:
-    from server.decision.shared_keys import SharedKeys
-    publish = SharedKeys.decided
-    def die_once(self, *arguments):
-        try:
-            Path(os.environ["DIED"]).touch(exist_ok=False)
-        except FileExistsError:
-            return publish(self, *arguments)
-        os.kill(os.getpid(), signal.SIGKILL)
-    SharedKeys.decided = die_once
+from server.decision.shared_keys import SharedKeys
+publish = SharedKeys.decided
+def die_once(self, *arguments):
+    try:
+        Path(os.environ["DIED"]).touch(exist_ok=False)
+    except FileExistsError:
+        return publish(self, *arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+SharedKeys.decided = die_once
 """
 """For the interpreter of each process: the first of them that has made a decision durable dies before it says so."""
 

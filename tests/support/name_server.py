@@ -53,8 +53,11 @@ class NameServer:
 
 
 @contextmanager
-def forwarder(host: str, target: str) -> Iterator[None]:
-    """Serves `target` (host:port) at the same port of another address; in the end it is gone, connections included."""
+def forwarder(host: str, target: str) -> Iterator[list[socket.socket]]:
+    """Serves `target` (host:port) at the same port of another address; in the end it is gone, connections included.
+
+    It yields a list that has both ends of each connection that was made here.
+    """
     name, port = target.rsplit(":", 1)
     links: list[socket.socket] = []
 
@@ -77,7 +80,7 @@ def forwarder(host: str, target: str) -> Iterator[None]:
 
     with socket.create_server((host, int(port))) as listener:
         threading.Thread(target=accept, daemon=True).start()
-        yield
+        yield links
         with suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
     for link in links:

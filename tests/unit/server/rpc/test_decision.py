@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
 
@@ -177,21 +177,85 @@ async def test_a_batch_without_a_place_for_any_of_its_orders_is_refused_as_a_who
         p.servicer.sent(await first)
 
 
-async def test_a_batch_with_orders_that_only_reduce_does_not_wait(tmp_path: Path) -> None:
+def mixed_batch_of(p: RequestPath, orders: int, reducing: Collection[int]) -> asyncio.Task[Any]:
+    """A call with so many orders, of which those at some places can only reduce an exposure."""
+    mixed = [order(f"{number}", reduce_only=number in reducing) for number in range(orders)]
+    return asyncio.create_task(p.servicer.DecideBatch(pb.DecideBatchRequest(orders=mixed), p.call(60.0)))
+
+
+@pytest.mark.parametrize("reducing", [(0,), (3,), (6,), (1, 5)])
+async def test_orders_of_a_batch_that_only_reduce_do_not_wait_with_the_others_of_which_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reducing: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(admission, "PATIENCE_SECONDS", 60.0)
     async with request_path(tmp_path, PATIENT) as p:
         p.admission._limit = 20.0  # two for those that reduce, and 13 for those that wait
         p.gate.open = asyncio.Semaphore(0)
         first = batch_of(p, 18)
         await until(lambda: p.gate.asked == 13)
-        reducing = [order("reduces", reduce_only=True), *(order(f"{number}") for number in range(6))]
-        second = asyncio.create_task(p.servicer.DecideBatch(pb.DecideBatchRequest(orders=reducing), p.call(60.0)))
-        await until(lambda: p.gate.asked == 18)
+        second = mixed_batch_of(p, 7, reducing)
+        await until(lambda: p.gate.asked == 13 + len(reducing))
+        await until(lambda: p.admission.waiting == 1)
         for _ in range(100):
             p.gate.open.release()
         for call in (first, second):
             p.servicer.sent(await call)
+        assert (p.admission.shed, p.admission.in_flight, p.admission.waiting) == (0, 0, 0)
+    assert refs(await second) == [f"{number}" for number in range(7)]
+
+
+async def test_a_batch_that_waits_may_have_more_orders_that_only_reduce_than_one_slice(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 60.0
+        p.gate.open = asyncio.Semaphore(0)
+        first = batch_of(p, 54)
+        await until(lambda: p.gate.asked == 40)
+        second = mixed_batch_of(p, 700, (0, 255, 256, 300, 699))
+        await until(lambda: p.gate.asked == 45)
+        for _ in range(1_000):
+            p.gate.open.release()
+        for call in (first, second):
+            p.servicer.sent(await call)
+        assert (p.admission.shed, p.admission.in_flight) == (0, 0)
+    assert refs(await second) == [f"{number}" for number in range(700)]
+
+
+async def test_a_batch_that_has_waited_long_enough_keeps_its_orders_that_only_reduce(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "PATIENCE_SECONDS", 0.01)
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 2.0
+        p.gate.open = asyncio.Semaphore(0)
+        first = asyncio.create_task(p.decide(order("first"), timeout_seconds=60.0))
+        other = asyncio.create_task(p.decide(order("other"), timeout_seconds=60.0))
+        await until(lambda: p.gate.asked == 2)
+        p.admission._limit = 3.0  # all places of ordinary orders are taken
+        second = mixed_batch_of(p, 4, (2,))
+        await until(lambda: p.admission.shed == 3)
+        for _ in range(3):
+            p.gate.open.release()
+        await asyncio.gather(first, other)
+        p.servicer.sent(await second)
         results = pb.DecideBatchResponse.FromString((await second).wire).results
-    assert [result.HasField("decision") for result in results] == [True] * 5 + [False] * 2
+    assert [result.HasField("decision") for result in results] == [False, False, True, False]
+    assert {result.error.reason for result in results if result.HasField("error")} == {"TOO_MANY_IN_FLIGHT"}
+
+
+async def test_a_caller_that_leaves_while_its_batch_waits_leaves_nothing_under_way(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 20.0
+        p.gate.open = asyncio.Semaphore(0)
+        first = batch_of(p, 13)
+        await until(lambda: p.gate.asked == 13)
+        second = mixed_batch_of(p, 7, (3,))
+        await until(lambda: p.gate.asked == 14)
+        second.cancel()
+        await until(lambda: p.admission.in_flight == 13)
+        for _ in range(13):
+            p.gate.open.release()
+        p.servicer.sent(await first)
+        assert (p.admission.in_flight, p.metrics.cancelled) == (0, 1)
 
 
 async def test_another_call_has_its_turn_before_a_batch_is_taken_up_to_its_end(

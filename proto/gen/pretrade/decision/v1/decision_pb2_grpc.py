@@ -120,7 +120,7 @@ class DecisionServiceServicer:
         it begins with an order. An order whose own `timeout` has passed when the whole batch is ready is answered
         DEADLINE_EXCEEDED. If too many orders are under way, a batch waits for up to half a second, or for half of the time
         until its deadline, and is decided in smaller parts. If there is no place for any of its orders then, the call is shed.
-        A batch with reduce-only orders does not wait.
+        Its reduce-only orders do not wait: they have places of their own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -72,7 +72,7 @@ class DecisionServiceStub:
     it begins with an order. An order whose own `timeout` has passed when the whole batch is ready is answered
     DEADLINE_EXCEEDED. If too many orders are under way, a batch waits for up to half a second, or for half of the time
     until its deadline, and is decided in smaller parts. If there is no place for any of its orders then, the call is shed.
-    A batch with reduce-only orders does not wait.
+    Its reduce-only orders do not wait: they have places of their own.
     """
     DecideStream: _grpc.StreamStreamMultiCallable[_decision_pb2.DecideStreamRequest, _decision_pb2.DecideStreamResponse]
     """Decides orders as they arrive. Each result is sent as soon as it is ready, so results may overtake one another;
@@ -123,7 +123,7 @@ class DecisionServiceAsyncStub(DecisionServiceStub):
     it begins with an order. An order whose own `timeout` has passed when the whole batch is ready is answered
     DEADLINE_EXCEEDED. If too many orders are under way, a batch waits for up to half a second, or for half of the time
     until its deadline, and is decided in smaller parts. If there is no place for any of its orders then, the call is shed.
-    A batch with reduce-only orders does not wait.
+    Its reduce-only orders do not wait: they have places of their own.
     """
     DecideStream: _aio.StreamStreamMultiCallable[_decision_pb2.DecideStreamRequest, _decision_pb2.DecideStreamResponse]  # type: ignore[assignment]
     """Decides orders as they arrive. Each result is sent as soon as it is ready, so results may overtake one another;
@@ -183,7 +183,7 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
         it begins with an order. An order whose own `timeout` has passed when the whole batch is ready is answered
         DEADLINE_EXCEEDED. If too many orders are under way, a batch waits for up to half a second, or for half of the time
         until its deadline, and is decided in smaller parts. If there is no place for any of its orders then, the call is shed.
-        A batch with reduce-only orders does not wait.
+        Its reduce-only orders do not wait: they have places of their own.
         """
 
     @_abc_1.abstractmethod
