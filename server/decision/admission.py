@@ -166,6 +166,10 @@ class Admission:
         """Whether an order without a deadline that comes now has to wait for a place."""
         return self._must_wait(is_next=False)
 
+    def has_places_at_once(self, orders: int) -> bool:
+        """The opposite, of so many orders that come together."""
+        return not (self.draining or self._waiting) and self.in_flight + orders <= self._patient_limit
+
     def has_places(self, orders: int) -> bool:
         """Whether so many orders may begin before others of their call have ended: half of the places stay free."""
         free = self.ordinary_limit * _AHEAD_SHARE - self.in_flight

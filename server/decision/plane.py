@@ -140,6 +140,10 @@ class DataPlane:
         """Waits for a place, as an order without a deadline may, and one of a stream for half of the time it has."""
         await self._admission.place(_WAITING_SHARE * (deadline - self._clock()))
 
+    def has_places_at_once(self, orders: int) -> bool:
+        """Whether so many orders that may wait need not."""
+        return self._admission.has_places_at_once(orders)
+
     def has_places(self, orders: int) -> bool:
         """Whether so many orders may begin before others of their call have ended."""
         return self._admission.has_places(orders)
@@ -203,14 +207,14 @@ class DataPlane:
         return task
 
     def begin_each(self, orders: Sequence[Order], arrived: float, deadlines: Sequence[float]) -> Sequence[Waited]:
-        """The same for orders of several callers that came together: without keys, and none of them reduce-only.
+        """The same for orders of several callers that came together, without keys.
 
         Nothing, and none of them begun, where there is no place for all: then `begin` says why, for each of them.
 
         Args:
             orders: What is asked.
             arrived: When they were taken up, in monotonic seconds.
-            deadlines: Until when each caller waits; none has passed.
+            deadlines: Until when each caller waits, for ever perhaps; none has passed.
         """
         if not self._admission.admit_together(len(orders)):
             return ()

@@ -144,17 +144,17 @@ class Lane:
             self._decider.all_sent(sent)
 
     def _begin_together(self, arrived: Sequence[Any]) -> Sequence[Any]:
-        """Begins with those calls that say nothing but until when they wait, if all of them can be; the others."""
+        """Begins with those calls that say nothing or only until when they wait, if all of them can be; the others."""
         now, most_bytes = self._clock(), self._max_message_bytes
         asked: list[_PlainCall] = []
         messages: list[bytes] = []
         others = []
         for taken in arrived:
             allowed, message = taken.timeout, taken.message
-            if allowed is None or not taken.is_bare or len(message) > most_bytes:
+            if not taken.is_bare or len(message) > most_bytes:
                 others.append(taken)
                 continue
-            asked.append(_PlainCall(self, taken, taken.arrived + allowed, None, now))
+            asked.append(_PlainCall(self, taken, None if allowed is None else taken.arrived + allowed, None, now))
             messages.append(message)
         try:
             together = self._decider.begin_together(messages, asked, now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
@@ -184,12 +185,12 @@ class DecisionServicer:
     def begin_together(self, requests: Sequence[bytes], calls: Sequence[Call], arrived: float) -> list[Plain | None]:
         """Begins with the orders of unary calls that came together and whose callers are not known by name.
 
-        None stands for those that `begin` is for: orders that are not plain, or that have something of their own, and
-        all of them where there is no place for all.
+        None stands for those that `begin` is for: orders that are not plain, or that have a time of their own, those
+        without a deadline where these may have to wait, and all of them where there is no place for all.
 
         Args:
             requests: The messages.
-            calls: Who waits; each has a deadline.
+            calls: Who waits.
             arrived: When they were taken up, in monotonic seconds.
         """
         orders: list[Order] = []
@@ -197,11 +198,11 @@ class DecisionServicer:
         places: list[int] = []
         begun: list[Plain | None] = [None] * len(requests)
         plain, context_of = self._reader.plain, self._orders.context_of
+        patient = math.inf if self._dataplane.has_places_at_once(len(calls)) else -math.inf
         for place, (request, call) in enumerate(zip(requests, calls, strict=True)):
-            order, deadline = plain(request), call.deadline
-            if order is None or order.reduce_only or order.timeout_seconds is not None:
-                continue
-            if deadline is None or deadline <= arrived:
+            order = plain(request)
+            deadline = patient if call.deadline is None else call.deadline
+            if order is None or order.timeout_seconds is not None or deadline <= arrived:
                 continue
             order.context = context_of(call)
             orders.append(order)

@@ -313,7 +313,7 @@ class Decider:
             raise self.bug
         begun: list[Plain | None] = []
         for place, request in enumerate(requests):
-            assert calls[place].deadline > arrived
+            assert calls[place].deadline is None or calls[place].deadline > arrived
             order: Any = request
             one = Plain(order, arrived, asyncio.get_running_loop().create_future())
             begun.append(None if place in self.leaves_to_begin else one)
@@ -387,7 +387,7 @@ async def test_plain_calls_that_come_together_are_begun_together_and_answered(en
     world = World(envoy)
     requests = [send(envoy.request()) for _ in range(3)]
     await world.settle()
-    assert world.decider.company == [True] * 3
+    assert (world.decider.together, world.decider.company) == ([3], [])
     assert world.application.unary_under_way.calls == 3, "Envoy's gate goes by them"
     assert world.application.unary_under_way.patient == 3
     for begun in world.decider.begun:
@@ -399,14 +399,14 @@ async def test_plain_calls_that_come_together_are_begun_together_and_answered(en
     await world.close()
 
 
-async def test_calls_with_nothing_but_a_deadline_are_begun_with_one_look(envoy: FakeEnvoy) -> None:
+async def test_calls_with_nothing_or_only_a_deadline_are_begun_with_one_look(envoy: FakeEnvoy) -> None:
     world = World(envoy)
     world.decider.leaves_to_begin = {1}
     requests = [send(envoy.request(grpc_timeout="5S")) for _ in range(3)]
     requests += [send(envoy.request()), send(envoy.request(grpc_timeout="5S", x_correlation_id="mine"))]
     await world.settle()
-    assert world.decider.together == [3]
-    assert world.decider.company == [True] * 3, "one that was left, one without a deadline, one with an id"
+    assert world.decider.together == [4], "all but one with an id"
+    assert world.decider.company == [True] * 2, "that one, and one that was left"
     assert world.application.unary_under_way.calls == 5
     assert world.application.unary_under_way.patient == 1
     for begun in world.decider.begun:

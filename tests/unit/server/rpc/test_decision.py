@@ -58,16 +58,17 @@ async def test_calls_that_come_together_are_begun_together_but_for_those_with_so
         requests, calls = plain_calls(p, 8)
         timed, keyed, reducing = order("timed"), order("keyed", idempotency_key="k"), order("r", reduce_only=True)
         timed.timeout.FromSeconds(60)
-        for place, odd in enumerate((timed, keyed, reducing)):
-            requests[place] = pb.DecideRequest(order=odd).SerializeToString()
-        requests[3] = b"no message"
-        calls[4].deadline = p.clock()
+        for place, one_order in enumerate((timed, keyed), start=2):
+            requests[place] = pb.DecideRequest(order=one_order).SerializeToString()
+        requests[0] = b"no message"
+        calls[1].deadline = p.clock()
+        requests[4] = pb.DecideRequest(order=reducing).SerializeToString()
         calls[5].deadline = None
         calls[6].metadata = ((b"traceparent", b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-01"),)
         begun = p.servicer.begin_together(requests, calls, p.clock())
-        assert [one is not None for one in begun] == [False] * 6 + [True] * 2
-        assert p.admission.in_flight == 2
-        for one in begun[6:]:
+        assert [one is not None for one in begun] == [False] * 4 + [True] * 4
+        assert p.admission.in_flight == 4
+        for one in begun[4:]:
             assert one is not None
             reply = p.servicer.reply(await one.decided)
             assert pb.DecideResponse.FromString(reply.wire).decision.order_ref == one.order.order_ref
@@ -78,13 +79,30 @@ async def test_calls_that_come_together_are_begun_together_but_for_those_with_so
 
 async def test_calls_that_come_together_wait_no_longer_than_each_may(tmp_path: Path) -> None:
     async with request_path(tmp_path, PATIENT) as p:
-        requests, calls = plain_calls(p, 2)
-        calls[0].deadline = p.clock() + 2.0
-        for one, seconds in zip(p.servicer.begin_together(requests, calls, p.clock()), (2.0, 10.0), strict=True):
+        requests, calls = plain_calls(p, 3)
+        calls[0].deadline, calls[2].deadline = p.clock() + 2.0, None
+        for one, seconds in zip(p.servicer.begin_together(requests, calls, p.clock()), (2.0, 10.0, 10.0), strict=True):
             if one is None:
                 pytest.skip("nothing is read at once where nothing is compiled")
             decision = pb.DecideResponse.FromString(p.servicer.reply(await one.decided).wire).decision
             assert decision.budget.allowed_us == pytest.approx(seconds * 1e6, rel=0.01), "the server's cap is ten"
+
+
+@pytest.mark.parametrize(("limit", "are_begun"), [(8.0, True), (6.0, False)], ids=["places for all", "for fewer"])
+async def test_calls_without_a_deadline_that_come_together_leave_their_places_to_those_that_cannot_wait(
+    tmp_path: Path, limit: float, are_begun: bool
+) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = limit  # three quarters of it are for orders that can wait
+        requests, calls = plain_calls(p, 6)
+        calls[1].deadline = calls[4].deadline = None
+        begun = p.servicer.begin_together(requests, calls, p.clock())
+        if begun[0] is None:
+            pytest.skip("nothing is read at once where nothing is compiled")
+        assert [one is not None for one in begun] == [True, are_begun, True, True, are_begun, True]
+        for one in begun:
+            if one is not None:
+                p.servicer.sent(p.servicer.reply(await one.decided))
 
 
 async def test_where_not_all_calls_that_come_together_find_a_place_none_is_begun(tmp_path: Path) -> None:
