@@ -64,7 +64,22 @@ def _own_ports() -> Iterator[int]:
             continue
         if claim is not None:  # and never closed: the process keeps it
             return itertools.cycle(range(first, first + _BLOCK))
-    return (_FIRST + secrets.randbelow(_COUNT) for _ in itertools.count())
+    start = _FIRST + secrets.randbelow(_COUNT)
+    return itertools.cycle([*range(start, _FIRST + _COUNT), *range(_FIRST, start)])
+
+
+def free_run(count: int) -> int:
+    """The first of so many TCP ports, one after the other, that are free at this moment.
+
+    Raises:
+        OSError: There are not so many.
+    """
+    run = 0
+    for port in itertools.islice(_own_ports(), 2 * _BLOCK):
+        run = run + 1 if is_free(port) and port % _BLOCK else 0  # after the last port of a block comes its first
+        if run == count:
+            return port - count + 1
+    raise OSError(f"found no {count} free ports in a row between {_FIRST} and {_FIRST + _COUNT}")
 
 
 def free_ports(count: int) -> list[int]:

@@ -38,7 +38,7 @@ from local.stack.parts import (
     valkey,
     worker,
 )
-from local.stack.ports import LOOPBACK, default_port, free_ports, is_free
+from local.stack.ports import LOOPBACK, default_port, free_ports, free_run, is_free
 from local.stack.process import Process
 from local.stack.settings import LocalSettings
 from pretrade.client.file_lock import take_lock
@@ -592,11 +592,21 @@ def _choose_ports(settings: LocalSettings, replicas: Collection[str], claims: Ex
                 f"PRETRADE_LOCAL_{setting.upper()}: something else listens on {LOOPBACK}:{port}; name another port,"
                 " or 0 for one that is free"
             )
+    # Each of several processes has the next port for its metrics, and so has the one that replaces another.
+    several = 0 if settings.processes is None else settings.processes + 1
+    for port in range(settings.metrics_port, settings.metrics_port + several) if settings.metrics_port else ():
+        if not is_free(port):
+            raise StackError(
+                f"PRETRADE_LOCAL_METRICS_PORT: {settings.processes} processes need {several} ports in a row, and"
+                f" something else listens on {LOOPBACK}:{port}; name another port, or 0 for any that are free"
+            )
+    metrics = settings.metrics_port or (free_run(several) if several else default_port(7003, claims))
     wanted = {
         "decision": settings.decision_port or default_port(7001, claims),
         "admin": settings.admin_port or default_port(7002, claims),
-        "metrics": settings.metrics_port or default_port(7003, claims),
-        "http": settings.http_port or default_port(7004, claims),
+        "metrics": metrics,
+        # 7004 may be that of a process's metrics
+        "http": settings.http_port or (None if several else default_port(7004, claims)),
         "console": settings.console_port or default_port(CONSOLE_PORT, claims),
     }
     management = (f"{name}_management" for name in replicas)

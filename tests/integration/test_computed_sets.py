@@ -99,7 +99,7 @@ def benches() -> Iterator[list[Bench]]:
     for bench in made:
         bench.guests.close()
     assert not [one for one in children if one.is_running() and "set_process" in " ".join(one.cmdline())]
-    assert _open_files() == open_files
+    assert _open_files() <= open_files, "others may have ended meanwhile: earlier tests leave garbage"
 
 
 @pytest.fixture

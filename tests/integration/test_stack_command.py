@@ -9,10 +9,13 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import psutil
 import pytest
 from aiokafka import AIOKafkaProducer
+from support.harness import eventually
 from support.up_command import DEADLINE_SECONDS, assert_gone, up
 
 from local.stack.command import MISUSED, OK
@@ -63,6 +66,31 @@ ALONE: Final = {
     "PRETRADE_GRPC__DRAIN_SECONDS": "60",
 }
 """Settings of a server that finds no replica, and that takes a minute to drain."""
+
+
+def test_each_process_of_a_server_has_a_port_for_its_metrics_and_the_stack_uses_none_of_them(tmp_path: Path) -> None:
+    with up(tmp_path, "valkey", "server", PRETRADE_LOCAL_PROCESSES="2", **ALONE) as command:
+        endpoints = command.wait_until_up().endpoints
+        metrics = urlsplit(endpoints.metrics_url or "").port
+        assert metrics is not None
+        addresses = (
+            endpoints.decision,
+            endpoints.admin,
+            urlsplit(endpoints.http_url or "").netloc,
+            endpoints.redis_url,
+        )
+        for port in range(metrics, metrics + 3):
+            assert not any(str(port) in str(address) for address in addresses)
+
+        def answering() -> set[int]:
+            found = set()
+            for port in (metrics, metrics + 1):
+                with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5.0) as response:
+                    found |= {port} if b"pretrade_decisions_total" in response.read() else set()
+            return found
+
+        eventually(answering, {metrics, metrics + 1}.__eq__)
+        assert "cannot start" not in (tmp_path / "logs" / "server.log").read_text()
 
 
 @pytest.mark.parametrize("edge", ["envoy", pytest.param("grpcio", marks=pytest.mark.long)])

@@ -143,10 +143,10 @@ MUTATIONS: Final = (
         "batches",
         (
             (
-                "                self._give_up_slice(one)\n            raise\n",
+                "                self._give_up_slice(one)\n            for order",
                 "                for result in self._results_of(one, call):\n"
                 "                    self._dataplane.heard(result.decisions)\n"
-                "            raise\n",
+                "            for order",
             ),
         ),
     ),

@@ -5,23 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
 from local.stack.errors import NotReadyError
 from local.stack.parts import server
-from local.stack.ports import free_ports
+from local.stack.ports import free_ports, free_run
 from pretrade.client import operator_token
 from pretrade.client.credentials import ClientCredentials
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from support.harness import CAP_SECONDS, EDGE
 
+MOST_PROCESSES: Final = 7
+"""Of a server."""
+
 
 def environment(directory: Path, **changes: str) -> dict[str, str]:
     """Settings of a server that finds neither Redis nor replicas, and is steered alone unless a Redis is named."""
-    decision, admin, metrics, nowhere = free_ports(4)
+    decision, admin, nowhere = free_ports(3)
+    metrics = free_run(
+        MOST_PROCESSES + 1
+    )  # each of several has the next port, and so has the one that replaces another
     ours = {
         "PRETRADE_GRPC__EDGE": EDGE,
         "PRETRADE_GRPC__PORT": str(decision),
