@@ -85,11 +85,12 @@ class Batches:
                     ended += 1
                 if is_patient and ended == len(begun):
                     arrived = self._clock()
-                    if reducing and self._dataplane.must_wait:
-                        early, reducing = self._begin_early(orders, reducing, first, arrived, call), []
+                    if not self._dataplane.has_places_at_once(last - first):
+                        hasty = [place for place in reducing if first <= place < last and place not in early]
+                        early |= self._begin_early(orders, hasty, arrived, call)
                     if number := last - first - sum(first <= place < last for place in early):
                         places = await self._dataplane.places(number, call.deadline, has_begun=first > 0)
-                        if not (first or places or early):
+                        if not (first or places or reducing):
                             raise self._orders.failed(self._dataplane.refused(len(orders)), orders[0], arrived, call)
                         is_patient = places > 0  # else it has waited long enough: what finds no place is refused
                         last = _end_of(places or number, first, last, early)
@@ -111,14 +112,13 @@ class Batches:
             raise
 
     def _begin_early(
-        self, orders: Sequence[Asked], places: Sequence[int], first: int, arrived: float, call: Call
+        self, orders: Sequence[Asked], places: Sequence[int], arrived: float, call: Call
     ) -> dict[int, Begun]:
-        """Begins with those of these orders that come after the first so many, each by itself; by their places."""
+        """Begins with the orders at some places, each by itself; by their places."""
         context_of, begin = self._orders.context_of, self._orders.begin
         return {
             place: begin(orders[place], arrived, call.deadline, call, context_of(call), in_company=True)
             for place in places
-            if place >= first
         }
 
     def _begin_slice(self, some: Sequence[Asked], call: Call, alone: dict[int, Begun]) -> BegunSlice:

@@ -229,7 +229,7 @@ async def test_a_batch_that_waits_may_have_more_orders_that_only_reduce_than_one
         first = batch_of(p, 54)
         await until(lambda: p.gate.asked == 40)
         second = mixed_batch_of(p, 700, (0, 255, 256, 300, 699))
-        await until(lambda: p.gate.asked == 45)
+        await until(lambda: p.gate.asked == 42)
         for _ in range(1_000):
             p.gate.open.release()
         for call in (first, second):
@@ -258,6 +258,74 @@ async def test_a_batch_that_has_waited_long_enough_keeps_its_orders_that_only_re
         results = pb.DecideBatchResponse.FromString((await second).wire).results
     assert [result.HasField("decision") for result in results] == [False, False, True, False]
     assert {result.error.reason for result in results if result.HasField("error")} == {"TOO_MANY_IN_FLIGHT"}
+
+
+async def test_orders_that_only_reduce_have_their_places_where_nobody_else_may_even_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "PATIENCE_SECONDS", 60.0)
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._settings = p.admission._settings.model_copy(update={"max_in_flight": 20})
+        p.admission._limit = 20.0  # two for those that reduce
+        p.gate.open = asyncio.Semaphore(0)
+        others = [asyncio.create_task(p.decide(order(f"{number}"), timeout_seconds=60.0)) for number in range(18)]
+        await until(lambda: p.gate.asked == 18)
+        waiting = [asyncio.create_task(p.decide(order(f"waits-{number}"))) for number in range(2)]
+        await until(lambda: p.admission.waiting == 2)
+        first, second = mixed_batch_of(p, 2, (0,)), mixed_batch_of(p, 300, (299,))
+        await until(lambda: p.gate.asked == 20)
+        for _ in range(400):
+            p.gate.open.release()
+        replies = [await first, await second]
+        for reply in replies:
+            p.servicer.sent(reply)
+        await asyncio.gather(*others, *waiting)
+    decided = [pb.DecideBatchResponse.FromString(reply.wire).results for reply in replies]
+    assert [result.HasField("decision") for result in decided[0]] == [True, False]
+    assert [result.HasField("decision") for result in decided[1]][-1], "of another slice"
+
+
+async def test_orders_that_only_reduce_do_not_wait_for_those_of_their_batch_that_found_the_last_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 20.0  # two for those that reduce, and 13 for those that wait
+        p.gate.open = asyncio.Semaphore(0)
+        first = batch_of(p, 10)
+        await until(lambda: p.gate.asked == 10)
+        asked: list[str] = []
+        answer = p.gate.answer
+
+        async def noted(case: Case) -> Answer | None:
+            asked.append(case.order.order_ref)
+            return await answer(case)
+
+        monkeypatch.setattr(p.gate, "answer", noted)
+        second = mixed_batch_of(p, 12, (11,))
+        await until(lambda: p.gate.asked == 13)
+        assert asked == ["11", "0", "1"]
+        for _ in range(100):
+            p.gate.open.release()
+        for call in (first, second):
+            p.servicer.sent(await call)
+        assert p.admission.shed == 0
+    assert refs(await second) == [f"{number}" for number in range(12)]
+
+
+async def test_a_batch_takes_up_no_more_orders_that_only_reduce_at_a_time_than_others(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 512.0
+        p.gate.open = asyncio.Semaphore(0)
+        others = [batch_of(p, 256), batch_of(p, 89)]
+        await until(lambda: p.admission.in_flight == 345)
+        second = mixed_batch_of(p, 1_024, [place for place in range(1_024) if place % 2])
+        await until(lambda: p.admission.in_flight == 473)
+        for _ in range(3_000):
+            p.gate.open.release()
+        for call in (*others, second):
+            p.servicer.sent(await call)
+        assert (p.admission.shed, p.admission.in_flight) == (0, 0)
+    assert refs(await second) == [f"{number}" for number in range(1_024)]
 
 
 async def test_a_caller_that_leaves_while_its_batch_waits_leaves_nothing_under_way(tmp_path: Path) -> None:
