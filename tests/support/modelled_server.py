@@ -153,6 +153,10 @@ class ModelledServer:
 
     # What a servicer asks of a data plane.
 
+    def has_places_at_once(self, orders: int) -> bool:
+        """See `DataPlane`."""
+        return self.admission.has_places_at_once(orders)
+
     def has_places(self, orders: int) -> bool:
         """See `DataPlane`, as for all that follow."""
         return self.admission.has_places(orders)
