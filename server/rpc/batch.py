@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Final, NamedTuple, TypeGuard
 
@@ -42,6 +43,31 @@ class BegunSlice(NamedTuple):
     """Of those that were begun together; None where there are none."""
 
 
+class UnderWay:
+    """What a batch has come to.
+
+    Args:
+        orders: All of its orders.
+        call: Its call.
+    """
+
+    __slots__ = ("begun", "call", "early", "is_patient", "orders", "reducing", "results")
+
+    def __init__(self, orders: Sequence[Asked], call: Call) -> None:
+        self.orders: Final = orders
+        self.call: Final = call
+        self.begun: Final[deque[BegunSlice]] = deque()
+        """Slices that have not ended, the oldest first."""
+        self.results: Final[list[Reply]] = []
+        """Of the slices that have."""
+        self.reducing: Final = [place for place, order in enumerate(orders) if order.reduce_only]
+        """The places of orders that are reduce-only."""
+        self.early: Final[dict[int, Begun]] = {}
+        """Those that have begun before their slices, by their places."""
+        self.is_patient = len(self.reducing) < len(orders)  # those have places of their own, and need not wait
+        """Whether it waits in line for places."""
+
+
 class Batches:
     """Decides the orders of batches.
 
@@ -67,59 +93,64 @@ class Batches:
         Raises:
             OverloadedError: There was no place for any of its orders.
         """
-        begun: list[BegunSlice] = []
-        ended = 0
-        results: list[Reply] = []
-        reducing = [place for place, order in enumerate(orders) if order.reduce_only]
-        early: dict[int, Begun] = {}
-        is_patient = len(reducing) < len(orders)  # those have places of their own, and need not wait
+        batch = UnderWay(orders, call)
         try:
             first = 0
             while first < len(orders):
-                last = min(len(orders), first + BATCH_SLICE)
                 if first:
                     await asyncio.sleep(0)
-                while ended < len(begun) and not self._dataplane.has_places(last - first):
-                    await _end_of_slice(begun[ended])
-                    results += self._results_of(begun[ended], call)
-                    ended += 1
-                if is_patient and ended == len(begun):
-                    arrived = self._clock()
-                    if not self._dataplane.has_places_at_once(last - first):
-                        hasty = [place for place in reducing if first <= place < last and place not in early]
-                        early |= self._begin_early(orders, hasty, arrived, call)
-                    if number := last - first - sum(first <= place < last for place in early):
-                        places = await self._dataplane.places(number, call.deadline, has_begun=first > 0)
-                        if not (first or places or reducing):
-                            raise self._orders.failed(self._dataplane.refused(len(orders)), orders[0], arrived, call)
-                        is_patient = places > 0  # else it has waited long enough: what finds no place is refused
-                        last = _end_of(places or number, first, last, early)
-                its = {place - first: early.pop(place) for place in list(early) if place < last}
-                begun.append(self._begin_slice(orders[first:last], call, its))
+                last = min(len(orders), first + BATCH_SLICE)
+                while batch.begun and not self._dataplane.has_places(last - first):
+                    await self._end_oldest(batch)
+                if batch.is_patient and not batch.begun:
+                    last = await self._wait_in_line(batch, first, last)
+                its = {place - first: batch.early.pop(place) for place in list(batch.early) if place < last}
+                batch.begun.append(self._begin_slice(orders[first:last], call, its))
                 first = last
-            while ended < len(begun):
-                await _end_of_slice(begun[ended])
-                results += self._results_of(begun[ended], call)
-                ended += 1
-            return results
+            while batch.begun:
+                await self._end_oldest(batch)
+            return batch.results
         except BaseException:
-            for result in results:
-                self._orders.not_sent(result)
-            for one in begun[ended:]:
-                self._give_up_slice(one)
-            for order in early.values():
-                self._orders.give_up(order)
+            self._give_up(batch)
             raise
 
-    def _begin_early(
-        self, orders: Sequence[Asked], places: Sequence[int], arrived: float, call: Call
-    ) -> dict[int, Begun]:
-        """Begins with the orders at some places, each by itself; by their places."""
-        context_of, begin = self._orders.context_of, self._orders.begin
-        return {
-            place: begin(orders[place], arrived, call.deadline, call, context_of(call), in_company=True)
-            for place in places
-        }
+    async def _wait_in_line(self, batch: UnderWay, first: int, last: int) -> int:
+        """Waits for places of a slice, while its reduce-only orders do not; returns where the slice then ends.
+
+        Raises:
+            OverloadedError: The first slice found none, and has no order that reduces.
+        """
+        orders, call = batch.orders, batch.call
+        arrived = self._clock()
+        if not self._dataplane.has_places_at_once(last - first):
+            for place in batch.reducing:
+                if first <= place < last and place not in batch.early:
+                    batch.early[place] = self._orders.begin(
+                        orders[place], arrived, call.deadline, call, self._orders.context_of(call), in_company=True
+                    )
+        number = last - first - sum(first <= place < last for place in batch.early)
+        if not number:
+            return last
+        places = await self._dataplane.places(number, call.deadline, has_begun=first > 0)
+        if not (first or places or batch.reducing):
+            raise self._orders.failed(self._dataplane.refused(len(orders)), orders[0], arrived, call)
+        batch.is_patient = places > 0  # else it has waited long enough: what finds no place is refused
+        return _end_of(places or number, first, last, batch.early)
+
+    async def _end_oldest(self, batch: UnderWay) -> None:
+        """Waits until the slice that began first has its decisions, and takes its results."""
+        await _end_of_slice(batch.begun[0])
+        batch.results.extend(self._results_of(batch.begun[0], batch.call))
+        batch.begun.popleft()
+
+    def _give_up(self, batch: UnderWay) -> None:
+        """Nobody wants its results any more."""
+        for result in batch.results:
+            self._orders.not_sent(result)
+        for one in batch.begun:
+            self._give_up_slice(one)
+        for order in batch.early.values():
+            self._orders.give_up(order)
 
     def _begin_slice(self, some: Sequence[Asked], call: Call, alone: dict[int, Begun]) -> BegunSlice:
         """Begins with some orders of a batch: those that are plain together, the others by themselves.

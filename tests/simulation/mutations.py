@@ -137,16 +137,16 @@ MUTATIONS: Final = (
     Mutation(
         "a batch that ends before it is answered counts as heard",
         "server/rpc/batch.py",
-        "            for result in results:\n                self._orders.not_sent(result)\n",
-        "            for result in results:\n                self._dataplane.heard(result.decisions)\n",
+        "        for result in batch.results:\n            self._orders.not_sent(result)\n",
+        "        for result in batch.results:\n            self._dataplane.heard(result.decisions)\n",
         "its row says it was replied",
         "batches",
         (
             (
-                "                self._give_up_slice(one)\n            for order",
-                "                for result in self._results_of(one, call):\n"
-                "                    self._dataplane.heard(result.decisions)\n"
-                "            for order",
+                "            self._give_up_slice(one)\n        for order",
+                "            for result in self._results_of(one, batch.call):\n"
+                "                self._dataplane.heard(result.decisions)\n"
+                "        for order",
             ),
         ),
     ),
