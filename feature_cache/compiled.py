@@ -18,6 +18,7 @@ SWITCH: Final = "PRETRADE_COMPILED"
 """The environment variable that says `0` where everything is to be interpreted."""
 SOURCES: Final = (
     "feature_cache.domain_c",
+    "feature_cache.store.l1_c",
     "server.audit.store.decision_rows_c",
     "server.decision.decision_wire_c",
     "server.decision.entry_wire_c",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from redis._parsers.hiredis import NOT_ENOUGH_DATA, _AsyncHiredisParser
@@ -31,7 +32,9 @@ class Bursts(asyncio.Protocol):
         # redis-py has no public names for a connection's parser and stream.
         connection: Any = pubsub.connection
         assert isinstance(connection._parser, _AsyncHiredisParser)
-        self._reader: Any = connection._parser._reader
+        reader: Any = connection._parser._reader
+        self._feed = reader.feed
+        self._next_answer = partial(reader.gets, False)
         self._stream: asyncio.StreamReader = connection._reader
         self._transport: asyncio.Transport = connection._writer.transport
         self._before: Any = self._transport.get_protocol()
@@ -62,16 +65,11 @@ class Bursts(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Takes a packet."""
         self.heard = True
-        self._reader.feed(data)
+        self._feed(data)
         try:
-            self._take(self._complete())
+            self._take(iter(self._next_answer, NOT_ENOUGH_DATA))
         except Exception as error:
             self._end(error)
-
-    def _complete(self) -> Iterator[Any]:
-        gets = self._reader.gets
-        while (answer := gets(False)) is not NOT_ENOUGH_DATA:
-            yield answer
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection has ended."""

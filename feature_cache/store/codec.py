@@ -126,7 +126,8 @@ class Heads:
     """
 
     def __init__(self, feature_set: FeatureSet) -> None:
-        self._prefix = struct.pack("<4sI", _MAGIC, feature_set.fingerprint)
+        self.prefix: Final = struct.pack("<4sI", _MAGIC, feature_set.fingerprint)
+        """What every vector of the set begins with."""
         self._values_bytes = feature_set.row_bytes
         self._fixed_bytes = _HEADER.size + feature_set.row_bytes
         self._feature_set = feature_set
@@ -147,7 +148,7 @@ class Heads:
         except struct.error:
             _fields(packed)  # it is too short
             raise
-        if prefix != self._prefix or len(packed) != self._fixed_bytes + length or state not in _STATES:
+        if prefix != self.prefix or len(packed) != self._fixed_bytes + length or state not in _STATES:
             _fields(packed, self._feature_set)
         return packed[_HEADER.size : -self._values_bytes], sequence, publish_time, transit
 

@@ -1,4 +1,7 @@
-"""The decision server's in-process copy of the feature vectors."""
+"""The decision server's in-process copy of the feature vectors.
+
+`l1_c.pyx`, where it is compiled, takes the vectors that are plain, which almost all are; everything else comes here.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from feature_cache.backoff import Backoff
+from feature_cache.compiled import compiled
 from feature_cache.constants import Constant
 from feature_cache.ending import end
 from feature_cache.feature_set import FeatureSet
@@ -30,6 +34,7 @@ _SILENT_CHECKS: Final = 3
 _VECTORS: Final = (b"message", b"smessage")
 """Kinds of the messages that bring a vector."""
 _log = structlog.get_logger(__name__)
+_compiled: Final = compiled("feature_cache.store.l1_c")
 
 Arrival = tuple[int, float]
 """When a vector came: nanoseconds since the Unix epoch, and seconds on a clock that never jumps."""
@@ -117,7 +122,7 @@ class FeatureCache:
         uniform: Callable[[], float] = random.random,
     ) -> None:
         self.feature_set: Final = feature_set
-        self._read_head = Heads(feature_set).read
+        self.heads: Final = Heads(feature_set)
         self._redis_url = redis_url
         self._settings = settings
         self._ttl_seconds = settings.ttl_seconds
@@ -140,6 +145,8 @@ class FeatureCache:
         """Vectors refused because the clocks disagree: see `max_clock_lead_seconds`."""
         self.disconnects = 0
         """Times Redis was lost or not reached."""
+        self.plain: Any = None if _compiled is None else _compiled.Plain(self, CachedFeatures)
+        """Takes most vectors in compiled code; None where that is not there."""
 
     @property
     def instruments(self) -> tuple[str, ...]:
@@ -174,7 +181,7 @@ class FeatureCache:
         """
         now_ns, now = arrival or self._now()
         try:
-            name, sequence, publish_time_ns, transit_ns = self._read_head(packed)
+            name, sequence, publish_time_ns, transit_ns = self.heads.read(packed)
         except CodecError as error:
             self.rejected += 1
             _log.warning("features.rejected", set=self.feature_set.id, reason=str(error))
@@ -268,7 +275,7 @@ class FeatureCache:
                     await pubsub.ssubscribe(key)
             else:
                 await pubsub.subscribe(*keys)
-        bursts = Bursts(pubsub, self._take_all)
+        bursts = Bursts(pubsub, self.take)
         unanswered = 0
         while True:
             # A subscription can die without a sign; a ping on it that is never answered shows it.
@@ -289,9 +296,11 @@ class FeatureCache:
             if bursts.heard:
                 unanswered = 0
 
-    def _take_all(self, messages: Iterable[Any]) -> None:
+    def take(self, messages: Iterable[Any]) -> None:
         """Takes what a subscription received at once."""
         accept, arrival = self.accept, self._now()
+        if self.plain is not None:
+            messages = self.plain.others(messages, *arrival)
         for message in messages:
             if not isinstance(message, list):
                 continue  # it answers a ping

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from support.followed_cache import following, sequence_of, snapshot
 from support.guest_sets import MIXED, REGISTERED, know
 from support.tcp_proxy import through
+from support.twins import compiled_here
 from support.waiting import until
 
 from feature_cache.features import N_FEATURES
@@ -138,6 +139,20 @@ async def test_a_burst_larger_than_a_read_of_the_socket_arrives_whole(redis: Red
             await FeatureStore(redis, 60, 5).write(snapshot(name, sequence) for name in names)
         await until(lambda: all(sequence_of(cache, name) == 3 for name in names))
         assert (cache.updates, cache.rejected, cache.disconnects) == (3000, 0, 0)
+
+
+@pytest.mark.stack
+async def test_what_redis_sends_is_plain_for_compiled_code(
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled_here("feature_cache.store.l1_c")
+    patient = FeatureCacheSettings(reconcile_interval_seconds=30)
+    async with following(FeatureCache(redis_url, patient, [BTC])) as cache:
+        await until(lambda: cache.connected)
+        monkeypatch.setattr(cache, "accept", lambda *_: False)
+        await FeatureStore(redis, 60, 5).write([snapshot(BTC, 1)])
+        await until(lambda: sequence_of(cache, BTC) == 1)
+        assert cache.updates == 1
 
 
 @pytest.mark.stack

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
+from hiredis import PushNotification
+from hypothesis import given
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
+from support.twins import compiled_here
 
 from feature_cache.features import N_FEATURES
 from feature_cache.store import codec, l1
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode
-from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.store.l1 import CachedFeatures, FeatureCache, FeatureCacheSettings
+from feature_cache.store.vectors import key_of
 
 NAME = "BTCUSDT.BINANCE"
+OTHER = "ETHUSDT.BINANCE"
 NOW_NS = 1_700_000_000_000_000_000
+COUNTED = ("updates", "outdated", "rejected", "expired", "ahead")
+FOREVER_NS = 2**63 - 1
+BY_NAME = key_of(NAME).encode()
+"""The channel that its vectors come by."""
+STATE_AT, LENGTH_AT = 72, 73
+"""Where they are in a vector."""
 
 
 @dataclass
@@ -34,10 +47,14 @@ def clocks() -> Clocks:
 
 @pytest.fixture
 def cache(clocks: Clocks) -> FeatureCache:
+    return new_cache(clocks)
+
+
+def new_cache(clocks: Clocks) -> FeatureCache:
     return FeatureCache(
         "redis://unused",
         FeatureCacheSettings(ttl_seconds=10),
-        [NAME, "ETHUSDT.BINANCE"],
+        [NAME, OTHER],
         monotonic=lambda: clocks.monotonic_seconds,
         wall_ns=lambda: clocks.wall_ns,
     )
@@ -149,3 +166,115 @@ def test_a_vector_is_unpacked_once_and_only_when_it_is_asked_for(
     assert not unpacked
     assert entry.snapshot is entry.snapshot
     assert unpacked == [packed(99)]
+
+
+def message(packed: bytes, channel: str = NAME, kind: bytes = b"message") -> list[object]:
+    return [kind, key_of(channel).encode(), packed]
+
+
+def changed(vector: bytes, at: int, value: int) -> bytes:
+    """A vector with one byte changed."""
+    return vector[:at] + bytes([value]) + vector[at + 1 :]
+
+
+def vectors() -> st.SearchStrategy[bytes]:
+    """Mostly as workers write them."""
+    near = st.integers(-2_000_000_000, 2_000_000_000) | st.integers(-11_000_000_000, -9_000_000_000)
+    made = st.builds(
+        packed,
+        sequence=st.integers(0, 9) | st.sampled_from([-FOREVER_NS, FOREVER_NS]),
+        publish_time_ns=near.map(lambda ns: NOW_NS + ns) | st.sampled_from([-FOREVER_NS, 0, FOREVER_NS]),
+        instrument=st.sampled_from([NAME, NAME, OTHER, NAME[:-1], "OTHER.BINANCE"]),
+        transit_ns=st.integers(0, 10**9) | st.sampled_from([-FOREVER_NS, -1, FOREVER_NS]),
+    )
+    damaged = st.builds(changed, made, st.sampled_from([0, 4, STATE_AT, LENGTH_AT, 80, 150]), st.integers(0, 255))
+    cut = st.builds(lambda vector, length: vector[:length], made, st.sampled_from([0, 4, LENGTH_AT, 74, 100]))
+    return made | made | made | damaged | cut
+
+
+def messages() -> st.SearchStrategy[object]:
+    """What a subscription may bring."""
+    kinds = st.sampled_from([b"message", b"message", b"smessage", b"pong"])
+    others = st.sampled_from([b"PONG", [b"pong", b""], [b"subscribe", b"x", 1], [b"subscribe", BY_NAME, 1]])
+    named = st.builds(message, vectors(), st.sampled_from([NAME, NAME, OTHER, "OTHER.BINANCE"]), kinds)
+    return named | named | others
+
+
+def check_the_same(bursts: list[tuple[list[Any], float]]) -> None:
+    """Holds the compiled twin to what Python does with some bursts and the seconds after each."""
+    clocks = Clocks()
+    compiled, python = new_cache(clocks), new_cache(clocks)
+    compiled.plain, python.plain = compiled_here("feature_cache.store.l1_c").Plain(compiled, CachedFeatures), None
+    for burst, seconds in bursts:
+        with capture_logs():
+            compiled.take(iter(burst))
+            python.take(iter(burst))
+        assert [getattr(compiled, name) for name in COUNTED] == [getattr(python, name) for name in COUNTED]
+        for name in (NAME, OTHER):
+            found, expected = compiled.get(name), python.get(name)
+            assert (found is None) == (expected is None)
+            if found is not None and expected is not None:
+                assert found.sequence == expected.sequence == found.snapshot.sequence
+                assert found.snapshot.publish_time_ns == expected.snapshot.publish_time_ns
+                assert found.age_seconds(clocks.monotonic_seconds) == expected.age_seconds(clocks.monotonic_seconds)
+        clocks.advance(seconds)
+
+
+@given(bursts=st.lists(st.tuples(st.lists(messages(), max_size=6), st.floats(0, 11))))
+def test_compiled_and_python_take_the_same(bursts: list[tuple[list[Any], float]]) -> None:
+    check_the_same(bursts)
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        message(packed(2)),
+        message(packed(1)),
+        message(packed(3), kind=b"smessage"),
+        message(packed(3), kind=b"pong"),
+        message(packed(3), channel=OTHER),
+        message(packed(3, instrument=NAME[:-1])),
+        message(packed(3, instrument=f"{NAME}S")),
+        message(packed(3, instrument=NAME.replace("B", "C"))),
+        message(packed(3, publish_time_ns=NOW_NS + 1_000_000_000)),
+        message(packed(3, publish_time_ns=NOW_NS + 1_000_000_001)),
+        message(packed(3, publish_time_ns=NOW_NS - 10_000_000_000)),
+        message(packed(3, publish_time_ns=NOW_NS - 10_000_000_001)),
+        message(packed(3, publish_time_ns=NOW_NS + 900_000_000, transit_ns=100_000_000)),
+        message(packed(3, publish_time_ns=-FOREVER_NS)),
+        message(packed(3, publish_time_ns=FOREVER_NS)),
+        message(packed(3, transit_ns=-FOREVER_NS)),
+        message(packed(3, transit_ns=FOREVER_NS)),
+        message(packed(3, publish_time_ns=NOW_NS - 1, transit_ns=FOREVER_NS)),
+        message(packed(3, publish_time_ns=-7 * 10**18, transit_ns=10**18)),
+        message(packed(FOREVER_NS)),
+        message(packed(-FOREVER_NS)),
+        message(b""),
+        message(packed(3)[:-1]),
+        message(packed(3) + b"?"),
+        message(changed(packed(3), 0, 0)),
+        message(changed(packed(3), 7, 0)),
+        message(changed(packed(3), STATE_AT, 3)),
+        message(changed(packed(3), STATE_AT, 255)),
+        message(changed(packed(3), LENGTH_AT, 14)),
+        [b"pong", b""],
+        [b"message", BY_NAME, packed(3), b"more"],
+        [b"subscribe", BY_NAME, 1],
+        PushNotification([b"message", BY_NAME, packed(3)]),
+        b"PONG",
+    ],
+)
+def test_compiled_and_python_take_what_is_special_the_same(special: Any) -> None:
+    check_the_same([([message(packed(2)), special], 0.5), ([message(packed(4))], 0.5)])
+
+
+def test_what_workers_write_is_taken_by_compiled_code(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.plain = compiled_here("feature_cache.store.l1_c").Plain(cache, CachedFeatures)
+
+    def accept(_: object, __: object = None) -> bool:
+        pytest.fail("it is plain")
+
+    monkeypatch.setattr(cache, "accept", accept)
+    cache.take(iter([message(packed(1)), message(packed(1, instrument=OTHER), OTHER, b"smessage"), b"PONG"]))
+    assert cache.updates == 2
+    assert sequence_of(cache) == 1
