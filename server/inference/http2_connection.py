@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import struct
-from collections.abc import Callable
-from typing import Final, cast
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple, cast
 from urllib.parse import unquote
 
 import grpc
@@ -38,6 +38,14 @@ _MOST_HEADERS: Final = 65_536
 """Bytes of headers of one answer, as they are sent; `hpack` bounds what becomes of them."""
 _PING_DATA: Final = b"pretrade"
 _PRIORITY_BYTES: Final = 5
+_OWED_SECONDS: Final = 0.005
+"""How long the answer to a ping may wait for a call that it can go with. TorchServe pings with every answer, to measure
+its connection, and a write of its own takes as long as everything else that an answer needs."""
+_MOST_OWED: Final = 1_024
+"""Bytes of such answers."""
+_INDEXED: Final = 0x80
+"""A header that the table has is a byte from here on (RFC 7541, 6.1)."""
+_MOST_KNOWN: Final = 64
 _MOST_UNSENT: Final = 4 << 20
 """Bytes that wait for a peer which does not read."""
 
@@ -86,6 +94,15 @@ class _ProtocolError(Exception):
     """The peer did what HTTP/2 forbids."""
 
 
+class _Said(NamedTuple):
+    """What headers say of a call; None where they say nothing."""
+
+    code: str | None = None
+    message: str | None = None
+    http_status: str | None = None
+    is_grpc: bool | None = None
+
+
 class _Stream:
     """One call under way."""
 
@@ -129,6 +146,8 @@ class Connection(asyncio.Protocol):
         self._next_stream = 1
         self._decoder = Decoder()
         self._decoder.max_header_list_size = _MOST_HEADERS
+        self._known: dict[bytes, _Said] = {}
+        """Headers that were decoded since the table was last changed, and leave it as it is."""
         self._block: bytearray | None = None
         """Of headers that go on in further frames."""
         self._block_of = (0, 0)
@@ -137,6 +156,9 @@ class Connection(asyncio.Protocol):
         self._largest_frame = _SMALLEST_FRAME
         self._most_streams = _LAST_STREAM
         self._unread = 0
+        self._owed = b""
+        """Answers to pings, which go with the next call."""
+        self._paying: asyncio.TimerHandle | None = None
         self._is_done = False
         """Whether it ends with its last call."""
         self._heard_at = 0.0
@@ -179,7 +201,8 @@ class Connection(asyncio.Protocol):
             self._leave("all streams are used up")
         self._window -= size
         body = _MESSAGE.pack(0, len(message)) + message
-        frames = [_frame(Kind.HEADERS, _END_HEADERS, stream, head)]
+        frames = [self._owed, _frame(Kind.HEADERS, _END_HEADERS, stream, head)]
+        self._owed = b""
         for at in range(0, size, self._largest_frame):
             part = body[at : at + self._largest_frame]
             frames.append(_frame(Kind.DATA, _END_STREAM if at + len(part) == size else 0, stream, part))
@@ -298,21 +321,31 @@ class Connection(asyncio.Protocol):
         if not flags & _END_HEADERS:
             return
         block, (stream, first_flags), self._block = bytes(self._block), self._block_of, None
-        headers = self._decoder.decode(block, raw=True)  # also those that nobody waits for: the table counts
+        said = self._said_in(block)  # also what nobody waits for: the table counts
         found = self._streams.get(stream)
         if found is None:
             return
-        for name, value in headers:
-            if name == b"grpc-status":
-                found.code = value.decode("ascii", "replace")
-            elif name == b"grpc-message":
-                found.message = unquote(value.decode("ascii", "replace"), errors="replace")
-            elif name == b":status":
-                found.http_status = value.decode("ascii", "replace")
-            elif name == b"content-type":
-                found.is_grpc = value.startswith(b"application/grpc")
+        if said.code is not None:
+            found.code = said.code
+        if said.message is not None:
+            found.message = said.message
+        if said.http_status is not None:
+            found.http_status = said.http_status
+        if said.is_grpc is not None:
+            found.is_grpc = said.is_grpc
         if first_flags & _END_STREAM:
             self._ended(stream)
+
+    def _said_in(self, block: bytes) -> _Said:
+        """What the headers of a block say. A server that is asked again and again names what the table has."""
+        said = self._known.get(block)
+        if said is None:
+            said = _said_by(self._decoder.decode(block, raw=True))
+            if min(block, default=0) < _INDEXED:
+                self._known.clear()  # the table may have changed, and the same bytes say something else now
+            elif len(self._known) < _MOST_KNOWN:
+                self._known[block] = said
+        return said
 
     def _take_reset(self, flags: int, stream: int, payload: bytes) -> None:
         if len(payload) != 4 or not stream:
@@ -360,8 +393,22 @@ class Connection(asyncio.Protocol):
     def _take_ping(self, flags: int, stream: int, payload: bytes) -> None:
         if stream or len(payload) != len(_PING_DATA):
             raise _ProtocolError("a ping of a wrong form")
-        if not flags & _ACK:
-            self._send(_frame(Kind.PING, _ACK, 0, payload))
+        if flags & _ACK:
+            return
+        self._owed += _frame(Kind.PING, _ACK, 0, payload)
+        if len(self._owed) > _MOST_OWED:
+            self._pay()
+        elif self._paying is None:
+            self._paying = asyncio.get_running_loop().call_later(_OWED_SECONDS, self._pay)
+
+    def _pay(self) -> None:
+        """Sends what is still owed, if no call has taken it along."""
+        if self._paying is not None:
+            self._paying.cancel()
+            self._paying = None
+        if self._owed:
+            owed, self._owed = self._owed, b""
+            self._send(owed)
 
     def _take_window(self, flags: int, stream: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -458,6 +505,20 @@ class Connection(asyncio.Protocol):
             if transport.get_write_buffer_size() > _MOST_UNSENT:
                 self.is_broken = True
                 self._end("HTTP/2: it does not read what it asks for")
+
+
+def _said_by(headers: Iterable[tuple[bytes, bytes]]) -> _Said:
+    said: dict[str, Any] = {}
+    for name, value in headers:
+        if name == b"grpc-status":
+            said["code"] = value.decode("ascii", "replace")
+        elif name == b"grpc-message":
+            said["message"] = unquote(value.decode("ascii", "replace"), errors="replace")
+        elif name == b":status":
+            said["http_status"] = value.decode("ascii", "replace")
+        elif name == b"content-type":
+            said["is_grpc"] = value.startswith(b"application/grpc")
+    return _Said(**said)
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

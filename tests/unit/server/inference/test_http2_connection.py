@@ -14,6 +14,7 @@ import h2.connection
 import h2.errors
 import h2.events
 import h2.settings
+import hpack
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -31,6 +32,7 @@ class Wire:
         self.ended: list[Connection] = []
         self.closed = False
         self.unread = 0
+        self.writes = 0
         config = h2.config.H2Configuration(
             client_side=False, validate_outbound_headers=False, normalize_outbound_headers=False
         )
@@ -43,6 +45,7 @@ class Wire:
     # What the connection asks of its transport.
 
     def write(self, data: bytes) -> None:
+        self.writes += 1
         if not self.closed:
             self.events += self.h2.receive_data(data)
 
@@ -316,10 +319,85 @@ async def test_padding_priorities_and_headers_in_pieces_are_understood() -> None
 
 async def test_pings_and_settings_are_answered() -> None:
     wire = opened()
+    assert wire.seen(h2.events.SettingsAcknowledged)
     wire.h2.ping(b"12345678")
     wire.flush()
-    assert wire.seen(h2.events.PingAckReceived)
-    assert wire.seen(h2.events.SettingsAcknowledged)
+    await asyncio.sleep(0.006)
+    assert len(wire.seen(h2.events.PingAckReceived)) == 1
+
+
+async def test_the_answer_to_a_ping_goes_with_the_next_call_and_once() -> None:
+    wire = opened()
+    wire.h2.ping(b"12345678")
+    wire.flush()
+    writes = wire.writes
+    wire.connection.begin(HEAD, b"rows")
+    assert wire.writes == writes + 1
+    assert [event.ping_data for event in wire.seen(h2.events.PingAckReceived)] == [b"12345678"]
+    await asyncio.sleep(1)
+    assert len(wire.seen(h2.events.PingAckReceived)) == 1
+    wire.h2.ping(b"again   ")
+    wire.flush()
+    await asyncio.sleep(0.006)
+    assert len(wire.seen(h2.events.PingAckReceived)) == 2
+
+
+async def test_a_flood_of_pings_is_answered_before_it_has_grown_large() -> None:
+    wire = opened()
+    for _ in range(100):
+        wire.h2.ping(b"12345678")
+        wire.flush()
+    assert 50 < len(wire.seen(h2.events.PingAckReceived)) < 100
+    await asyncio.sleep(0.006)
+    assert len(wire.seen(h2.events.PingAckReceived)) == 100
+
+
+async def test_a_connection_that_ends_answers_no_ping() -> None:
+    wire = opened()
+    wire.h2.ping(b"12345678")
+    wire.flush()
+    wire.connection.abort("enough")
+    wire.closed = False
+    await asyncio.sleep(1)
+    assert not wire.seen(h2.events.PingAckReceived)
+
+
+async def test_the_same_bytes_say_something_else_once_the_table_has_changed() -> None:
+    wire = opened()
+
+    def answered(headers: bytes, trailers: bytes) -> asyncio.Future[bytes]:
+        stream, answer = wire.connection.begin(HEAD, b"rows")
+        wire.connection.data_received(frame(Kind.HEADERS, 0x4, stream, headers))
+        wire.connection.data_received(frame(Kind.DATA, 0, stream, b"\0\0\0\0\x06scores"))
+        wire.connection.data_received(frame(Kind.HEADERS, 0x5, stream, trailers))
+        return answer
+
+    newest, before, third = b"\xbe", b"\xbf", b"\xc0"  # of the table
+    status_200, new = b"\x88", b"\x40"
+    assert answered(status_200 + b"\x5f\x10application/grpc", new + b"\x0bgrpc-status\x010").result() == b"scores"
+    assert answered(status_200 + before, newest).result() == b"scores"
+    assert failed(answered(status_200 + before, new + b"\x0bgrpc-status\x0214"))[0] is grpc.StatusCode.UNAVAILABLE
+    assert failed(answered(status_200 + third, newest))[0] is grpc.StatusCode.UNAVAILABLE
+    assert answered(status_200 + third, before).result() == b"scores"
+
+
+async def test_headers_of_which_the_table_has_all_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[bytes] = []
+    decode = hpack.Decoder.decode
+
+    def counted(self: hpack.Decoder, data: bytes, raw: bool = False) -> Any:
+        if data != HEAD:  # that is the server's
+            decoded.append(data)
+        return decode(self, data, raw)
+
+    monkeypatch.setattr(hpack.Decoder, "decode", counted)
+    wire = opened()
+    for _ in range(10):
+        stream, answer = wire.connection.begin(HEAD, b"rows")
+        wire.answer(stream, b"scores")
+        wire.flush()
+        assert answer.result() == b"scores"
+    assert len(decoded) <= 4, "the first two, and the first two that are known"
 
 
 @pytest.mark.parametrize(
@@ -361,6 +439,7 @@ async def test_a_peer_that_reads_nothing_is_left() -> None:
     wire.unread = 5 << 20
     wire.h2.ping(b"12345678")
     wire.flush()
+    await asyncio.sleep(0.006)
     assert wire.closed
     assert wire.connection.is_broken
 
