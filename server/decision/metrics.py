@@ -187,8 +187,7 @@ class DecisionMetrics:
             self.decisions[block.source, action] += times
         self.strategies.count(zip([order.strategy for order in block.orders], block.actions, strict=True))
         self.reasons.update(block.reasons)
-        for objections in block.objections:
-            self.reasons.update(objections)
+        self.reasons.update(itertools.chain.from_iterable(block.objections))
         for degradation in block.degradations:
             self.degradations[degradation] += count
         if block.own is None:
@@ -196,7 +195,7 @@ class DecisionMetrics:
             tally.count([block.budget.uses], self.stages, self.allowances, self.skips, count)
             return
         self.latency.observe_all([now - own.arrived for own in block.own])
-        tally.count([[own.admission] for own in block.own], self.stages, self.allowances, self.skips)
+        tally.count([[own.admission for own in block.own]], self.stages, self.allowances, self.skips)
         tally.count([block.budget.uses[1:]], self.stages, self.allowances, self.skips, count)
 
     def by_source(self) -> dict[str, int]:

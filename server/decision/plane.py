@@ -333,10 +333,11 @@ class DataPlane:
         arrived, self._arrived = self._arrived, []
         cases = [one for one in arrived if not one.future.done()]
         waiting = [one for one in self._gathering.take() if not one.promise.done()]
-        cases += [
-            self._pending(order, Budget(since, deadline), promise)
-            for order, since, deadline, promise in self._blocks.begin_calls(waiting)
-        ]
+        if waiting:
+            cases += [
+                self._pending(order, Budget(since, deadline), promise)
+                for order, since, deadline, promise in self._blocks.begin_calls(waiting)
+            ]
         if not cases:
             return
         with _failing(cases):
