@@ -12,7 +12,7 @@ WITH_DATA = $(if $(DATA),--data "$(DATA)")
 WITH_JSON = $(if $(JSON),--json "$(JSON)")
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all clean check check-deploy js protos lock pages test-long simulate simulate-mutations fuzz sanitize faults mlserver models canaries bench bench-compare bench-costs bench-path bench-client bench-client-js bench-faults bench-flips bench-features bench-guests bench-indicators bench-lookups bench-serving sizing soak
+.PHONY: help setup demo test test-all clean check check-deploy js protos lock pages test-long simulate simulate-mutations fuzz sanitize faults mlserver models canaries bench bench-compare bench-copy bench-costs bench-path bench-client bench-client-js bench-faults bench-flips bench-features bench-guests bench-indicators bench-lookups bench-serving sizing soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -129,6 +129,9 @@ bench-features: setup  ## the feature worker: steps next to pandas, events a sec
 
 bench-guests: setup  ## how late mf1 takes its events in beside computed feature sets, and what these take (ARGS='--rounds 5 --rate 5000')
 	$(BIN)/python -m local.bench.guests $(ARGS)
+
+bench-copy: setup  ## what a server's copy of 200 busy instruments takes of one core (ARGS='--instruments 50 --rounds 3')
+	$(BIN)/python -m local.bench.feature_copy $(ARGS)
 
 bench-indicators: setup  ## what the feature set ta1 takes of one core for a hundred instruments (ARGS='--instruments 100 --rate 50')
 	$(BIN)/python -m local.bench.ta1 $(ARGS)
