@@ -112,7 +112,6 @@ def listed(query: AuditQuery, wanted: audit_pb2.DecisionFilter, size: int) -> li
             return found
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     commits=COMMITS,
     late=st.lists(st.integers(0, 4), min_size=60, max_size=60),
@@ -126,7 +125,7 @@ def listed(query: AuditQuery, wanted: audit_pb2.DecisionFilter, size: int) -> li
     until=st.none() | st.integers(-5, 400),
     size=st.integers(1, 12),
 )
-def test_a_filter_finds_the_same_with_ranges_and_without(
+def finds_the_same(
     commits: list[list[list[Made] | Said]],
     late: list[int],
     range_bytes: int,
@@ -164,6 +163,11 @@ def test_a_filter_finds_the_same_with_ranges_and_without(
         with closing(AuditQuery(url, path)) as query, closing(AuditQuery(url, without)) as plain:
             assert listed(query, wanted, size) == listed(plain, wanted, size)
             assert query.spread(spread, 30) == plain.spread(spread, 30)
+
+
+@pytest.mark.parametrize("examples", [60, pytest.param(600, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+def test_a_filter_finds_the_same_with_ranges_and_without(examples: int) -> None:
+    settings(max_examples=examples, deadline=None)(finds_the_same)()
 
 
 def _write(
