@@ -46,7 +46,7 @@ cdef class Plain:
             key_of(name, feature_set.id).encode(): (name.encode(), name) for name in cache.instruments
         }
         self.prefix, self.values_bytes = cache.heads.prefix, feature_set.row_bytes
-        self.states = len(BookState)
+        self.states = max(BookState) + 1  # they are numbered from 0
         self.max_lead_ns, self.ttl_seconds = cache._max_lead_ns, cache._ttl_seconds
 
     def others(self, messages, int64_t now_ns, now):

@@ -292,11 +292,7 @@ def test_a_challenger_that_hangs_fails_or_talks_nonsense_changes_no_answer(
             rig.server.wait_for_breaker("challenger", admin_pb2.BREAKER_STATE_CLOSED)
     calls = load.calls()
     assert {call.status for call in calls} == {"OK"}
-    elsewhere = [call.decision for call in calls if call.decision and call.decision.source != pb.SOURCE_PRIMARY]
-    # Where the host stands still for 100 ms, the primary is late for whoever waits then, with any challenger.
-    assert len(elsewhere) <= len(calls) / 100
-    assert {one.source for one in elsewhere} <= {pb.SOURCE_SECONDARY}
-    assert all(pb.DEGRADATION_PRIMARY_TIMEOUT in one.degradations for one in elsewhere)
+    assert {call.decision.source for call in calls if call.decision} == {pb.SOURCE_PRIMARY}
     lost = rig.server.metric("pretrade_shadow_rows_total", fate="refused")
     assert lost > 0
     seen(f"{summary(calls)}; {lost:.0f} shadow rows refused; {rig.check()}")

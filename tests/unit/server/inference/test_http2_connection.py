@@ -65,6 +65,10 @@ class Wire:
         if sent:
             self.connection.data_received(sent)
 
+    def ping(self) -> None:
+        self.h2.ping(b"12345678")
+        self.flush()
+
     def answer(self, stream: int, message: bytes, *, status: str = "0", said: str = "") -> None:
         """Not sent before `flush`."""
         self.h2.send_headers(stream, OK)
@@ -320,24 +324,21 @@ async def test_padding_priorities_and_headers_in_pieces_are_understood() -> None
 async def test_pings_and_settings_are_answered() -> None:
     wire = opened()
     assert wire.seen(h2.events.SettingsAcknowledged)
-    wire.h2.ping(b"12345678")
-    wire.flush()
+    wire.ping()
     await asyncio.sleep(0.006)
     assert len(wire.seen(h2.events.PingAckReceived)) == 1
 
 
 async def test_the_answer_to_a_ping_goes_with_the_next_call_and_once() -> None:
     wire = opened()
-    wire.h2.ping(b"12345678")
-    wire.flush()
+    wire.ping()
     writes = wire.writes
     wire.connection.begin(HEAD, b"rows")
     assert wire.writes == writes + 1
     assert [event.ping_data for event in wire.seen(h2.events.PingAckReceived)] == [b"12345678"]
     await asyncio.sleep(1)
     assert len(wire.seen(h2.events.PingAckReceived)) == 1
-    wire.h2.ping(b"again   ")
-    wire.flush()
+    wire.ping()
     await asyncio.sleep(0.006)
     assert len(wire.seen(h2.events.PingAckReceived)) == 2
 
@@ -345,8 +346,7 @@ async def test_the_answer_to_a_ping_goes_with_the_next_call_and_once() -> None:
 async def test_a_flood_of_pings_is_answered_before_it_has_grown_large() -> None:
     wire = opened()
     for _ in range(100):
-        wire.h2.ping(b"12345678")
-        wire.flush()
+        wire.ping()
     assert 50 < len(wire.seen(h2.events.PingAckReceived)) < 100
     await asyncio.sleep(0.006)
     assert len(wire.seen(h2.events.PingAckReceived)) == 100
@@ -354,8 +354,7 @@ async def test_a_flood_of_pings_is_answered_before_it_has_grown_large() -> None:
 
 async def test_a_connection_that_ends_answers_no_ping() -> None:
     wire = opened()
-    wire.h2.ping(b"12345678")
-    wire.flush()
+    wire.ping()
     wire.connection.abort("enough")
     wire.closed = False
     await asyncio.sleep(1)
@@ -437,8 +436,7 @@ async def test_a_peer_that_breaks_the_protocol_is_left_and_its_calls_end(sent: b
 async def test_a_peer_that_reads_nothing_is_left() -> None:
     wire = opened()
     wire.unread = 5 << 20
-    wire.h2.ping(b"12345678")
-    wire.flush()
+    wire.ping()
     await asyncio.sleep(0.006)
     assert wire.closed
     assert wire.connection.is_broken
