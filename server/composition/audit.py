@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from server.audit.reading.explaining import Explaining
-from server.audit.reading.reading import Reading, ReadingProcess, Task, get_ready
+from server.audit.reading.reading import Reading, ReadingProcess, Task
 from server.audit.watch import AuditWatch
 from server.drift.watch import DriftWatch
 from server.journal.lock import FileLock
@@ -74,8 +74,6 @@ async def open_audit(process: Process, journal: Journal, models: Sequence[Model]
     lookups, watching, comparing, checking, bars = (
         Reading(name, reads) for name in ("lookups", "watching", "drift", "checks", "bars")
     )
-    if settings.audit_watch.interval_seconds:  # else this server asks nothing by itself
-        await process.background(get_ready(lookups), "look-ups")
     replays, explanations = (Reading(name, running) for name in ("replays", "explanations"))
     drift = DriftWatch(comparing, settings.drift, champions)
     await process.background(drift.run(), "drift")

@@ -21,7 +21,6 @@ from typing import Any, Final, Self
 import grpc
 import grpc.aio
 import structlog
-from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from pydantic import BaseModel, ConfigDict, SecretStr, field_validator
@@ -78,8 +77,6 @@ _ERRORS: Final[dict[str, type[AuditError]]] = {
 }
 """By the reason that comes over the socket; any other is a fault of ours."""
 _MOST_WAITING: Final = 32
-_READY_SECONDS: Final = 10.0
-"""After its start, until a server has what people ask first ready."""
 _START_SECONDS: Final = 60.0
 """Its imports take about a second of a core, which a busy machine may not have."""
 
@@ -301,23 +298,6 @@ class Reading:
             return await self._process.ask(question, request)
         finally:
             self.waiting -= 1
-
-
-async def get_ready(lookups: Reading) -> None:
-    """Has what people ask first ready before they ask; then waits until it is cancelled.
-
-    The process, its connection and the statements take more than a second, which whoever opens the console would wait.
-    A server that has just started has other things to do.
-    """
-    await asyncio.sleep(_READY_SECONDS)
-    now = Timestamp()
-    now.GetCurrentTime()
-    decisions = audit_pb2.ListDecisionsRequest(filter=audit_pb2.DecisionFilter(since=now), page_size=1)
-    changes = admin_pb2.ListChangesRequest(since=now, page_size=1)
-    for question, request in ((Question.LIST, decisions), (Question.CHANGES, changes)):
-        with suppress(AuditError):  # whoever asks next hears of it
-            await lookups.ask(question, request.SerializeToString())
-    await asyncio.Event().wait()  # a component that ends takes the server with it
 
 
 def _exit_code(running: asyncio.Task[_Started]) -> int | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Coroutine, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -14,11 +13,7 @@ from support.cases import Clock
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.client.cli.worst import faults
-from server.audit.watch import AuditWatchSettings
 from server.composition.app import _health
-from server.composition.audit import open_audit
-from server.decision.metrics import DecisionMetrics
-from server.machine import REAL
 from server.process.health import Health
 from server.settings import Settings
 
@@ -108,21 +103,3 @@ def test_the_status_leads_to_a_section_about_each_component() -> None:
         )
         status.audit.writable = True
         assert "ServerDown" not in [fault.section for fault in faults(status)], name
-
-
-@pytest.mark.parametrize("interval_seconds", [0.0, 60.0])
-async def test_what_people_ask_first_is_ready_unless_a_server_asks_nothing_by_itself(interval_seconds: float) -> None:
-    begun: list[str] = []
-
-    async def background(work: Coroutine[None, None, None], name: str) -> None:
-        work.close()
-        begun.append(name)
-
-    settings = Settings(audit_watch=AuditWatchSettings(interval_seconds=interval_seconds))
-    async with AsyncExitStack() as stack:
-        process: Any = SimpleNamespace(
-            shared=settings, stack=stack, background=background, machine=REAL, metrics=DecisionMetrics(), clock=Clock()
-        )
-        nothing: Any = SimpleNamespace()
-        await open_audit(process, nothing, [], nothing)
-    assert ("look-ups" in begun) == bool(interval_seconds)

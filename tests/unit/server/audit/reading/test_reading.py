@@ -10,11 +10,9 @@ from typing import Any
 
 import psutil
 import pytest
-from support.waiting import until
 
 from pretrade.audit.v1 import audit_pb2
-from server.audit.reading import reading
-from server.audit.reading.reading import Question, Reading, ReadingProcess, Task, get_ready
+from server.audit.reading.reading import Question, Reading, ReadingProcess, Task
 from server.errors import AuditBusyError, AuditUnavailableError, InvalidRequestError, UnknownDecisionError
 
 LIST = audit_pb2.ListDecisionsRequest(page_size=7).SerializeToString()
@@ -44,21 +42,6 @@ async def test_it_starts_with_the_first_question_and_answers_all_kinds(process: 
         assert isinstance(error, AuditUnavailableError | UnknownDecisionError), error
     assert len(readers()) == 1
     assert (lookups.asked, lookups.waiting, process.ended) == (1, 0, 0)
-
-
-async def test_what_people_ask_first_is_ready_before_they_ask(
-    process: ReadingProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """There is no database here, and what goes wrong is for people to hear when they ask."""
-    monkeypatch.setattr(reading, "_READY_SECONDS", 0.0)
-    lookups = Reading("lookups", process)
-    getting_ready = asyncio.create_task(get_ready(lookups))
-    await until(lambda: lookups.asked == 2 and not lookups.waiting)
-    assert len(readers()) == 1
-    assert not getting_ready.done()
-    getting_ready.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await getting_ready
 
 
 async def test_errors_are_those_of_the_process(process: ReadingProcess) -> None:
