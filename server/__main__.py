@@ -23,6 +23,7 @@ from server.composition.process import ComponentEndedError
 from server.composition.supervision import supervise
 from server.control.flags import FlagProviderError
 from server.errors import AuditError
+from server.process import huge_pages
 from server.process.cores import pin
 from server.process.slot import Slot
 from server.process.stopping import Leash
@@ -50,6 +51,7 @@ def main() -> int:
     logs.configure(settings.log_level, "server")
     if settings.without_envoy:
         _log.info("Envoy cannot run here, so grpc.aio serves", problem=settings.without_envoy)
+    huge_pages.keep_out()
     try:
         return _run(settings, arguments, leash)
     except (OSError, AuditError, FlagProviderError) as error:

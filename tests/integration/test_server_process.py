@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 from support.bare_server import admin_channel, decide, environment, is_ready
 from support.harness import eventually
@@ -135,3 +136,17 @@ def test_a_control_state_that_cannot_be_read_halts_trading(tmp_path: Path) -> No
             assert pb.REASON_CODE_TRADING_HALTED in decide(int(env["PRETRADE_GRPC__PORT"])).reasons
         finally:
             process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux makes huge pages of small ones")
+def test_no_process_of_a_server_waits_for_huge_pages(tmp_path: Path) -> None:
+    env = environment(tmp_path, PRETRADE_GRPC__EDGE="envoy")
+    with subprocess.Popen([sys.executable, "-m", "server"], env=env, stderr=subprocess.DEVNULL) as process:
+        try:
+            eventually(lambda: is_ready(int(env["PRETRADE_GRPC__PORT"])), bool)
+            every = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            status = {one.name(): Path(f"/proc/{one.pid}/status").read_text() for one in every}
+        finally:
+            process.kill()
+    assert "envoy" in status
+    assert [name for name, text in status.items() if "THP_enabled:\t0\n" not in text] == []
