@@ -11,7 +11,7 @@
 
 typedef struct { const char* at; size_t size; } Piece;
 typedef struct { const char* name; size_t name_size; const char* value; size_t value_size; } Header;
-enum { MOST = 64, MOST_SENT = 8192 };
+enum { MOST = 64, MOST_SENT = 32768 };
 
 /* The filter under test. */
 struct Filter {

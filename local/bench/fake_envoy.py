@@ -78,7 +78,7 @@ class Request:
     @property
     def sent(self) -> list[tuple[str, bytes]]:
         """What was sent: `H` headers, `D` data and `T` trailers, or `E` headers that end it."""
-        into = ctypes.create_string_buffer(16_384)
+        into = ctypes.create_string_buffer(65_536)
         size = self._fake.fake_sent(self._request, into)
         left = into.raw[:size]
         parts = []

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from fallback.order import Order
     from server.decision.pending import Waited
@@ -54,11 +54,12 @@ class Gathering:
         """Orders that wait."""
         return len(self._waiting)
 
-    def add(self, waiting: Waiting) -> None:
-        """An order has come."""
-        self._waiting.append(waiting)
-        if waiting.deadline - waiting.arrived < _HURRIED_SECONDS:
-            self._is_over = True
+    def add(self, waiting: Sequence[Waiting]) -> None:
+        """Orders have come, at one instant."""
+        self._waiting += waiting
+        for one in waiting:
+            if one.deadline - one.arrived < _HURRIED_SECONDS:
+                self._is_over = True
 
     def take(self) -> list[Waiting]:
         """The orders to be taken up now: all, or none while they gather."""

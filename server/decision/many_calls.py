@@ -118,8 +118,7 @@ class ManyCalls(PendingBlock):
         assert decided is not None
         # Neither the decisions nor the promises are for the collector of garbage to find.
         self.decided, self._promises, self._at_first = None, (), ()
-        for place, promise in enumerate(promises):
-            promise.set_result(DecidedRow(decided, place))
+        promises[0].promises.decided(promises, [DecidedRow(decided, place) for place in range(len(promises))])
 
     def give_up(self) -> None:
         """See `PendingBlock`."""

@@ -218,16 +218,17 @@ class DataPlane:
         """
         if not self._admission.admit_together(len(orders)):
             return ()
-        latest, promises = arrived + self._cap_seconds, list[Waited]()
+        latest, promises, waiting = arrived + self._cap_seconds, list[Waited](), list[Waiting]()
         for order, deadline in zip(orders, deadlines, strict=True):
             until = latest if deadline > latest else deadline
             why = _why_alone(order)
             if why is None:
                 promise: Waited = Promise(self._promises)
-                self._gathering.add(Waiting(order, arrived, until, promise))
+                waiting.append(Waiting(order, arrived, until, promise))
             else:
                 promise = self._arrive(order, Budget(arrived, until), why, has_place=True, in_company=True)
             promises.append(promise)
+        self._gathering.add(waiting)
         self._take_up_soon()
         return promises
 
@@ -309,7 +310,7 @@ class DataPlane:
     def _wait(self, order: Order, arrived: float, deadline: float) -> Waited:
         """The same for an order that may be decided in columns, with others of its time."""
         promise: Waited = Promise(self._promises)
-        self._gathering.add(Waiting(order, arrived, deadline, promise))
+        self._gathering.add((Waiting(order, arrived, deadline, promise),))
         self._take_up_soon()
         return promise
 

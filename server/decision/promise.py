@@ -7,7 +7,7 @@ of its callbacks, while orders that are decided together tell their callers in o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -30,9 +30,17 @@ class Promises(Generic[CaseT]):
 
     def tell(self, promise: Promise[CaseT]) -> None:
         """A promise has ended."""
-        self._telling.append(promise)
-        if len(self._telling) == 1:
+        if not self._telling:
             asyncio.get_running_loop().call_soon(self._tell)
+        self._telling.append(promise)
+
+    def decided(self, promises: Sequence[Promise[CaseT]], decisions: Iterable[OneDecided]) -> None:
+        """All of these have their decisions; none has ended before."""
+        if not self._telling:
+            asyncio.get_running_loop().call_soon(self._tell)
+        self._telling += promises
+        for promise, decided in zip(promises, decisions, strict=True):
+            promise.end(decided)
 
     def _tell(self) -> None:
         told, self._telling = self._telling, []
@@ -51,13 +59,13 @@ class Promise(Generic[CaseT]):
         case: Set as soon as there is one, and gone when its caller was told: a decision leaves the collector no cycle.
     """
 
-    __slots__ = ("_callbacks", "_outcome", "_promises", "_waiter", "case")
+    __slots__ = ("_callbacks", "_outcome", "_waiter", "case", "promises")
 
     def __init__(self, promises: Promises[CaseT], case: CaseT | None = None) -> None:
         self.case = case
-        self._promises = promises
+        self.promises = promises
         self._outcome: OneDecided | BaseException | None = None
-        self._callbacks: list[Callable[[Any], object]] = []
+        self._callbacks: tuple[Callable[[Any], object], ...] = ()
         self._waiter: asyncio.Future[None] | None = None
 
     def done(self) -> bool:
@@ -88,23 +96,23 @@ class Promise(Generic[CaseT]):
 
     def set_result(self, decided: OneDecided) -> None:
         """It was decided."""
-        self._end(decided)
+        self._tell(decided)
 
     def set_exception(self, error: BaseException) -> None:
         """It gets no decision."""
-        self._end(error)
+        self._tell(error)
 
     def cancel(self) -> bool:
         """Nobody waits any more; False when it has ended before."""
         if self._outcome is not None:
             return False
-        self._end(asyncio.CancelledError())
+        self._tell(asyncio.CancelledError())
         return True
 
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:
         """Has a function called with this when it has ended, never at once."""
         if self._outcome is None:
-            self._callbacks.append(callback)
+            self._callbacks += (callback,)
         else:
             asyncio.get_running_loop().call_soon(callback, self)
 
@@ -114,18 +122,23 @@ class Promise(Generic[CaseT]):
             yield from self._waiter
         return self.result()
 
-    def _end(self, outcome: OneDecided | BaseException) -> None:
+    def _tell(self, outcome: OneDecided | BaseException) -> None:
+        if self._outcome is None:  # else `end` says so
+            self.promises.tell(self)
+        self.end(outcome)
+
+    def end(self, outcome: OneDecided | BaseException) -> None:
+        """It has ended so, and whoever calls this has `Promises` tell of it."""
         if self._outcome is not None:
             raise asyncio.InvalidStateError("it has ended before")
         self._outcome = outcome
-        self._promises.tell(self)
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)  # its task has a turn after `Promises` has
 
     def tell(self) -> None:
         """Calls what was to be called, and lets go of it."""
-        callbacks, self._callbacks = self._callbacks, []
+        callbacks, self._callbacks = self._callbacks, ()
         self.case = None
         for callback in callbacks:
             try:

@@ -163,7 +163,7 @@ class Replies:
             self._heard(row.apart())
         elif block.reply is ReplyState.OWED:
             block.heard.add(row.place)
-            if len(block.heard) == len(block):
+            if len(block.heard) == len(block.ids):
                 block.reply = ReplyState.HEARD
                 self._release_block(block)
 

@@ -23,17 +23,19 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from feature_cache.compiled import compiled
+from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import InternalError, PretradeError
+from server.journal.protowire import short_tag
 from server.rpc.call import Call, CallMetadata
 from server.rpc.framing import CONTENT_TYPE, ENCODINGS, Header, framed
 
 if TYPE_CHECKING:
+    from server.decision.decided_block import OneDecided
     from server.decision.metrics import DecisionMetrics
     from server.decision.plane import Deciding
     from server.envoy.asgi import GrpcApplication
     from server.http.asgi import CallerGoneError
     from server.rpc.decision import DecisionServicer, Plain
-    from server.rpc.orders import Reply
 
 _log = structlog.get_logger(__name__)
 
@@ -44,6 +46,8 @@ _MODULE: Final = "server.envoy.lane_c"
 _PATIENCE_SECONDS: Final = 0.025
 """A message that is not there so long after its headers comes by ASGI: the application knows how long it may take."""
 _STATUS: Final = (b":status", b"200")
+_DECISION: Final = short_tag(pb.DecideResponse.DESCRIPTOR, "decision", 2)
+"""What stands before the decision in an answer, of which that is all."""
 
 _c: Final = compiled(_MODULE)
 
@@ -134,48 +138,39 @@ class Lane:
         for taken in self._begin_together(arrived) if in_company and self._is_open else arrived:
             if not (self._is_open and self._begin(taken, in_company)):
                 self._hand_on(taken)
-        sent: list[Reply] = []
+        sent: list[OneDecided] = []
         for taken, heard in ended:
             owner, taken.owner = taken.owner, None
-            answer = owner.over(heard)
-            if answer is not None:
-                sent.append(answer)
+            decided = owner.over(heard)
+            if decided is not None:
+                sent.append(decided)
         if sent:
-            self._decider.all_sent(sent)
+            self._decider.heard(sent)
 
     def _begin_together(self, arrived: Sequence[Any]) -> Sequence[Any]:
         """Begins with those calls that say nothing or only until when they wait, if all of them can be; the others."""
         now, most_bytes = self._clock(), self._max_message_bytes
-        asked: list[_PlainCall] = []
-        messages: list[bytes] = []
-        others = []
-        for taken in arrived:
-            allowed, message = taken.timeout, taken.message
-            if not taken.is_bare or len(message) > most_bytes:
-                others.append(taken)
-                continue
-            asked.append(_PlainCall(self, taken, None if allowed is None else taken.arrived + allowed, None, now))
-            messages.append(message)
+        bare = [taken for taken in arrived if taken.is_bare and len(taken.message) <= most_bytes]
         try:
-            together = self._decider.begin_together(messages, asked, now)
+            together = self._decider.begin_together(
+                [taken.message for taken in bare], [taken.deadline for taken in bare], now
+            )
         except Exception:  # a bug that one order meets is none of the others' business: each meets it by itself
             return arrived
-        calls = self._metrics.lane_calls
-        for call, begun in zip(asked, together, strict=True):
-            taken = call.taken
-            if begun is None:
-                others.append(taken)
-                continue
-            call.begun, taken.owner = begun, call
-            begun.decided.add_done_callback(call.decided)
-            self._application.enter(call)
-            calls["lane"] += 1
-        return others
+        enter, calls = self._application.enter, 0
+        for taken, begun in zip(bare, together, strict=True):
+            if begun is not None:
+                call = taken.owner = _PlainCall(self, taken, taken.deadline, None, now)
+                call.begun = begun
+                begun.decided.add_done_callback(call.decided)
+                enter(call)
+                calls += 1
+        self._metrics.lane_calls["lane"] += calls
+        return [taken for taken in arrived if taken.owner is None]
 
     def _begin(self, taken: Any, in_company: bool) -> bool:
         """Begins with a call, if it is plain."""
-        now = self._clock()
-        deadline = None if taken.timeout is None else taken.arrived + taken.timeout
+        now, deadline = self._clock(), taken.deadline
         if len(taken.message) > self._max_message_bytes or (deadline is not None and now >= deadline):
             return False
         call = _PlainCall(self, taken, deadline, None if taken.is_bare else taken.headers, now)
@@ -203,9 +198,9 @@ class Lane:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def answer(self, taken: Any, wire: bytes) -> None:
+    def answer(self, taken: Any, decided: OneDecided) -> None:
         """Sends an answer."""
-        taken.answer(self._head, framed(wire), self._trailers)
+        taken.answer_with(self._head, _DECISION, decided.wire, self._trailers)
 
     def refuse(self, taken: Any, error: PretradeError) -> None:
         """Ends a call with a status other than OK."""
@@ -232,18 +227,19 @@ class _PlainCall(Call):
         arrived: When it was taken up.
     """
 
-    __slots__ = ("_answer", "_lane", "arrived", "begun", "is_patient", "is_unary", "is_watched", "taken")
+    __slots__ = ("_decided", "_lane", "arrived", "begun", "is_patient", "taken")
+
+    is_unary = True
+    is_watched = True
 
     def __init__(self, lane: Lane, taken: Any, deadline: float | None, metadata: CallMetadata, arrived: float) -> None:
         super().__init__(deadline, metadata)
         self._lane = lane
         self.taken = taken
-        self._answer: Reply | None = None
+        self._decided: OneDecided | None = None
         self.arrived = arrived
         self.begun: Plain | None = None
-        self.is_unary = True
         self.is_patient = deadline is None
-        self.is_watched = True
 
     async def receive(self) -> dict[str, Any]:
         """Nothing more, or that the caller has gone; the filter says so by itself."""
@@ -251,14 +247,16 @@ class _PlainCall(Call):
 
     def decided(self, future: Deciding) -> None:
         """There is a decision, or there will be none."""
-        if self.taken.is_answered or self.taken.owner is None or future.cancelled():
+        if self.taken.is_answered or self.taken.owner is None:
             return
-        error = future.exception()
-        if error is None:
-            self._answer = self._lane.decider.reply(future.result())
-            self._lane.answer(self.taken, self._answer.wire)
-        elif isinstance(error, Exception):
+        try:
+            decided = self._decided = future.result()
+        except asyncio.CancelledError:
+            return
+        except Exception as error:
             self.refuse(error)
+        else:
+            self._lane.answer(self.taken, decided)
 
     def refuse(self, error: Exception) -> None:
         """Ends it with the status of an error."""
@@ -278,13 +276,13 @@ class _PlainCall(Call):
         if isinstance(reason, PretradeError):
             self._lane.refuse(self.taken, reason)
 
-    def over(self, heard: bool) -> Reply | None:
-        """Its answer was sent, or its caller has gone; the answer of which it is still to be said that it was sent."""
+    def over(self, heard: bool) -> OneDecided | None:
+        """Its answer was sent, or its caller has gone; the decision that was heard, which is still to be said."""
         self._lane.over(self)
         if heard:
-            return self._answer
-        if self._answer is not None:
-            self._lane.decider.not_sent(self._answer)
+            return self._decided
+        if self._decided is not None:
+            self._lane.decider.unheard(self._decided)
         elif self.begun is not None:
             self._lane.decider.give_up(self.begun)
         return None

@@ -567,6 +567,10 @@ cdef class Call:
     """When its headers came, in monotonic seconds."""
     cdef readonly object timeout
     """The seconds that its caller waits from then on; None without a limit."""
+    cdef readonly object deadline
+    """The monotonic instant at which that is over; None without a limit."""
+    cdef readonly bint is_bare
+    """Whether nothing went along but what `arrived` and `timeout` say."""
     cdef readonly bytes message
     """Its request."""
     cdef readonly bint is_answered
@@ -596,53 +600,101 @@ cdef class Call:
         return found
 
     @property
-    def is_bare(self):
-        """Whether nothing went along but what `arrived` and `timeout` say."""
-        cdef const char* at = self._call.carried
-        cdef const char* end = at + self._call.carried_size
-        cdef uint16_t sizes[2]
-        while at < end:
-            memcpy(sizes, at, sizeof(sizes))
-            at += sizeof(sizes)
-            if not is_text(at, sizes[0], b"grpc-timeout") and not is_text(at, sizes[0], b"x-pretrade-arrived"):
-                return False
-            at += sizes[0] + sizes[1]
-        return True
-
-    @property
     def is_gone(self):
         """Whether its caller has gone."""
         return self._call.gone
 
-    def answer(self, bytes head not None, bytes message not None, bytes trailers not None):
+    def answer(self, bytes head not None, bytes body not None, bytes trailers not None):
         """Has Envoy send an answer; `take` says afterwards whether it did. Only the first answer counts.
 
         Args:
             head: Headers, as `packed` makes them.
-            message: The body; without one the headers end the call.
+            body: Without one the headers end the call.
             trailers: Trailers, as `packed` makes them.
         """
-        if self.is_answered:
+        cdef char* at = room_for(self, head, PyBytes_GET_SIZE(body), trailers)
+        if at != NULL:
+            memcpy(at, PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body))
+            commit(self._call)
+
+    def answer_with(self, bytes head not None, unsigned char tag, bytes part not None, bytes trailers not None):
+        """The same for an answer whose body is one message, and that message one part.
+
+        Args:
+            head: As for `answer`.
+            tag: What stands before the part and its length.
+            part: Serialised.
+            trailers: As for `answer`.
+        """
+        cdef size_t size = PyBytes_GET_SIZE(part)
+        cdef size_t length = 1 + varint_size(size) + size
+        cdef char* at = room_for(self, head, PREFIX + length, trailers)
+        if at == NULL:
             return
-        self.is_answered = True
-        cdef Lane_Call* call = self._call
-        cdef size_t head_size = PyBytes_GET_SIZE(head)
-        cdef size_t message_size = PyBytes_GET_SIZE(message)
-        cdef size_t trailers_size = PyBytes_GET_SIZE(trailers)
-        cdef char* answer = <char*>malloc(head_size + message_size + trailers_size + 1)
-        if answer == NULL:
-            raise MemoryError
-        memcpy(answer, PyBytes_AS_STRING(head), head_size)
-        memcpy(answer + head_size, PyBytes_AS_STRING(message), message_size)
-        memcpy(answer + head_size + message_size, PyBytes_AS_STRING(trailers), trailers_size)
-        call.answer = answer
-        call.head_size = head_size
-        call.message_size = message_size
-        call.trailers_size = trailers_size
-        pthread_mutex_lock(&lock)
-        if not call.gone:
-            scheduler_commit(call.scheduler, SEND)
-        pthread_mutex_unlock(&lock)
+        at[0] = 0
+        at[1], at[2] = <char>(length >> 24), <char>(length >> 16)
+        at[3], at[4] = <char>(length >> 8), <char>length
+        at[5] = <char>tag
+        at = put_varint(at + PREFIX + 1, size)
+        memcpy(at, PyBytes_AS_STRING(part), size)
+        commit(self._call)
+
+
+cdef char* room_for(Call self, bytes head, size_t message_size, bytes trailers) except? NULL:
+    # Where the answer's body is to be written, between its head and its trailers; NULL if it has been answered before.
+    if self.is_answered:
+        return NULL
+    cdef Lane_Call* call = self._call
+    cdef size_t head_size = PyBytes_GET_SIZE(head)
+    cdef size_t trailers_size = PyBytes_GET_SIZE(trailers)
+    cdef char* answer = <char*>malloc(head_size + message_size + trailers_size + 1)
+    if answer == NULL:
+        raise MemoryError
+    self.is_answered = True
+    memcpy(answer, PyBytes_AS_STRING(head), head_size)
+    memcpy(answer + head_size + message_size, PyBytes_AS_STRING(trailers), trailers_size)
+    call.answer = answer
+    call.head_size = head_size
+    call.message_size = message_size
+    call.trailers_size = trailers_size
+    return answer + head_size
+
+
+cdef void commit(Lane_Call* call) noexcept:
+    pthread_mutex_lock(&lock)
+    if not call.gone:
+        scheduler_commit(call.scheduler, SEND)
+    pthread_mutex_unlock(&lock)
+
+
+cdef size_t varint_size(size_t number) noexcept nogil:
+    cdef size_t size = 1
+    while number >= 0x80:
+        number >>= 7
+        size += 1
+    return size
+
+
+cdef char* put_varint(char* at, size_t number) noexcept nogil:
+    while number >= 0x80:
+        at[0] = <char>(number & 0x7F | 0x80)
+        number >>= 7
+        at += 1
+    at[0] = <char>number
+    return at + 1
+
+
+cdef bint is_bare(Lane_Call* call) noexcept nogil:
+    cdef const char* at = call.carried
+    cdef const char* end = at + call.carried_size
+    cdef uint16_t sizes[2]
+    while at < end:
+        memcpy(sizes, at, sizeof(sizes))
+        at += sizeof(sizes)
+        if not is_text(at, sizes[0], b"grpc-timeout") and not is_text(at, sizes[0], b"x-pretrade-arrived"):
+            return False
+        at += sizes[0] + sizes[1]
+    return True
 
 
 def packed(headers):
@@ -733,6 +785,8 @@ def take():
             call._call = c_call  # it takes the list's share
             call.arrived = c_call.arrived
             call.timeout = None if c_call.timeout < 0 else c_call.timeout
+            call.deadline = None if c_call.timeout < 0 else c_call.arrived + c_call.timeout
+            call.is_bare = is_bare(c_call)
             call.message = PyBytes_FromStringAndSize(c_call.body + PREFIX, c_call.body_size - PREFIX)
             c_call.object = <void*>call
             Py_INCREF(call)

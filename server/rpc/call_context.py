@@ -45,17 +45,29 @@ class CallContexts:
 
     def of_some(self, call: Call, orders: int) -> tuple[CallContext, Mapping[int, CallContext]]:
         """The context of so many orders of a call, and those of the chosen ones among them, by their places."""
-        said, one_in = said_by(call).context, self._one_in
+        said = said_by(call).context
+        return said, self._chosen(said, orders)
+
+    def of_bare(self, orders: int) -> Mapping[int, CallContext]:
+        """The contexts of the chosen ones among so many orders of calls that carry nothing, by their places.
+
+        The others have none, as an order that nothing was said of.
+        """
+        return self._chosen(NO_CONTEXT, orders)
+
+    def _chosen(self, said: CallContext, orders: int) -> Mapping[int, CallContext]:
+        """Those of the chosen ones among the next orders, which are of calls that say this."""
+        one_in = self._one_in
         if not one_in:
-            return said, _NONE
+            return _NONE
         first = one_in - self._seen - 1
         self._seen = (self._seen + orders) % one_in
         if first >= orders:
-            return said, _NONE
-        return said, {place: _chosen(said) for place in range(first, orders, one_in)}
+            return _NONE
+        return {place: _traced(said) for place in range(first, orders, one_in)}
 
 
-def _chosen(said: CallContext) -> CallContext:
+def _traced(said: CallContext) -> CallContext:
     return said._replace(trace_id=said.trace_id or f"{random.getrandbits(128) or 1:032x}", is_chosen=True)
 
 

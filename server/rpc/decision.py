@@ -119,9 +119,13 @@ class DecisionServicer:
         if isinstance(answer, Reply):  # else it is of a service that decides nothing
             self._dataplane.heard(answer.decisions)
 
-    def all_sent(self, answers: Sequence[Reply]) -> None:
-        """The same for many."""
-        self._dataplane.heard([decided for answer in answers for decided in answer.decisions])
+    def heard(self, decisions: Sequence[OneDecided]) -> None:
+        """The transport has all of the answers that these decisions are."""
+        self._dataplane.heard(decisions)
+
+    def unheard(self, decided: OneDecided) -> None:
+        """The caller did not wait for the answer that a decision is."""
+        self._dataplane.unheard(decided, "cancelled")
 
     def in_doubt(self, answer: object) -> None:
         """An answer's deadline passed while the transport wrote it."""
@@ -182,33 +186,35 @@ class DecisionServicer:
         except Exception as error:
             raise self._orders.failed(error, order, arrived, call) from error
 
-    def begin_together(self, requests: Sequence[bytes], calls: Sequence[Call], arrived: float) -> list[Plain | None]:
-        """Begins with the orders of unary calls that came together and whose callers are not known by name.
+    def begin_together(
+        self, requests: Sequence[bytes], deadlines: Sequence[float | None], arrived: float
+    ) -> list[Plain | None]:
+        """Begins with the orders of unary calls that came together and say nothing but until when their callers wait.
 
         None stands for those that `begin` is for: orders that are not plain, or that have a time of their own, those
         without a deadline where these may have to wait, and all of them where there is no place for all.
 
         Args:
             requests: The messages.
-            calls: Who waits.
+            deadlines: Until when each caller waits, in monotonic seconds; None for ever.
             arrived: When they were taken up, in monotonic seconds.
         """
         orders: list[Order] = []
-        deadlines: list[float] = []
+        until: list[float] = []
         places: list[int] = []
         begun: list[Plain | None] = [None] * len(requests)
-        plain, context_of = self._reader.plain, self._orders.context_of
-        patient = math.inf if self._dataplane.has_places_at_once(len(calls)) else -math.inf
-        for place, (request, call) in enumerate(zip(requests, calls, strict=True)):
+        plain = self._reader.plain
+        patient = math.inf if self._dataplane.has_places_at_once(len(requests)) else -math.inf
+        for place, (request, deadline) in enumerate(zip(requests, deadlines, strict=True)):
             order = plain(request)
-            deadline = patient if call.deadline is None else call.deadline
-            if order is None or order.timeout_seconds is not None or deadline <= arrived:
-                continue
-            order.context = context_of(call)
-            orders.append(order)
-            deadlines.append(deadline)
-            places.append(place)
-        promises = self._dataplane.begin_each(orders, arrived, deadlines) if orders else ()
+            latest = patient if deadline is None else deadline
+            if order is not None and order.timeout_seconds is None and latest > arrived:
+                orders.append(order)
+                until.append(latest)
+                places.append(place)
+        for place, context in self._orders.chosen(len(orders)).items():
+            orders[place].context = context
+        promises = self._dataplane.begin_each(orders, arrived, until) if orders else ()
         for place, order, promise in zip(places, orders, promises, strict=False):
             begun[place] = Plain(order, arrived, promise)
         return begun

@@ -94,6 +94,10 @@ class Orders:
         """See `CallContexts.of_some`."""
         return self._contexts.of_some(call, orders)
 
+    def chosen(self, orders: int) -> Mapping[int, CallContext]:
+        """See `CallContexts.of_bare`."""
+        return self._contexts.of_bare(orders)
+
     def too_late(self, answer: object) -> DeadlineError:
         """Takes an answer back that cannot be sent in time; the error to send instead."""
         for decided in answer.decisions if isinstance(answer, Reply) else ():

@@ -48,6 +48,27 @@ async def test_those_that_end_in_one_turn_are_told_together_and_before_their_cal
     assert first.exception() is None
 
 
+async def test_many_decisions_are_told_as_if_each_had_come_by_itself() -> None:
+    told, other = Told(), object()
+    awaited, called, alone = told.promise("awaited"), told.promise("called"), told.promise("alone")
+
+    async def wait() -> None:
+        told.events.append(await awaited)
+
+    waiting = asyncio.create_task(wait())
+    called.add_done_callback(told.events.append)
+    called.add_done_callback(lambda _: told.events.append("called again"))
+    await asyncio.sleep(0)
+    told.promises.decided([awaited, called], [DECIDED, other])  # type: ignore[list-item]
+    alone.set_result(DECIDED)
+    assert told.events == [], "nothing is called while they end"
+    await waiting
+    assert told.events == [["awaited", "called", "alone"], called, "called again", DECIDED]
+    assert (awaited.result(), called.result()) == (DECIDED, other)
+    with pytest.raises(asyncio.InvalidStateError):
+        told.promises.decided([called], [DECIDED])
+
+
 async def test_one_that_has_ended_is_awaited_at_once_and_calls_in_the_next_turn() -> None:
     told = Told()
     ended = told.promise("ended")

@@ -26,9 +26,11 @@ from server.rpc.decision import Plain
 from server.rpc.framing import framed
 
 MESSAGE = framed(b"an order")
+DECISION = pb.Decision(decision_id="one").SerializeToString()
+ANSWER = pb.DecideResponse(decision=pb.Decision(decision_id="one")).SerializeToString()
 OK = [
     ("H", b":status=200\ncontent-type=application/grpc\ngrpc-accept-encoding=identity,gzip,deflate\n"),
-    ("D", framed(b"decided")),
+    ("D", framed(ANSWER)),
     ("T", b"grpc-status=0\n"),
 ]
 
@@ -61,6 +63,7 @@ def test_a_plain_call_comes_with_what_it_carries(envoy: FakeEnvoy) -> None:
     call = taken(envoy, request)
     assert call.message == b"an order"
     assert call.timeout == 0.025
+    assert call.deadline == call.arrived + 0.025
     assert dict(call.headers) == {
         b"grpc-timeout": b"25m",
         b"x-correlation-id": b"mine",
@@ -204,6 +207,20 @@ def test_an_answer_is_heard_when_envoy_took_all_of_it(envoy: FakeEnvoy, parts: i
     assert envoy.filter.take() == ([], []), "a call ends once"
 
 
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 128, 300, 16_379, 16_384, 20_000])
+def test_an_answer_of_one_part_is_framed_as_the_generated_classes_write_it(envoy: FakeEnvoy, size: int) -> None:
+    request = envoy.request()
+    call = taken(envoy, request)
+    decision = pb.Decision(order_ref="x" * size) if size else pb.Decision()
+    head, trailers = envoy.filter.packed([(b":status", b"200")]), envoy.filter.packed([(b"grpc-status", b"0")])
+    call.answer_with(head, lane._DECISION, decision.SerializeToString(), trailers)
+    call.answer_with(head, lane._DECISION, b"not this one", trailers)
+    assert envoy.run() == 1
+    message = framed(pb.DecideResponse(decision=decision).SerializeToString())
+    assert request.sent == [("H", b":status=200\n"), ("D", message), ("T", b"grpc-status=0\n")]
+    request.forget()
+
+
 def test_a_caller_who_goes_is_told_of_once_and_gets_no_answer(envoy: FakeEnvoy) -> None:
     request = envoy.request()
     call = taken(envoy, request)
@@ -285,8 +302,8 @@ class Decider:
     def __init__(self) -> None:
         self.begun: list[Plain] = []
         self.company: list[bool] = []
-        self.heard: list[Any] = []
-        self.unheard: list[Any] = []
+        self.were_heard: list[Any] = []
+        self.were_not: list[Any] = []
         self.given_up: list[Plain] = []
         self.leaves_to_application = False
         self.leaves_to_begin: set[int] = set()
@@ -307,21 +324,20 @@ class Decider:
         self.begun.append(Plain(order, 0.0, asyncio.get_running_loop().create_future()))
         return self.begun[-1]
 
-    def begin_together(self, requests: list[bytes], calls: list[Any], arrived: float) -> list[Plain | None]:
+    def begin_together(
+        self, requests: list[bytes], deadlines: list[float | None], arrived: float
+    ) -> list[Plain | None]:
         self.together.append(len(requests))
         if self.bug is not None:
             raise self.bug
         begun: list[Plain | None] = []
-        for place, request in enumerate(requests):
-            assert calls[place].deadline is None or calls[place].deadline > arrived
+        for place, (request, deadline) in enumerate(zip(requests, deadlines, strict=True)):
+            assert deadline is None or deadline > arrived
             order: Any = request
             one = Plain(order, arrived, asyncio.get_running_loop().create_future())
             begun.append(None if place in self.leaves_to_begin else one)
         self.begun += [one for one in begun if one is not None]
         return begun
-
-    def reply(self, decided: Any) -> Any:
-        return decided
 
     def failed(self, error: Exception, begun: Plain, call: Any) -> Exception:
         return error
@@ -331,17 +347,20 @@ class Decider:
         begun.decided.cancel()
 
     def sent(self, answer: Any) -> None:
-        self.heard.append(answer)
-
-    def all_sent(self, answers: list[Any]) -> None:
-        self.heard += answers
+        self.were_heard.append(answer)
 
     def not_sent(self, answer: Any) -> None:
-        self.unheard.append(answer)
+        self.were_not.append(answer)
+
+    def heard(self, decisions: list[Any]) -> None:
+        self.were_heard += decisions
+
+    def unheard(self, decided: Any) -> None:
+        self.were_not.append(decided)
 
 
 class Decision:
-    wire = b"decided"
+    wire = DECISION
 
 
 class World:
@@ -362,7 +381,7 @@ class World:
         self.lane.open()
 
     async def _answer(self, request: pb.DecideRequest, _call: object) -> bytes:
-        return b"decided"
+        return ANSWER
 
     async def settle(self, enough: Any = None) -> None:
         """Lets the loop and the worker do what is due."""
@@ -394,7 +413,7 @@ async def test_plain_calls_that_come_together_are_begun_together_and_answered(en
         begun.decided.set_result(Decision())  # type: ignore[arg-type]
     await world.settle()
     assert [request.sent for request in requests] == [OK] * 3
-    assert len(world.decider.heard) == 3
+    assert len(world.decider.were_heard) == 3
     assert world.metrics.lane_calls == {"lane": 3, "application": 0}
     await world.close()
 
@@ -413,7 +432,7 @@ async def test_calls_with_nothing_or_only_a_deadline_are_begun_with_one_look(env
         begun.decided.set_result(Decision())  # type: ignore[arg-type]
     await world.settle()
     assert [request.sent for request in requests] == [OK] * 5
-    assert len(world.decider.heard) == 5
+    assert len(world.decider.were_heard) == 5
     assert world.metrics.lane_calls == {"lane": 5, "application": 0}
     await world.close()
 
@@ -446,8 +465,8 @@ async def test_of_calls_that_were_begun_together_who_goes_is_told_apart(envoy: F
         goes.leave(after=parts)
     await world.settle()
     assert stays.sent == OK
-    assert len(world.decider.heard) == 1
-    assert (len(world.decider.given_up), len(world.decider.unheard)) == ((1, 0) if not parts else (0, 1))
+    assert len(world.decider.were_heard) == 1
+    assert (len(world.decider.given_up), len(world.decider.were_not)) == ((1, 0) if not parts else (0, 1))
     await world.close()
 
 
@@ -474,7 +493,7 @@ async def test_an_answer_that_is_not_all_sent_is_unheard(envoy: FakeEnvoy, parts
         await asyncio.sleep(0)  # the answer is under way
         request.leave()
         await world.settle()
-    assert (len(world.decider.heard), len(world.decider.unheard)) == (0, 1)
+    assert (len(world.decider.were_heard), len(world.decider.were_not)) == (0, 1)
     await world.close()
 
 
@@ -543,7 +562,7 @@ async def test_what_is_not_plain_is_answered_by_the_application(envoy: FakeEnvoy
     else:
         assert [kind for kind, _ in request.sent] == ["H", "D", "T"]
         assert request.sent[1:] == OK[1:]
-        assert world.decider.heard == [b"decided"]
+        assert world.decider.were_heard == [ANSWER]
     await world.close()
 
 
@@ -563,7 +582,7 @@ async def test_a_caller_who_goes_while_the_application_answers_is_unheard(envoy:
     request = send(envoy.request(), framed(b""))
     request.leave(after=1)
     await world.settle()
-    assert world.decider.unheard == [b"decided"]
+    assert world.decider.were_not == [ANSWER]
     await world.close()
 
 

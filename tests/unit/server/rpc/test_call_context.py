@@ -79,3 +79,13 @@ def test_as_many_orders_of_batches_are_chosen_as_of_single_calls(one_in: int, ba
         each = [alone.of(call) for _ in range(orders)]
         assert sorted(chosen) == [place for place, one in enumerate(each) if one.is_chosen]
         assert all(one.is_chosen and one.trace_id and one.correlation_id == "basket-7" for one in chosen.values())
+
+
+@given(st.integers(0, 5), st.lists(st.integers(0, 9), max_size=9))
+def test_as_many_orders_of_bare_calls_are_chosen(one_in: int, bursts: list[int]) -> None:
+    together, alone, call = CallContexts(one_in), CallContexts(one_in), Call(None, ())
+    for orders in bursts:
+        chosen = together.of_bare(orders)
+        each = [alone.of(call) for _ in range(orders)]
+        assert sorted(chosen) == [place for place, one in enumerate(each) if one.is_chosen]
+        assert all(one.is_chosen and one.trace_id and not one.correlation_id for one in chosen.values())

@@ -16,7 +16,7 @@ from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision import admission
 from server.errors import OverloadedError
-from server.rpc.call import Call
+from server.rpc.call_context import CallContexts
 
 
 async def test_an_order_without_a_deadline_waits_for_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,10 +43,10 @@ async def test_an_order_without_a_deadline_waits_for_a_place(tmp_path: Path, mon
     assert [decision.order_ref for decision in decisions] == ["first", "waits", "with a deadline"]
 
 
-def plain_calls(p: RequestPath, orders: int) -> tuple[list[bytes], list[Call]]:
-    """Calls with a plain order each, whose callers wait for a minute."""
+def plain_calls(p: RequestPath, orders: int) -> tuple[list[bytes], list[float | None]]:
+    """The requests of calls with a plain order each, and until when their callers wait: for a minute."""
     requests = [pb.DecideRequest(order=order(f"{number}")).SerializeToString() for number in range(orders)]
-    return requests, [p.call(60.0) for _ in requests]
+    return requests, [p.clock() + 60.0 for _ in requests]
 
 
 async def test_calls_that_come_together_are_begun_together_but_for_those_with_something_of_their_own(
@@ -55,17 +55,17 @@ async def test_calls_that_come_together_are_begun_together_but_for_those_with_so
     async with request_path(tmp_path, PATIENT) as p:
         if p.servicer._reader.plain(pb.DecideRequest(order=order("one")).SerializeToString()) is None:
             pytest.skip("nothing is read at once where nothing is compiled")
-        requests, calls = plain_calls(p, 8)
+        p.servicer._orders._contexts = CallContexts(one_in=3)
+        requests, deadlines = plain_calls(p, 8)
         timed, keyed, reducing = order("timed"), order("keyed", idempotency_key="k"), order("r", reduce_only=True)
         timed.timeout.FromSeconds(60)
         for place, one_order in enumerate((timed, keyed), start=2):
             requests[place] = pb.DecideRequest(order=one_order).SerializeToString()
         requests[0] = b"no message"
-        calls[1].deadline = p.clock()
+        deadlines[1] = p.clock()
         requests[4] = pb.DecideRequest(order=reducing).SerializeToString()
-        calls[5].deadline = None
-        calls[6].metadata = ((b"traceparent", b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-01"),)
-        begun = p.servicer.begin_together(requests, calls, p.clock())
+        deadlines[5] = None
+        begun = p.servicer.begin_together(requests, deadlines, p.clock())
         assert [one is not None for one in begun] == [False] * 4 + [True] * 4
         assert p.admission.in_flight == 4
         for one in begun[4:]:
@@ -73,15 +73,17 @@ async def test_calls_that_come_together_are_begun_together_but_for_those_with_so
             reply = p.servicer.reply(await one.decided)
             assert pb.DecideResponse.FromString(reply.wire).decision.order_ref == one.order.order_ref
             p.servicer.sent(reply)
-        assert p.metrics.alone["trace"] == 1
+        assert p.metrics.alone["trace"] == 1, "the third that was begun is chosen to be traced"
         assert p.admission.in_flight == 0
 
 
 async def test_calls_that_come_together_wait_no_longer_than_each_may(tmp_path: Path) -> None:
     async with request_path(tmp_path, PATIENT) as p:
-        requests, calls = plain_calls(p, 3)
-        calls[0].deadline, calls[2].deadline = p.clock() + 2.0, None
-        for one, seconds in zip(p.servicer.begin_together(requests, calls, p.clock()), (2.0, 10.0, 10.0), strict=True):
+        requests, deadlines = plain_calls(p, 3)
+        deadlines[0], deadlines[2] = p.clock() + 2.0, None
+        for one, seconds in zip(
+            p.servicer.begin_together(requests, deadlines, p.clock()), (2.0, 10.0, 10.0), strict=True
+        ):
             if one is None:
                 pytest.skip("nothing is read at once where nothing is compiled")
             decision = pb.DecideResponse.FromString(p.servicer.reply(await one.decided).wire).decision
@@ -94,9 +96,9 @@ async def test_calls_without_a_deadline_that_come_together_leave_their_places_to
 ) -> None:
     async with request_path(tmp_path, PATIENT) as p:
         p.admission._limit = limit  # three quarters of it are for orders that can wait
-        requests, calls = plain_calls(p, 6)
-        calls[1].deadline = calls[4].deadline = None
-        begun = p.servicer.begin_together(requests, calls, p.clock())
+        requests, deadlines = plain_calls(p, 6)
+        deadlines[1] = deadlines[4] = None
+        begun = p.servicer.begin_together(requests, deadlines, p.clock())
         if begun[0] is None:
             pytest.skip("nothing is read at once where nothing is compiled")
         assert [one is not None for one in begun] == [True, are_begun, True, True, are_begun, True]
@@ -108,8 +110,8 @@ async def test_calls_without_a_deadline_that_come_together_leave_their_places_to
 async def test_where_not_all_calls_that_come_together_find_a_place_none_is_begun(tmp_path: Path) -> None:
     async with request_path(tmp_path, PATIENT) as p:
         p.admission._limit = 4.0
-        requests, calls = plain_calls(p, 5)
-        assert p.servicer.begin_together(requests, calls, p.clock()) == [None] * 5
+        requests, deadlines = plain_calls(p, 5)
+        assert p.servicer.begin_together(requests, deadlines, p.clock()) == [None] * 5
         assert (p.admission.in_flight, p.admission.shed) == (0, 0)
 
 
