@@ -250,13 +250,14 @@ class _PlainCall(Call):
         if self.taken.is_answered or self.taken.owner is None:
             return
         try:
-            decided = self._decided = future.result()
+            decided = future.result()
         except asyncio.CancelledError:
             return
         except Exception as error:
             self.refuse(error)
         else:
             self._lane.answer(self.taken, decided)
+            self._decided = decided  # not before: what could not be written has not been heard
 
     def refuse(self, error: Exception) -> None:
         """Ends it with the status of an error."""

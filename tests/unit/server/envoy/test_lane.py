@@ -539,6 +539,25 @@ async def test_a_deadline_ends_a_call_that_is_not_decided(envoy: FakeEnvoy) -> N
     await world.close()
 
 
+async def test_a_decision_that_cannot_be_written_was_not_heard(envoy: FakeEnvoy) -> None:
+    world, bugs = World(envoy), list[Any]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: bugs.append(what["exception"]))
+    looking = asyncio.create_task(world.application.run())
+    request = send(envoy.request(grpc_timeout="1S"))
+    await world.settle()
+    unwritable: Any = object()
+    world.decider.begun[0].decided.set_result(unwritable)
+    async with asyncio.timeout(5.0):
+        while not request.sent:
+            await world.settle()
+    await world.settle()
+    assert [type(bug) for bug in bugs] == [AttributeError]
+    assert b"\ngrpc-status=4\n" in request.sent[0][1]
+    assert (world.decider.were_heard, world.decider.given_up) == ([], world.decider.begun)
+    looking.cancel()
+    await world.close()
+
+
 async def test_the_end_of_the_server_ends_what_is_under_way(envoy: FakeEnvoy) -> None:
     world = World(envoy)
     request = send(envoy.request())
