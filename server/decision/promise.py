@@ -96,17 +96,17 @@ class Promise(Generic[CaseT]):
 
     def set_result(self, decided: OneDecided) -> None:
         """It was decided."""
-        self._tell(decided)
+        self._end_alone(decided)
 
     def set_exception(self, error: BaseException) -> None:
         """It gets no decision."""
-        self._tell(error)
+        self._end_alone(error)
 
     def cancel(self) -> bool:
         """Nobody waits any more; False when it has ended before."""
         if self._outcome is not None:
             return False
-        self._tell(asyncio.CancelledError())
+        self._end_alone(asyncio.CancelledError())
         return True
 
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:
@@ -122,7 +122,7 @@ class Promise(Generic[CaseT]):
             yield from self._waiter
         return self.result()
 
-    def _tell(self, outcome: OneDecided | BaseException) -> None:
+    def _end_alone(self, outcome: OneDecided | BaseException) -> None:
         if self._outcome is None:  # else `end` says so
             self.promises.tell(self)
         self.end(outcome)

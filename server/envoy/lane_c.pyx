@@ -565,12 +565,10 @@ cdef class Call:
     cdef Lane_Call* _call
     cdef readonly double arrived
     """When its headers came, in monotonic seconds."""
-    cdef readonly object timeout
-    """The seconds that its caller waits from then on; None without a limit."""
     cdef readonly object deadline
-    """The monotonic instant at which that is over; None without a limit."""
+    """Until when its caller waits, likewise; None without a limit."""
     cdef readonly bint is_bare
-    """Whether nothing went along but what `arrived` and `timeout` say."""
+    """Whether nothing went along but what `arrived` and `deadline` say."""
     cdef readonly bytes message
     """Its request."""
     cdef readonly bint is_answered
@@ -784,7 +782,6 @@ def take():
             call = Call.__new__(Call)
             call._call = c_call  # it takes the list's share
             call.arrived = c_call.arrived
-            call.timeout = None if c_call.timeout < 0 else c_call.timeout
             call.deadline = None if c_call.timeout < 0 else c_call.arrived + c_call.timeout
             call.is_bare = is_bare(c_call)
             call.message = PyBytes_FromStringAndSize(c_call.body + PREFIX, c_call.body_size - PREFIX)
