@@ -268,7 +268,8 @@ def lane(data: bytes) -> None:
         assert framed(call.message) == body
         assert set(call.headers) <= {*more, *((name.encode(), value.encode()) for name, value in PLAIN.items())}
         timeout, *_ = call_headers(call.headers)
-        assert call.timeout is None if timeout is None else math.isclose(call.timeout, timeout)
+        assert (call.deadline is None) == (timeout is None)
+        assert timeout is None or math.isclose(call.deadline - call.arrived, timeout, abs_tol=1e-9)
         if leaves := source.number(5):
             request.leave(after=leaves)
         else:
