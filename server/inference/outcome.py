@@ -72,7 +72,7 @@ _BY_CODE: Final = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: Outcome.OVERLOAD,
     grpc.StatusCode.DEADLINE_EXCEEDED: Outcome.TIMEOUT,
     grpc.StatusCode.UNAVAILABLE: Outcome.TRANSPORT,
-    # Not asked for by us when it arrives as an error: TorchServe resets the stream of a request that is too large.
+    # Not asked for by us when it arrives in time: TorchServe resets the stream of a request that is too large.
     grpc.StatusCode.CANCELLED: Outcome.TRANSPORT,
     grpc.StatusCode.UNKNOWN: Outcome.TRANSPORT,
 }
@@ -83,9 +83,18 @@ _CUT: Final = "stream removed"
 """Our own end's words for a call that ended without a status from the other; INTERNAL when it was a RST_STREAM."""
 
 
-def classify(code: grpc.StatusCode, details: str) -> Outcome:
-    """The class of a failed call, from the first line of its message (TorchServe 0.12's and others'), else its code."""
+def classify(code: grpc.StatusCode, details: str, *, is_over: bool = False) -> Outcome:
+    """The class of a failed call, from the first line of its message (TorchServe 0.12's and others'), else its code.
+
+    Args:
+        code: As the client has it.
+        details: The message.
+        is_over: The call's time is up. The server knows until when its client waits and resets the call then, which may
+            be heard before the client's own timer.
+    """
     message = details.partition("\n")[0].lower()
+    if code is grpc.StatusCode.CANCELLED and is_over:
+        return Outcome.TIMEOUT
     if code is grpc.StatusCode.INTERNAL and message.startswith(_CUT):
         return Outcome.TRANSPORT
     for words, outcome in _BY_MESSAGE:

@@ -316,13 +316,16 @@ class Replica:
         feature_set = model_sets.set_of(rows)
         if feature_set is None:  # another version has just taken over; they may try elsewhere
             raise BatchFailedError(Outcome.OVERLOAD, "rows of several feature sets")
+        asked = self._clock()
         try:
             answer = await self._answer(
                 self.codec.request(self.model_name, rows, version or "", feature_set), self._metadata(traceparent)
             )
         except grpc.aio.AioRpcError as error:
             model_sets.learn_from_refusal(version or self._version, error.details() or "")
-            raise BatchFailedError(classify(error.code(), error.details() or ""), error.details() or "") from error
+            is_over = self._clock() - asked >= self._settings.call_bound_seconds
+            outcome = classify(error.code(), error.details() or "", is_over=is_over)
+            raise BatchFailedError(outcome, error.details() or "") from error
         batch = self.codec.parse(self.model_name, len(rows), answer)
         if version is not None and batch.model.version != version:
             raise BatchFailedError(Outcome.BAD_ANSWER, f"model version {batch.model.version}, expected {version}")

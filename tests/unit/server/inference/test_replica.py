@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import grpc
+import grpc.aio
 import numpy as np
 import pytest
 from support.scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 from support.virtual_time import until
 
+from feature_cache.features import MF1
 from server.inference.breaker import BreakerSettings, State
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.rows import Scored
@@ -284,3 +287,22 @@ async def test_a_replica_is_warmed_up_once() -> None:
         calls = replica.calls
         await asyncio.sleep(10)
         assert replica.calls - calls <= 11, "one health probe a second"
+
+
+@pytest.mark.parametrize(("after", "outcome"), [(0.99, Outcome.TRANSPORT), (1.0, Outcome.TIMEOUT)])
+async def test_a_server_that_ends_a_call_because_its_time_is_up_is_a_timeout(
+    monkeypatch: pytest.MonkeyPatch, after: float, outcome: Outcome
+) -> None:
+    """It knows the deadline, and may be heard before gRPC's own timer."""
+    replica = ScriptedReplica("primary", hangs)
+
+    async def resets(*_: object, timeout: float, **__: object) -> None:  # noqa: ASYNC109 - gRPC's name for it
+        await asyncio.sleep(timeout * after)
+        raise grpc.aio.AioRpcError(
+            grpc.StatusCode.CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata(), "Stream removed (RST_STREAM)"
+        )
+
+    monkeypatch.setattr(replica, "_call", resets, raising=False)
+    with pytest.raises(BatchFailedError) as failure:
+        await replica.ask([bytes(4 * len(MF1))], None)
+    assert failure.value.outcome is outcome
