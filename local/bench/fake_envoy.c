@@ -35,6 +35,7 @@ typedef struct Request {
   int parts, leaves_after;
   bool there, went_on;
   int holders;
+  struct Request* along;
 } Request;
 
 typedef struct Posted { struct Posted* next; Request* request; uint64_t event; } Posted;
@@ -65,6 +66,7 @@ void fake_leave(Request* r) {
   if (!r->there) return;
   r->there = false;
   under_test.destroy(r->filter);
+  if (r->along) fake_leave(r->along);
 }
 static void send(Request* r, char kind, const char* at, size_t size) {
   if (!r->there) abort(); /* its filter was destroyed: nothing may be sent for it */
@@ -155,6 +157,7 @@ int fake_body(Request* r, const char* data, size_t size, size_t piece, bool end)
 }
 int fake_trailers(Request* r) { return under_test.trailers(r, r->filter); }
 void fake_leaves_after(Request* r, int parts) { r->leaves_after = parts; }
+void fake_takes_along(Request* r, Request* other) { r->along = other; }
 bool fake_went_on(Request* r) { return r->went_on; }
 bool fake_is_there(Request* r) { return r->there; }
 size_t fake_sent(Request* r, char* into) { memcpy(into, r->sent, r->sent_size); return r->sent_size; }

@@ -65,6 +65,10 @@ class Request:
         else:
             self._fake.fake_leave(self._request)
 
+    def takes_along(self, other: Request) -> None:
+        """The caller of another call, which is not forgotten before this one, goes whenever this one ends."""
+        self._fake.fake_takes_along(self._request, other._request)
+
     @property
     def went_on(self) -> bool:
         """Whether the filter had what it held back go to the next one."""

@@ -2,12 +2,15 @@
 """The lane's filter: one library that Envoy loads as a dynamic module and Python imports as `server.envoy.lane_c`.
 
 Envoy's worker thread runs the functions `envoy_dynamic_module_on_…`; they never touch a Python object. The event loop's
-thread runs `take`, `Call.answer` and the rest. Between them is one list of events under one lock::
+thread runs `take`, `Call.answer` and the rest. Between them are two lists under one lock, of events and of answers::
 
-    worker   request_headers ─▶ request_body ─▶ [arrived] …………………… scheduled: sends ─▶ [ended]   destroy ─▶ [ended]
-    loop                                            take ─▶ Call … answer ──▲              take            take
+    worker   request_headers ─▶ request_body ─▶ [arrived] ………………………………… send_answers ─▶ [ended]   destroy ─▶ [ended]
+    loop                                            take ─▶ Call … answer ─▶ [answers]    take            take
 
-A call's memory belongs to the filter, to the list's events and to the Python object together: it is freed by whoever
+Whoever fills a list wakes the other thread once for all that comes until it looks. The worker is woken through the
+filter of a call, and that of another one where this call has gone meanwhile.
+
+A call's memory belongs to the filter, to the lists and to the Python object together: it is freed by whoever
 lets go of it last. A call that was taken ends exactly once: its answer was handed to Envoy, or its caller has gone.
 
 Source: https://github.com/envoyproxy/envoy/blob/main/source/extensions/dynamic_modules/abi/abi.h. Envoy warns about a
@@ -145,6 +148,7 @@ cdef struct Lane_Call:
     bint sending
     bint gone
     bint heard
+    void* filter
     void* scheduler
     void* object  # the `Call` that Python knows, from the first event until the second was taken
     Lane_Call* newer  # of those that wait
@@ -159,6 +163,7 @@ cdef struct Lane_Call:
     size_t head_size
     size_t message_size
     size_t trailers_size
+    Lane_Call* next_answer
     Event arrival
     Event end
 
@@ -168,6 +173,10 @@ cdef Event* first
 cdef Event* last
 cdef Lane_Call* oldest
 cdef Lane_Call* newest
+cdef Lane_Call* first_answer
+cdef Lane_Call* last_answer
+cdef Lane_Call* asked  # through its filter the worker was woken, which has not looked yet
+cdef bint is_sending
 cdef bint is_open
 cdef bint is_loaded
 cdef size_t under_way
@@ -263,6 +272,7 @@ cdef public void* envoy_dynamic_module_on_http_filter_new(void* config, void* fi
     cdef Lane_Call* call = <Lane_Call*>calloc(1, sizeof(Lane_Call))
     if call != NULL:
         call.owners = 1
+        call.filter = filter
         call.timeout = -1.0
     return call
 
@@ -474,17 +484,58 @@ cdef public void envoy_dynamic_module_on_http_filter_scheduled(void* filter, voi
             pass_on(call)
             continue_decoding(filter)
         return
+    send_answers()
+
+
+cdef void send_answers() noexcept nogil:
+    # Sends all that are there, and what comes meanwhile. A caller may go with every part of any answer; Python holds a
+    # call until it has ended.
+    global first_answer, last_answer, asked, is_sending
+    cdef Lane_Call* answers
+    cdef Lane_Call* call
     pthread_mutex_lock(&lock)
-    call.sending = True
-    pthread_mutex_unlock(&lock)
-    send(filter, call)  # with its last part the filter is destroyed; Python holds the call until it has ended
-    pthread_mutex_lock(&lock)
-    tell(&call.end, call, True)
+    asked = NULL
+    is_sending = True
+    while first_answer != NULL:
+        answers = call = first_answer
+        first_answer = last_answer = NULL
+        pthread_mutex_unlock(&lock)
+        while call != NULL:
+            if not call.gone:
+                call.sending = True
+                send(call)
+            call = call.next_answer
+        pthread_mutex_lock(&lock)
+        while answers != NULL:
+            call = answers
+            answers = call.next_answer
+            if call.sending:
+                tell(&call.end, call, True)
+            let_go(call)
+    is_sending = False
     pthread_mutex_unlock(&lock)
 
 
-cdef void send(void* filter, Lane_Call* call) noexcept nogil:
-    # A caller may go with every part; `destroy` runs inside the call then.
+cdef void have_answers_sent() noexcept nogil:
+    # Under the lock.
+    global first_answer, last_answer, asked
+    cdef Lane_Call* call = first_answer
+    if asked != NULL or is_sending:
+        return
+    while call != NULL and call.gone:
+        first_answer = call.next_answer
+        let_go(call)
+        call = first_answer
+    if call == NULL:
+        last_answer = NULL
+        return
+    asked = call
+    scheduler_commit(call.scheduler, SEND)
+
+
+cdef void send(Lane_Call* call) noexcept nogil:
+    # `destroy` runs in the midst of it when its caller goes, and with the last part.
+    cdef void* filter = call.filter
     cdef Header headers[MOST_SENT]
     cdef Piece message
     cdef size_t count = read_headers(call.answer, call.head_size, headers)
@@ -525,11 +576,15 @@ cdef public void envoy_dynamic_module_on_http_filter_stream_complete(void* filte
 cdef public void envoy_dynamic_module_on_http_filter_destroy(void* mine) noexcept nogil:
     cdef Lane_Call* call = <Lane_Call*>mine
     cdef void* scheduler
+    global asked
     pthread_mutex_lock(&lock)
     stop_waiting(call)
     scheduler = call.scheduler
     call.scheduler = NULL
     call.gone = True
+    if call == asked:  # what was to wake the worker goes with the filter
+        asked = NULL
+        have_answers_sent()
     if call.taken and not call.sending:
         tell(&call.end, call, True)
     let_go(call)
@@ -659,9 +714,16 @@ cdef char* room_for(Call self, bytes head, size_t message_size, bytes trailers) 
 
 
 cdef void commit(Lane_Call* call) noexcept:
+    global first_answer, last_answer
     pthread_mutex_lock(&lock)
     if not call.gone:
-        scheduler_commit(call.scheduler, SEND)
+        call.owners += 1
+        if last_answer == NULL:
+            first_answer = call
+        else:
+            last_answer.next_answer = call
+        last_answer = call
+        have_answers_sent()
     pthread_mutex_unlock(&lock)
 
 

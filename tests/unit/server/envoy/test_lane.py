@@ -8,7 +8,7 @@ import random
 import select
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -218,6 +218,56 @@ def test_an_answer_of_one_part_is_framed_as_the_generated_classes_write_it(envoy
     message = framed(pb.DecideResponse(decision=decision).SerializeToString())
     assert request.sent == [("H", b":status=200\n"), ("D", message), ("T", b"grpc-status=0\n")]
     request.forget()
+
+
+def answered(envoy: FakeEnvoy, calls: Sequence[Any]) -> None:
+    """All of them get answers, each with its number."""
+    head, trailers = envoy.filter.packed([(b":status", b"200")]), envoy.filter.packed([(b"grpc-status", b"0")])
+    for number, call in enumerate(calls):
+        call.answer(head, framed(b"%d" % number), trailers)
+
+
+def test_one_wake_has_all_answers_sent_that_are_there_when_the_worker_looks(envoy: FakeEnvoy) -> None:
+    requests = [envoy.request() for _ in range(5)]
+    calls = [taken(envoy, request) for request in requests]
+    answered(envoy, calls)
+    assert envoy.run() == 1
+    assert [request.sent[1] for request in requests] == [("D", framed(b"%d" % number)) for number in range(5)]
+    assert envoy.filter.take() == ([], [(call, True) for call in calls])
+    for request in requests:
+        request.forget()
+
+
+@pytest.mark.parametrize("gone", [{0}, {0, 1}, {0, 2}, {1}, {4}, {0, 1, 2, 3, 4}], ids=str)
+def test_answers_are_sent_whoever_goes_before_the_worker_looks(envoy: FakeEnvoy, gone: set[int]) -> None:
+    """Also when it is the one whose answer was to wake the worker."""
+    requests = [envoy.request() for _ in range(5)]
+    calls = [taken(envoy, request) for request in requests]
+    answered(envoy, calls)
+    for number in gone:
+        requests[number].leave()
+    envoy.run()
+    assert [number for number, request in enumerate(requests) if request.sent] == sorted({0, 1, 2, 3, 4} - gone)
+    assert dict(envoy.filter.take()[1]) == {call: number not in gone for number, call in enumerate(calls)}
+    later = envoy.request()
+    answered(envoy, [taken(envoy, later)])
+    envoy.run()
+    assert later.sent, "the worker is woken again"
+    for request in (*requests, later):
+        request.forget()
+
+
+def test_a_caller_may_go_while_the_answers_of_others_are_sent(envoy: FakeEnvoy) -> None:
+    requests = [envoy.request() for _ in range(4)]
+    calls = [taken(envoy, request) for request in requests]
+    requests[1].takes_along(requests[2])
+    requests[3].takes_along(requests[0])
+    answered(envoy, calls)
+    envoy.run()
+    assert [bool(request.sent) for request in requests] == [True, True, False, True]
+    assert sorted(heard for _, heard in envoy.filter.take()[1]) == [False, True, True, True]
+    for request in requests:
+        request.forget()
 
 
 def test_a_caller_who_goes_is_told_of_once_and_gets_no_answer(envoy: FakeEnvoy) -> None:
