@@ -43,7 +43,7 @@ from server.decision.admission import Admission, AdmissionSettings
 from server.decision.convert import OrderReader
 from server.decision.following import Observers
 from server.decision.idempotency import IdempotencyWindow
-from server.decision.ids import uuid7_source
+from server.decision.ids import Ids
 from server.decision.markets import Markets
 from server.decision.metrics import DecisionMetrics
 from server.decision.other_sets import OtherSets
@@ -157,7 +157,7 @@ async def open_server(
         endpoints: Of the primary.
         models: That decide side by side: one, or two with different feature sets.
     """
-    clock, new_id = time.monotonic, uuid7_source()
+    clock, new_id = time.monotonic, Ids()
     lag, budget = LoopLag(clock), BudgetSettings(cap_seconds=_CAP_SECONDS)
     journal = await stack.enter_async_context(
         Journal(JournalSettings(path=folder / "journal.db", durability=durability))
@@ -228,7 +228,7 @@ async def open_server(
         chain=Chain(stages, ("model", "cached_score", "rules"), clock),
         cached_scores=routed[0],
         guards=Guards(GuardSettings(), lambda: admin_pb2.TRADING_STATE_ACTIVE, clock, time.time, _limits(limited)),
-        recording=Recording(journal, replies, PacketWriter("bench", "hash", durability.value, control), new_id),
+        recording=Recording(journal, replies, PacketWriter("bench", "hash", durability.value, control), new_id.several),
         shadow=routed[1],
         control=control,
         observers=Observers(

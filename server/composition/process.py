@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from feature_cache.ending import end
-from server.decision.ids import uuid7_source
+from server.decision.ids import Ids
 from server.decision.metrics import DecisionMetrics
 from server.machine import REAL, Machine
 from server.process.slot import Slot, journal_path
@@ -42,7 +42,7 @@ class Process:
     metrics: DecisionMetrics
     machine: Machine
     """What it gets from the machine that it runs on."""
-    new_id: Callable[[], str]
+    new_id: Ids
     """Makes a unique, time-ordered id."""
 
     @property
@@ -64,7 +64,7 @@ def this_process(
     shared: Settings, slot: Slot | None, stack: AsyncExitStack, stop: asyncio.Future[None], machine: Machine = REAL
 ) -> Process:
     """The process that runs this; the arguments are fields of `Process`."""
-    new_id = uuid7_source(machine.wall_clock_ns, machine.random_bytes)
+    new_id = Ids(machine.wall_clock_ns, machine.random_bytes)
     return Process(
         shared=shared,
         settings=shared if slot is None else settings_of(slot, shared),

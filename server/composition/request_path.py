@@ -214,7 +214,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         chain=chain,
         cached_scores=routing.cached_scores,
         guards=guards,
-        recording=Recording(base.journal, base.replies, packets, process.new_id),
+        recording=Recording(base.journal, base.replies, packets, process.new_id.several),
         shadow=routing.shadow,
         control=control,
         observers=Observers(process.metrics, routing.objective, reports, base.loop_lag, routing.check),

@@ -17,7 +17,7 @@ from server.audit.shipping.leftovers import ship_leftovers
 from server.composition.process import seconds_to_end
 from server.control.file import ControlFile, control_path
 from server.control.start import halt_at_start
-from server.decision.ids import uuid7_source
+from server.decision.ids import Ids
 from server.decision.left_keys import LeftKeys
 from server.decision.shared_keys import SharedKeys, make_memory
 from server.envoy import gate
@@ -70,7 +70,7 @@ def open_group(settings: Settings, processes: int) -> Iterator[Group]:
             reservation = held.enter_context(_reserve(section.host, section.port))
             environment[f"PRETRADE_{name}__PORT"] = str(reservation.getsockname()[1])
         control = ControlFile(control_path(settings.journal.path))
-        halt_at_start(settings.control, control, uuid7_source(), time.time_ns)
+        halt_at_start(settings.control, control, Ids(), time.time_ns)
         port, database_url = int(environment["PRETRADE_GRPC__PORT"]), settings.database_url.get_secret_value()
 
         def command(slot: int, restarts: int) -> Command:

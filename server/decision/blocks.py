@@ -125,7 +125,7 @@ class Blocks:
                 if not self._begin_joint(waiting, orders, views, near, model, now):
                     alone["stage"] += len(near)
             alone["deadlines" if len(usual) >= LEAST else "few"] += left
-        return [one for one in waiting if one.promise.case is None]
+        return [one for one in waiting if one.case is None]
 
     def _begin_joint(
         self,
@@ -139,10 +139,13 @@ class Blocks:
         """Begins with the orders at these places, the one with the earliest deadline first; whether it could."""
         joined = [waiting[place] for place in places]
         own = [
-            Own(arrived, deadline, (pb.STAGE_ADMISSION, deadline - arrived, now - arrived, pb.DEGRADATION_UNSPECIFIED))
-            for _, arrived, deadline, _ in joined
+            Own(
+                arrived := one.arrived,
+                deadline := one.deadline,
+                (pb.STAGE_ADMISSION, deadline - arrived, now - arrived, pb.DEGRADATION_UNSPECIFIED),
+            )
+            for one in joined
         ]
-        promises = [one.promise for one in joined]
         block = self._begin(
             orders,
             views,
@@ -150,7 +153,7 @@ class Blocks:
             Budget(own[0].arrived, own[0].deadline),
             model,
             now,
-            lambda parts: ManyCalls(parts, own, self._pending, promises),
+            lambda parts: ManyCalls(parts, own, self._pending, joined),
         )
         return block is not None
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+from server.decision.promise import Promise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from fallback.order import Order
-    from server.decision.pending import Waited
+    from server.decision.pending import Joined, Pending
+    from server.decision.promise import Promises
 
 _ENOUGH: Final = 32
 """Orders that wait for no more: what a block costs besides its orders is then a small part, and a batch of so many rows
@@ -20,14 +23,23 @@ _HURRIED_SECONDS: Final = 0.01
 """An order that is allowed less than this waits for nobody."""
 
 
-class Waiting(NamedTuple):
-    """An order that is decided with others of its time."""
+class Waiting(Promise["Pending | Joined"]):
+    """The promise of an order that is decided with others of its time.
 
-    order: Order
-    arrived: float
-    deadline: float
-    """Both in monotonic seconds."""
-    promise: Waited
+    Args:
+        promises: See `Promise`.
+        order: What is asked.
+        arrived: When it came, in monotonic seconds.
+        deadline: Until when its caller waits, likewise.
+    """
+
+    __slots__ = ("arrived", "deadline", "order")
+
+    def __init__(self, promises: Promises[Pending | Joined], order: Order, arrived: float, deadline: float) -> None:
+        super().__init__(promises)
+        self.order = order
+        self.arrived = arrived
+        self.deadline = deadline
 
 
 class Gathering:

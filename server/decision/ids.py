@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import itertools
 import os
 import time
 import uuid
@@ -15,30 +14,41 @@ _VARIANT = 0x2 << 62
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
-def uuid7_source(
-    wall_clock_ns: Callable[[], int] = time.time_ns, random_bytes: Callable[[int], bytes] = os.urandom
-) -> Callable[[], str]:
-    """Makes a source of UUIDv7 strings for one process.
+class Ids:
+    """The source of UUIDv7 strings of one process.
 
     48 bits of Unix milliseconds, then a 42-bit counter from a random start and 32 random bits drawn once per process,
     so that ids of one process rise within a millisecond and ids of different processes differ.
-    """
-    counter = itertools.count(int.from_bytes(random_bytes(4), "big"))
-    process = random_bytes(4).hex()
-    of_before, start = (-1, -1), ""
 
-    def next_id() -> str:
-        nonlocal of_before, start
-        count = next(counter) & 0x3FF_FFFF_FFFF
-        of_now = (wall_clock_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF, count >> 16)
-        if of_now != of_before:  # else it begins as the last one did
-            milliseconds, high = of_before = of_now
+    Args:
+        wall_clock_ns: Nanoseconds since the Unix epoch.
+        random_bytes: Gives so many bytes.
+    """
+
+    def __init__(
+        self, wall_clock_ns: Callable[[], int] = time.time_ns, random_bytes: Callable[[int], bytes] = os.urandom
+    ) -> None:
+        self._wall_clock_ns = wall_clock_ns
+        self._count = int.from_bytes(random_bytes(4), "big")
+        self._process = random_bytes(4).hex()
+
+    def __call__(self) -> str:
+        """The next one."""
+        return self.several(1)[0]
+
+    def several(self, ids: int) -> list[str]:
+        """So many, made at one instant."""
+        milliseconds = self._wall_clock_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF
+        made: list[str] = []
+        while len(made) < ids:
+            high, low = divmod(self._count & 0x3FF_FFFF_FFFF, 0x1_0000)
             value = milliseconds << 80 | _VERSION | (high >> 14) << 64 | _VARIANT | (high & 0x3FFF) << 48
             digits = f"{value:032x}"
-            start = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-"
-        return f"{start}{count & 0xFFFF:04x}{process}"
-
-    return next_id
+            start, process = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-", self._process
+            numbers = range(low, min(low + ids - len(made), 0x1_0000))
+            self._count += len(numbers)
+            made += [f"{start}{number:04x}{process}" for number in numbers]
+        return made
 
 
 def made_at(decision_id: str) -> dt.datetime | None:

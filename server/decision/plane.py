@@ -223,11 +223,12 @@ class DataPlane:
             until = latest if deadline > latest else deadline
             why = _why_alone(order)
             if why is None:
-                promise: Waited = Promise(self._promises)
-                waiting.append(Waiting(order, arrived, until, promise))
+                promise = Waiting(self._promises, order, arrived, until)
+                waiting.append(promise)
+                promises.append(promise)
             else:
-                promise = self._arrive(order, Budget(arrived, until), why, has_place=True, in_company=True)
-            promises.append(promise)
+                budget = Budget(arrived, until)
+                promises.append(self._arrive(order, budget, why, has_place=True, in_company=True))
         self._gathering.add(waiting)
         self._take_up_soon()
         return promises
@@ -309,8 +310,8 @@ class DataPlane:
 
     def _wait(self, order: Order, arrived: float, deadline: float) -> Waited:
         """The same for an order that may be decided in columns, with others of its time."""
-        promise: Waited = Promise(self._promises)
-        self._gathering.add((Waiting(order, arrived, deadline, promise),))
+        promise = Waiting(self._promises, order, arrived, deadline)
+        self._gathering.add((promise,))
         self._take_up_soon()
         return promise
 
@@ -333,11 +334,11 @@ class DataPlane:
         self._will_take_up = False
         arrived, self._arrived = self._arrived, []
         cases = [one for one in arrived if not one.future.done()]
-        waiting = [one for one in self._gathering.take() if not one.promise.done()]
+        waiting = [one for one in self._gathering.take() if not one.done()]
         if waiting:
             cases += [
-                self._pending(order, Budget(since, deadline), promise)
-                for order, since, deadline, promise in self._blocks.begin_calls(waiting)
+                self._pending(one.order, Budget(one.arrived, one.deadline), one)
+                for one in self._blocks.begin_calls(waiting)
             ]
         if not cases:
             return
@@ -435,8 +436,7 @@ class DataPlane:
 
     def heard(self, decisions: Sequence[OneDecided | DecidedBlock]) -> None:
         """The transport has the decisions' bytes, in time."""
-        for decided in decisions:
-            self._replies.heard(decided)
+        self._replies.heard(decisions)
 
     def in_doubt(self, decisions: Sequence[OneDecided | DecidedBlock]) -> None:
         """The transport was given the decisions' bytes in time; nobody knows whether it wrote them in time."""

@@ -39,8 +39,8 @@ class Recording:
     journal: Journal
     replies: Replies
     packets: PacketWriter
-    new_id: Callable[[], str]
-    """Unique, time-ordered decision ids."""
+    new_ids: Callable[[int], Sequence[str]]
+    """Makes so many unique, time-ordered ids of decisions."""
 
 
 class _Commit:
@@ -106,7 +106,7 @@ class Recorder:
         self._journal = recording.journal
         self._replies = recording.replies
         self._packets = recording.packets
-        self._new_id = recording.new_id
+        self._new_ids = recording.new_ids
         self._reserves = reserves
         self._following = following
         self._clock = clock
@@ -146,7 +146,8 @@ class Recorder:
         refused: list[Pending] = []
         reserves: dict[float, float] = {}
         now, wall_ns = self._clock(), self._wall_clock_ns()
-        for case, action, reasons in guarded:
+        ids = self._new_ids(len(guarded))
+        for (case, action, reasons), decision_id in zip(guarded, ids, strict=True):
             budget = case.budget
             allowed = budget.deadline - budget.arrived
             reserve = reserves.get(allowed)
@@ -154,7 +155,7 @@ class Recorder:
                 reserve = reserves[allowed] = self._reserves.for_reply(allowed)
             case.recorded_at, case.durable_until = now, budget.deadline - reserve
             try:
-                self._write(case, action, reasons, packets, now, wall_ns)
+                self._write(case, action, reasons, decision_id, packets, now, wall_ns)
             except JournalError:
                 refused.append(case)
             except Exception as error:  # a bug that one order meets is none of the others' business
@@ -169,7 +170,7 @@ class Recorder:
     def record_block(self, block: PendingBlock) -> None:
         """The same for the orders of an answered block that no guard objects to."""
         now, wall_ns = self._clock(), self._wall_clock_ns()
-        ids = [self._new_id() for _ in block.orders]
+        ids = self._new_ids(len(block.orders))
         decided = block.decided = DecidedBlock(block, ids, now, wall_ns, self._packets.control_version)
         budget = block.budget
         decided.durable_until = budget.deadline - self._reserves.for_reply(budget.deadline - budget.arrived)
@@ -233,6 +234,7 @@ class Recorder:
         case: Pending,
         action: pb.Action.ValueType,
         reasons: list[pb.ReasonCode.ValueType],
+        decision_id: str,
         packets: PacketBatch,
         now: float,
         wall_ns: int,
@@ -240,7 +242,7 @@ class Recorder:
         answer = case.answer
         assert answer is not None
         decided = case.decided = Decided(
-            case, answer, action, reasons, self._new_id(), now, wall_ns, self._packets.control_version
+            case, answer, action, reasons, decision_id, now, wall_ns, self._packets.control_version
         )
         self._replies.owe(decided)
         packets.add(case, answer, decided, now, wall_ns)

@@ -32,7 +32,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, cast
@@ -144,28 +144,28 @@ class Replies:
                 one.reply = ReplyState.NONE
                 self._release(one)
 
-    def heard(self, decided: OneDecided | DecidedBlock) -> None:
-        """The transport has the reply's bytes, in time."""
-        if isinstance(decided, Decided):
-            self._heard(decided)
-        elif isinstance(decided, DecidedRow):
-            self._heard_row(decided)
-        elif decided.is_apart:
-            for one in decided.apart():
-                self._heard(one)
-        elif decided.reply is ReplyState.OWED:
-            decided.reply = ReplyState.HEARD
-            self._release_block(decided)
+    def heard(self, decisions: Iterable[OneDecided | DecidedBlock]) -> None:
+        """The transport has the bytes of these replies, in time."""
+        for decided in decisions:
+            if isinstance(decided, DecidedRow):
+                block = decided.block
+                if block.is_apart:
+                    self._heard(decided.apart())
+                elif block.reply is ReplyState.OWED:
+                    block.heard.add(decided.place)
+                    if len(block.heard) == len(block.ids):
+                        self._heard_block(block)
+            elif isinstance(decided, Decided):
+                self._heard(decided)
+            elif decided.is_apart:
+                for one in decided.apart():
+                    self._heard(one)
+            elif decided.reply is ReplyState.OWED:
+                self._heard_block(decided)
 
-    def _heard_row(self, row: DecidedRow) -> None:
-        block = row.block
-        if block.is_apart:
-            self._heard(row.apart())
-        elif block.reply is ReplyState.OWED:
-            block.heard.add(row.place)
-            if len(block.heard) == len(block.ids):
-                block.reply = ReplyState.HEARD
-                self._release_block(block)
+    def _heard_block(self, block: DecidedBlock) -> None:
+        block.reply = ReplyState.HEARD
+        self._release_block(block)
 
     def _heard(self, decided: Decided) -> None:
         state = decided.reply
@@ -185,7 +185,7 @@ class Replies:
         """The transport was given the reply's bytes in time; nobody knows whether it wrote them in time."""
         for one in _each(decided):
             if one.abstained:
-                self.heard(one)  # the row says TRADE or NO_TRADE, which nobody heard
+                self._heard(one)  # the row says TRADE or NO_TRADE, which nobody heard
             elif one.reply is ReplyState.OWED:
                 self._unsent(one)
 

@@ -108,8 +108,8 @@ class Lane:
         c: Any = _c if library is None else library
         assert c is not None
         self._c = c
-        self._application = application
-        self._decider = decider
+        self.application: Final = application
+        self.decider: Final = decider
         self._max_message_bytes = max_message_bytes
         self._is_open = is_open
         self._metrics = metrics
@@ -145,24 +145,24 @@ class Lane:
             if decided is not None:
                 sent.append(decided)
         if sent:
-            self._decider.heard(sent)
+            self.decider.heard(sent)
 
     def _begin_together(self, arrived: Sequence[Any]) -> Sequence[Any]:
         """Begins with those calls that say nothing or only until when they wait, if all of them can be; the others."""
         now, most_bytes = self._clock(), self._max_message_bytes
         bare = [taken for taken in arrived if taken.is_bare and len(taken.message) <= most_bytes]
         try:
-            together = self._decider.begin_together(
+            together = self.decider.begin_together(
                 [taken.message for taken in bare], [taken.deadline for taken in bare], now
             )
         except Exception:  # a bug that one order meets is none of the others' business: each meets it by itself
             return arrived
-        enter, calls = self._application.enter, 0
+        enter, calls = self.application.enter, 0
         for taken, begun in zip(bare, together, strict=True):
             if begun is not None:
                 call = taken.owner = _PlainCall(self, taken, taken.deadline, None, now)
                 call.begun = begun
-                begun.decided.add_done_callback(call.decided)
+                begun[1].add_done_callback(call.decided)
                 enter(call)
                 calls += 1
         self._metrics.lane_calls["lane"] += calls
@@ -175,16 +175,16 @@ class Lane:
             return False
         call = _PlainCall(self, taken, deadline, None if taken.is_bare else taken.headers, now)
         try:
-            call.begun = self._decider.begin(taken.message, call, in_company=in_company)
+            call.begun = self.decider.begin(taken.message, call, now, in_company=in_company)
         except Exception as error:
             call.refuse(error)
         else:
             if call.begun is None:
                 return False
-            call.begun.decided.add_done_callback(call.decided)
+            call.begun[1].add_done_callback(call.decided)
         self._metrics.lane_calls["lane"] += 1
         taken.owner = call
-        self._application.enter(call)
+        self.application.enter(call)
         return True
 
     def _hand_on(self, taken: Any) -> None:
@@ -193,7 +193,7 @@ class Lane:
         exchange = taken.owner = _Exchange(self._c, taken)
         scope = {"type": "http", "method": "POST", "path": DECIDE, "headers": [CONTENT_TYPE, *taken.headers]}
         task = asyncio.get_running_loop().create_task(
-            self._application(scope, exchange.receive, exchange.send), name="lane"
+            self.application(scope, exchange.receive, exchange.send), name="lane"
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -204,16 +204,7 @@ class Lane:
 
     def refuse(self, taken: Any, error: PretradeError) -> None:
         """Ends a call with a status other than OK."""
-        taken.answer(self._c.packed([_STATUS, *self._application.refusal(error)]), b"", b"")
-
-    def over(self, call: _PlainCall) -> None:
-        """A call has ended."""
-        self._application.leave(call)
-
-    @property
-    def decider(self) -> DecisionServicer:
-        """Who decides."""
-        return self._decider
+        taken.answer(self._c.packed([_STATUS, *self.application.refusal(error)]), b"", b"")
 
 
 class _PlainCall(Call):
@@ -262,7 +253,7 @@ class _PlainCall(Call):
     def refuse(self, error: Exception) -> None:
         """Ends it with the status of an error."""
         if self.begun is not None:
-            error = self._lane.decider.failed(error, self.begun, self)
+            error = self._lane.decider.failed(error, self.begun, self.arrived, self)
         elif not isinstance(error, PretradeError):
             _log.error("call failed", method=DECIDE, exc_info=error)
             error = InternalError("the call failed; see the server's log")
@@ -279,7 +270,7 @@ class _PlainCall(Call):
 
     def over(self, heard: bool) -> OneDecided | None:
         """Its answer was sent, or its caller has gone; the decision that was heard, which is still to be said."""
-        self._lane.over(self)
+        self._lane.application.leave(self)
         if heard:
             return self._decided
         if self._decided is not None:

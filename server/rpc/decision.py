@@ -7,7 +7,7 @@ import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeAlias
 
 import grpc
 import grpc.aio
@@ -40,13 +40,8 @@ _DECIDED: Final = template(pb.DecideResponse.DESCRIPTOR, "decision")
 _EXPLANATION: Final = template(pb.DecideResponse.DESCRIPTOR, "explanation")
 
 
-class Plain(NamedTuple):
-    """The plain order of a unary call, which is being decided."""
-
-    order: Order
-    arrived: float
-    """When it was taken up, in monotonic seconds."""
-    decided: Deciding
+Plain: TypeAlias = tuple[Order, Deciding]
+"""The plain order of a unary call, and its decision to come."""
 
 
 def _wires(replies: Sequence[Reply]) -> list[bytes]:
@@ -164,12 +159,13 @@ class DecisionServicer:
             raise self._orders.too_late(reply)
         reply.wire += _EXPLANATION % prefixed(explanation.SerializeToString())
 
-    def begin(self, request: bytes, call: Call, *, in_company: bool) -> Plain | None:
+    def begin(self, request: bytes, call: Call, arrived: float, *, in_company: bool) -> Plain | None:
         """Begins with the order of a unary call at once, if it is plain and need not wait; else it is for `Decide`.
 
         Args:
             request: The message.
             call: Who waits.
+            arrived: When it was taken up, in monotonic seconds.
             in_company: More calls follow in this turn of the event loop.
 
         Raises:
@@ -178,11 +174,10 @@ class DecisionServicer:
         order = self._reader.plain(request)
         if order is None or (call.deadline is None and self._must_wait(order)):
             return None
-        arrived = self._clock()
         try:
             self._orders.read(order, call, self._orders.context_of(call))
             deadline = earlier(order.timeout_seconds, arrived, call.deadline)
-            return Plain(order, arrived, self._dataplane.begin(order, arrived, deadline, in_company=in_company))
+            return order, self._dataplane.begin(order, arrived, deadline, in_company=in_company)
         except Exception as error:
             raise self._orders.failed(error, order, arrived, call) from error
 
@@ -216,7 +211,7 @@ class DecisionServicer:
             orders[place].context = context
         promises = self._dataplane.begin_each(orders, arrived, until) if orders else ()
         for place, order, promise in zip(places, orders, promises, strict=False):
-            begun[place] = Plain(order, arrived, promise)
+            begun[place] = (order, promise)
         return begun
 
     def _must_wait(self, order: Asked) -> bool:
@@ -227,13 +222,13 @@ class DecisionServicer:
         """The answer with a decision."""
         return Reply(_DECIDED % prefixed(decided.wire), decided)
 
-    def failed(self, error: Exception, begun: Plain, call: Call) -> PretradeError:
+    def failed(self, error: Exception, begun: Plain, arrived: float, call: Call) -> PretradeError:
         """Tells of an order that was begun and got no decision; what its caller hears."""
-        return self._orders.failed(error, begun.order, begun.arrived, call)
+        return self._orders.failed(error, begun[0], arrived, call)
 
     def give_up(self, begun: Plain) -> None:
         """A caller does not wait any more for an order that was begun."""
-        self._dataplane.give_up(begun.decided)
+        self._dataplane.give_up(begun[1])
 
     async def DecideBatch(self, request: Sequence[Asked] | pb.DecideBatchRequest, call: Call) -> Reply:
         """Many orders under one deadline, each with its own result."""

@@ -23,7 +23,7 @@ from server.audit.store.newest import Bounds
 from server.audit.store.refusals import refusals
 from server.audit.store.schema import DECISIONS
 from server.audit.store.store import Store
-from server.decision.ids import uuid7_source
+from server.decision.ids import Ids
 from server.journal.journal_file import GENESIS, Head, Row, link
 
 JOURNAL: Final = "journal-1"
@@ -76,7 +76,7 @@ def packets() -> tuple[packet_pb2.DecisionPacket, ...]:
     """In the order of their journal, where the first one has position 1."""
     found = []
     now = FIRST
-    new_id = uuid7_source(lambda: int(now.timestamp() * 1e9))
+    new_id = Ids(lambda: int(now.timestamp() * 1e9))
     for i in range(ROWS):
         packet = packet_pb2.DecisionPacket()
         order, answer = packet.order, packet.decision

@@ -18,7 +18,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.days import TablesBusyError
 from server.audit.store.schema import METADATA
 from server.audit.store.store import Store
-from server.decision.ids import uuid7_source
+from server.decision.ids import Ids
 from server.errors import JournalCorruptedError, SchemaUnknownError
 from server.journal.journal_file import GENESIS, Head, Row, follow, link
 
@@ -190,7 +190,7 @@ class TestOnPostgreSQL:
         store.migrate()
         store.prepare_days(2)
         noon = TODAY.replace(hour=12) - dt.timedelta(days=1)
-        new_id = uuid7_source(lambda: int(noon.timestamp() * 1e9))
+        new_id = Ids(lambda: int(noon.timestamp() * 1e9))
         ids = [new_id(), new_id()]
         ship(store, decision(ids[0], noon), decision(ids[1], TODAY))
         asked: list[tuple[str, Any]] = []

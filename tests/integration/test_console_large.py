@@ -21,7 +21,7 @@ from local.stack.stack import Stack
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.store import Store
-from server.decision.ids import uuid7_source
+from server.decision.ids import Ids
 from server.journal.journal_file import GENESIS, Head, Row, link
 
 pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(900)]
@@ -42,7 +42,7 @@ def entries() -> Iterator[packet_pb2.JournalEntry]:
     now = time.time_ns()
     step = HOURS * 3_600_000_000_000 // DECISIONS
     at = now - DECISIONS * step
-    new_id = uuid7_source(lambda: at)
+    new_id = Ids(lambda: at)
     for number in range(DECISIONS):
         at += step
         packet = packet_pb2.DecisionPacket(feature_set_id="mf1")

@@ -211,7 +211,7 @@ class Plane:
             cached_scores=cached_scores,
             guards=self.guards,
             shadow=shadow,
-            recording=Recording(journal, self.replies, self.packets, lambda: next(ids)),
+            recording=Recording(journal, self.replies, self.packets, lambda count: list(itertools.islice(ids, count))),
             control=control,
             observers=Observers(self.metrics, objective, DecisionReports(()), self.loop_lag, check),
             budget_settings=budget,

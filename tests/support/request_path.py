@@ -114,7 +114,10 @@ class RequestPath:
             guards=Guards(GuardSettings(), lambda: control.trading_state, clock, time.time),
             shadow=Shadow([self.replica]),
             recording=Recording(
-                journal, self.replies, PacketWriter("server-1", "hash", "os", control), lambda: next(ids)
+                journal,
+                self.replies,
+                PacketWriter("server-1", "hash", "os", control),
+                lambda count: list(itertools.islice(ids, count)),
             ),
             control=control,
             observers=Observers(self.metrics, objective, DecisionReports(()), LoopLag(clock), check),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -135,16 +135,16 @@ async def test_a_bug_before_they_are_written_down_has_each_of_them_go_alone(
     together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
-        new_id = p.dataplane._recorder._new_id
+        new_ids = p.dataplane._recorder._new_ids
         calls = Counter[str]()
 
-        def fails_first() -> str:
+        def fails_first(count: int) -> Sequence[str]:
             calls["made"] += 1
             if calls["made"] == 1:
                 raise RuntimeError("a bug")
-            return new_id()
+            return new_ids(count)
 
-        monkeypatch.setattr(p.dataplane._recorder, "_new_id", fails_first)
+        monkeypatch.setattr(p.dataplane._recorder, "_new_ids", fails_first)
         for one in await Asking(p, together).outcomes():
             assert isinstance(one, pb.Decision)
             assert one.source == pb.SOURCE_PRIMARY

@@ -299,11 +299,11 @@ async def test_what_a_repeat_might_hear_unnoted_is_withdrawn_for_good(tmp_path: 
 
 async def test_a_decision_of_another_process_that_a_repeat_hears_here_is_noted(tmp_path: Path) -> None:
     async with request_path(tmp_path) as p:
-        p.replies.heard(elsewhere("heard"))
+        p.replies.heard([elsewhere("heard")])
         p.replies.unheard(elsewhere("unheard"), "cancelled")
-        p.replies.heard(elsewhere("never written", pb.REASON_CODE_AUDIT_UNAVAILABLE))
-        p.replies.heard(elsewhere("withdrawn, which is noted before it is told", is_withdrawn=True))
-        p.replies.heard(elsewhere("late", pb.REASON_CODE_AUDIT_LATE))
+        p.replies.heard([elsewhere("never written", pb.REASON_CODE_AUDIT_UNAVAILABLE)])
+        p.replies.heard([elsewhere("withdrawn, which is noted before it is told", is_withdrawn=True)])
+        p.replies.heard([elsewhere("late", pb.REASON_CODE_AUDIT_LATE)])
         await p.settled()
     heard, late = entries(tmp_path)
     assert heard.reply_heard.decision_id == "heard"
@@ -500,7 +500,7 @@ class Course:
                 decided = self.made[number] = elsewhere(f"{number}")
                 self.replies.owe(decided)
             case "heard" if decided is not None:
-                self.replies.heard(decided)
+                self.replies.heard([decided])
                 self.heard.add(decided.decision_id)
             case "unheard" if decided is not None:
                 self.replies.unheard(decided, "cancelled")
@@ -645,7 +645,7 @@ def test_whenever_a_process_is_killed_replied_is_what_was_heard(steps: list[tupl
                         replies.owe(made[number])
                         await journal.append(packet(f"{number}"))
                     case "heard" if number in made:
-                        replies.heard(made[number])
+                        replies.heard([made[number]])
                         heard.add(f"{number}")
                     case "unheard" if number in made:
                         replies.unheard(made[number], "cancelled")

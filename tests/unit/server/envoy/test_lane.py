@@ -363,14 +363,14 @@ class Decider:
         """Met where orders are begun together."""
         self.error: Exception | None = None
 
-    def begin(self, request: bytes, call: Any, *, in_company: bool) -> Plain | None:
+    def begin(self, request: bytes, call: Any, arrived: float, *, in_company: bool) -> Plain | None:
         if self.error is not None:
             raise self.error
         if self.leaves_to_application:
             return None
         self.company.append(in_company)
         order: Any = request
-        self.begun.append(Plain(order, 0.0, asyncio.get_running_loop().create_future()))
+        self.begun.append((order, asyncio.get_running_loop().create_future()))
         return self.begun[-1]
 
     def begin_together(
@@ -383,17 +383,17 @@ class Decider:
         for place, (request, deadline) in enumerate(zip(requests, deadlines, strict=True)):
             assert deadline is None or deadline > arrived
             order: Any = request
-            one = Plain(order, arrived, asyncio.get_running_loop().create_future())
+            one = (order, asyncio.get_running_loop().create_future())
             begun.append(None if place in self.leaves_to_begin else one)
         self.begun += [one for one in begun if one is not None]
         return begun
 
-    def failed(self, error: Exception, begun: Plain, call: Any) -> Exception:
+    def failed(self, error: Exception, begun: Plain, arrived: float, call: Any) -> Exception:
         return error
 
     def give_up(self, begun: Plain) -> None:
         self.given_up.append(begun)
-        begun.decided.cancel()
+        begun[1].cancel()
 
     def sent(self, answer: Any) -> None:
         self.were_heard.append(answer)
@@ -459,7 +459,7 @@ async def test_plain_calls_that_come_together_are_begun_together_and_answered(en
     assert world.application.unary_under_way.calls == 3, "Envoy's gate goes by them"
     assert world.application.unary_under_way.patient == 3
     for begun in world.decider.begun:
-        begun.decided.set_result(Decision())  # type: ignore[arg-type]
+        begun[1].set_result(Decision())  # type: ignore[arg-type]
     await world.settle()
     assert [request.sent for request in requests] == [OK] * 3
     assert len(world.decider.were_heard) == 3
@@ -478,7 +478,7 @@ async def test_calls_with_nothing_or_only_a_deadline_are_begun_with_one_look(env
     assert world.application.unary_under_way.calls == 5
     assert world.application.unary_under_way.patient == 1
     for begun in world.decider.begun:
-        begun.decided.set_result(Decision())  # type: ignore[arg-type]
+        begun[1].set_result(Decision())  # type: ignore[arg-type]
     await world.settle()
     assert [request.sent for request in requests] == [OK] * 5
     assert len(world.decider.were_heard) == 5
@@ -493,7 +493,7 @@ async def test_a_bug_that_calls_meet_together_is_met_by_each_by_itself(envoy: Fa
     await world.settle()
     assert (world.decider.together, world.decider.company) == ([2], [True, True])
     for begun in world.decider.begun:
-        begun.decided.set_result(Decision())  # type: ignore[arg-type]
+        begun[1].set_result(Decision())  # type: ignore[arg-type]
     await world.settle()
     assert [request.sent for request in requests] == [OK] * 2
     await world.close()
@@ -508,8 +508,8 @@ async def test_of_calls_that_were_begun_together_who_goes_is_told_apart(envoy: F
         goes.leave()
         await world.settle()
     for begun in world.decider.begun:
-        if not begun.decided.done():
-            begun.decided.set_result(Decision())  # type: ignore[arg-type]
+        if not begun[1].done():
+            begun[1].set_result(Decision())  # type: ignore[arg-type]
     if parts:
         goes.leave(after=parts)
     await world.settle()
@@ -534,7 +534,7 @@ async def test_an_answer_that_is_not_all_sent_is_unheard(envoy: FakeEnvoy, parts
     world = World(envoy)
     request = send(envoy.request())
     await world.settle()
-    world.decider.begun[0].decided.set_result(Decision())  # type: ignore[arg-type]
+    world.decider.begun[0][1].set_result(Decision())  # type: ignore[arg-type]
     if parts:
         request.leave(after=parts)
         await world.settle()
@@ -555,7 +555,7 @@ async def test_an_order_that_gets_no_decision_ends_with_the_applications_status(
     world.decider.error = None
     failed = send(envoy.request())
     await world.settle()
-    world.decider.begun[0].decided.set_exception(late)
+    world.decider.begun[0][1].set_exception(late)
     await world.settle()
     assert refused.sent == failed.sent
     ((kind, headers),) = refused.sent
@@ -595,7 +595,7 @@ async def test_a_decision_that_cannot_be_written_was_not_heard(envoy: FakeEnvoy)
     request = send(envoy.request(grpc_timeout="1S"))
     await world.settle()
     unwritable: Any = object()
-    world.decider.begun[0].decided.set_result(unwritable)
+    world.decider.begun[0][1].set_result(unwritable)
     async with asyncio.timeout(5.0):
         while not request.sent:
             await world.settle()

@@ -70,8 +70,8 @@ async def test_calls_that_come_together_are_begun_together_but_for_those_with_so
         assert p.admission.in_flight == 4
         for one in begun[4:]:
             assert one is not None
-            reply = p.servicer.reply(await one.decided)
-            assert pb.DecideResponse.FromString(reply.wire).decision.order_ref == one.order.order_ref
+            reply = p.servicer.reply(await one[1])
+            assert pb.DecideResponse.FromString(reply.wire).decision.order_ref == one[0].order_ref
             p.servicer.sent(reply)
         assert p.metrics.alone["trace"] == 1, "the third that was begun is chosen to be traced"
         assert p.admission.in_flight == 0
@@ -86,7 +86,7 @@ async def test_calls_that_come_together_wait_no_longer_than_each_may(tmp_path: P
         ):
             if one is None:
                 pytest.skip("nothing is read at once where nothing is compiled")
-            decision = pb.DecideResponse.FromString(p.servicer.reply(await one.decided).wire).decision
+            decision = pb.DecideResponse.FromString(p.servicer.reply(await one[1]).wire).decision
             assert decision.budget.allowed_us == pytest.approx(seconds * 1e6, rel=0.01), "the server's cap is ten"
 
 
@@ -104,7 +104,7 @@ async def test_calls_without_a_deadline_that_come_together_leave_their_places_to
         assert [one is not None for one in begun] == [True, are_begun, True, True, are_begun, True]
         for one in begun:
             if one is not None:
-                p.servicer.sent(p.servicer.reply(await one.decided))
+                p.servicer.sent(p.servicer.reply(await one[1]))
 
 
 async def test_where_not_all_calls_that_come_together_find_a_place_none_is_begun(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from support.batches import together
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.journals import Journals, Step, matching
-from server.decision.ids import uuid7_source
+from server.decision.ids import Ids
 from server.journal.entries import entry_of, packets
 from server.journal.journal_file import Head, JournalFile, JournalReader, Row
 from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, Reply
@@ -60,7 +60,7 @@ def test_every_decision_is_found_wherever_it_is(
 ) -> None:
     """Also after the wall clock was set: `times` need not be in order."""
     now = 0
-    new_id = uuid7_source(lambda: (1_700_000_000_000 + now) * 1_000_000)
+    new_id = Ids(lambda: (1_700_000_000_000 + now) * 1_000_000)
     ids, entries = [], []
     positions: dict[str, int] = {}
     rows: dict[str, int] = {}
@@ -93,7 +93,7 @@ def test_every_decision_is_found_wherever_it_is(
 
 def test_a_decision_is_found_among_many_without_reading_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_700_000_000_000_000_000
-    new_id = uuid7_source(lambda: now)
+    new_id = Ids(lambda: now)
     ids = []
     for _ in range(20_000):
         now += 100_000
