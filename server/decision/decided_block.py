@@ -151,6 +151,10 @@ class DecidedBlock:
             self._wires = [self.wire(place) for place in places] if _compiled is None else _compiled.write_block(self)
         return self._wires
 
+    def results(self) -> bytes:
+        """The reply to a batch of all these orders; see `wires`."""
+        return decision_wire.write_results([order.order_ref for order in self.block.orders], self.wires())
+
     def wire(self, place: int) -> bytes:
         """One of them, written by itself."""
         block, budget = self.block, self.block.budget

@@ -1,4 +1,4 @@
-"""Writes a decision in Protocol Buffers' wire format: the most frequent message, and with its ledger the longest.
+"""Writes decisions in Protocol Buffers' wire format: the most frequent message, and with its ledger the longest.
 
 The generated classes write the same bytes; `decision_wire_c.pyx`, where it is compiled, does it some twenty times as
 fast. Tests hold one against the other.
@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from feature_cache.compiled import compiled
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.journal.protowire import prefixed, template
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fallback.budget import Use
+
+ORDER_DECIDED: Final = template(pb.OrderResult.DESCRIPTOR, "order_ref", "decision")
+RESULTS: Final = template(pb.DecideBatchResponse.DESCRIPTOR, "results")
 
 
 def write_plainly(
@@ -68,6 +74,15 @@ def write_stages_plainly(uses: list[Use]) -> bytes:
     return budget.SerializeToString()
 
 
+def write_results_plainly(order_refs: Sequence[str], decisions: Sequence[bytes]) -> bytes:
+    """A `DecideBatchResponse` with the results of these orders, serialised; `decisions` are so by now."""
+    results = [
+        ORDER_DECIDED % (prefixed(order_ref.encode()), prefixed(decision))
+        for order_ref, decision in zip(order_refs, decisions, strict=True)
+    ]
+    return b"".join([RESULTS % prefixed(result) for result in results])
+
+
 def _add_stages(budget: pb.Budget, uses: list[Use]) -> None:
     for stage, allowed, used, skipped in uses:
         budget.stages.add(stage=stage, allowed_us=_microseconds(allowed), used_us=_microseconds(used), skipped=skipped)
@@ -82,3 +97,5 @@ write: Final = write_plainly if _compiled is None else _compiled.write
 """`write_plainly`, or what does the same faster."""
 write_stages: Final = write_stages_plainly if _compiled is None else _compiled.write_stages
 """`write_stages_plainly`, or what does the same faster."""
+write_results: Final = write_results_plainly if _compiled is None else _compiled.write_results
+"""`write_results_plainly`, or what does the same faster."""

@@ -4,7 +4,7 @@
 Source: https://protobuf.dev/programming-guides/encoding/.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcpy
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -44,6 +44,9 @@ cdef char STAGE = short_tag(_OF_USE, "stage", INTEGER)
 cdef char STAGE_ALLOWED = short_tag(_OF_USE, "allowed_us", INTEGER)
 cdef char STAGE_USED = short_tag(_OF_USE, "used_us", INTEGER)
 cdef char SKIPPED = short_tag(_OF_USE, "skipped", INTEGER)
+cdef char RESULTS = short_tag(pb.DecideBatchResponse.DESCRIPTOR, "results", PREFIXED)
+cdef char OF_ORDER = short_tag(pb.OrderResult.DESCRIPTOR, "order_ref", PREFIXED)
+cdef char DECISION = short_tag(pb.OrderResult.DESCRIPTOR, "decision", PREFIXED)
 cdef char SECONDS = short_tag(Timestamp.DESCRIPTOR, "seconds", INTEGER)  # a `Duration` has the same fields
 cdef char NANOS = short_tag(Timestamp.DESCRIPTOR, "nanos", INTEGER)
 
@@ -249,3 +252,45 @@ def write_stages(list uses):
     for place in range(count):
         to = use(to, <tuple?> uses[place])
     return PyBytes_FromStringAndSize(begin, to - begin)
+
+
+cdef Py_ssize_t prefixed_size(Py_ssize_t size) noexcept:
+    """Of a part with its tag and its length."""
+    cdef Py_ssize_t left = size, whole = 2 + size
+    while left >= 0x80:
+        left >>= 7
+        whole += 1
+    return whole
+
+
+cdef char* part(char* to, char tag, const char* content, Py_ssize_t size) noexcept:
+    """Also when it is empty, unlike `prefixed`."""
+    to[0] = tag
+    to = varint(to + 1, size)
+    memcpy(to, content, size)
+    return to + size
+
+
+def write_results(list order_refs, list decisions):
+    """See decision_wire.py."""
+    cdef Py_ssize_t count = len(order_refs), place, whole = 0, size, ref_size
+    cdef const char* ref_text
+    cdef bytes decision, found
+    cdef char* to
+    if len(decisions) != count:
+        raise ValueError(f"{count} orders and {len(decisions)} decisions")
+    for place in range(count):
+        decision = decisions[place]
+        PyUnicode_AsUTF8AndSize(order_refs[place], &ref_size)
+        whole += prefixed_size(prefixed_size(ref_size) + prefixed_size(PyBytes_GET_SIZE(decision)))
+    found = PyBytes_FromStringAndSize(NULL, whole)
+    to = PyBytes_AS_STRING(found)
+    for place in range(count):
+        decision = decisions[place]
+        ref_text = PyUnicode_AsUTF8AndSize(order_refs[place], &ref_size)
+        size = PyBytes_GET_SIZE(decision)
+        to[0] = RESULTS
+        to = varint(to + 1, prefixed_size(ref_size) + prefixed_size(size))
+        to = part(to, OF_ORDER, ref_text, ref_size)
+        to = part(to, DECISION, PyBytes_AS_STRING(decision), size)
+    return found

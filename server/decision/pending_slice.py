@@ -45,6 +45,12 @@ class PendingSlice:
                 with contextlib.suppress(Exception):  # `outcomes` has it
                     await promise
 
+    def whole(self) -> DecidedBlock | None:
+        """The decisions of all these orders, in the call's sequence, where they were made in columns together."""
+        if len(self.blocks) != 1 or self.alone or self.blocks[0].apart:
+            return None
+        return self.blocks[0].decided
+
     def outcomes(self) -> Sequence[bytes | Waited]:
         """What became of each order, in the call's sequence: its decision, serialised, or the promise that says it."""
         if len(self.blocks) == 1 and not self.alone:

@@ -8,18 +8,17 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Final, NamedTuple, TypeGuard
 
 from fallback.order import Order
-from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.decided_block import DecidedBlock, OneDecided
+from server.decision.decision_wire import ORDER_DECIDED, RESULTS
 from server.decision.pending_slice import PendingSlice
 from server.decision.plane import DataPlane
-from server.journal.protowire import prefixed, template
+from server.journal.protowire import prefixed
 from server.rpc.call import Call
-from server.rpc.orders import ORDER_DECIDED, Asked, Begun, Orders, Reply, end_of
+from server.rpc.orders import Asked, Begun, Orders, Reply, end_of
 
 BATCH_SLICE: Final = 256
 """Orders of a batch that are decided at once: as many as a replica takes in one call. More would hold up everybody
 else."""
-RESULTS: Final = template(pb.DecideBatchResponse.DESCRIPTOR, "results")
 
 
 class Results(Reply):
@@ -186,6 +185,9 @@ class Batches:
 
     def _results_of(self, begun: BegunSlice, call: Call) -> list[Reply]:
         """What became of some orders, in their sequence; those next to each other that were begun together are one."""
+        if begun.decided is not None and not begun.alone and (whole := begun.decided.whole()) is not None:
+            begun.decided.take_decided()
+            return [Results(whole.results(), whole)]
         results: list[Reply] = []
         outcomes = iter(() if begun.decided is None else zip(begun.orders, begun.decided.outcomes(), strict=True))
         decisions: list[OneDecided | DecidedBlock] = []

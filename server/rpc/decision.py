@@ -17,12 +17,13 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explaining import Explaining
 from server.decision.convert import OrderReader
 from server.decision.decided_block import OneDecided
+from server.decision.decision_wire import RESULTS
 from server.decision.metrics import DecisionMetrics
 from server.decision.plane import DataPlane, Deciding
 from server.decision.reports import DecisionReports
 from server.errors import DeadlineError, InvalidOrderError, PretradeError
 from server.journal.protowire import prefixed, template
-from server.rpc.batch import BATCH_SLICE, RESULTS, Batches, Results
+from server.rpc.batch import BATCH_SLICE, Batches, Results
 from server.rpc.call import Call
 from server.rpc.call_context import REDUCE_ONLY, CallContexts, said_by
 from server.rpc.orders import Asked, Orders, Reply, earlier, own_seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import structlog
 
@@ -13,19 +13,18 @@ from fallback.order import NO_CONTEXT, CallContext, Order
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
 from server.decision.decided_block import DecidedBlock, OneDecided
+from server.decision.decision_wire import ORDER_DECIDED
 from server.decision.metrics import DecisionMetrics
 from server.decision.plane import DataPlane, Deciding
 from server.decision.reports import DecisionReports
 from server.errors import DeadlineError, InternalError, PretradeError
-from server.journal.protowire import prefixed, template
+from server.journal.protowire import prefixed
 from server.rpc import status
 from server.rpc.call import Call
 from server.rpc.call_context import CallContexts, said_by
 from server.security.orders import OrderAccess
 
 _log = structlog.get_logger(__name__)
-
-ORDER_DECIDED: Final = template(pb.OrderResult.DESCRIPTOR, "order_ref", "decision")
 
 Asked = Order | pb.Order
 """A plain order, which has been read, or a message that is still to be read."""

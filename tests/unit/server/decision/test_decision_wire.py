@@ -19,7 +19,7 @@ from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision import decision_wire
 from server.decision.decided_block import DecidedBlock
-from server.decision.decision_wire import write_plainly, write_stages_plainly
+from server.decision.decision_wire import write_plainly, write_results_plainly, write_stages_plainly
 from server.inference.rows import Scored
 from server.inference.wire import ModelIdentity
 
@@ -93,6 +93,25 @@ class Answered(Block):
 
     def put_failure(self, place: int, result: Any) -> None:
         raise AssertionError
+
+
+SIZES = st.sampled_from([0, 1, 100, 120, 121, 122, 123, 124, 125, 126, 127, 128, 16_370, 16_383, 16_384])
+
+
+@given(st.lists(st.tuples(st.text(max_size=50), SIZES, SIZES), max_size=5))
+def test_the_results_of_a_batch_are_written_as_the_generated_classes_write_them(
+    given: list[tuple[str, int, int]],
+) -> None:
+    refs = [text + "x" * more for text, more, _ in given]
+    wires = [pb.Decision(model_name="x" * size).SerializeToString() for _, _, size in given]
+    wire = compiled_here("server.decision.decision_wire_c").write_results(refs, wires)
+    assert wire == write_results_plainly(refs, wires)
+    assert pb.DecideBatchResponse.FromString(wire) == pb.DecideBatchResponse(
+        results=[
+            pb.OrderResult(order_ref=ref, decision=pb.Decision.FromString(wire))
+            for ref, wire in zip(refs, wires, strict=True)
+        ]
+    )
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.booleans(), st.booleans(), st.booleans())
