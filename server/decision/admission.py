@@ -275,10 +275,16 @@ class Admission:
         if self._waiting:
             self._call_next()
 
-    def answered(self, times: Sequence[tuple[float, float]]) -> None:
-        """Counts admitted orders that are answered now: seconds since their arrival, and how many they were allowed."""
+    def answered(self, times: Sequence[tuple[float, float]], orders: int = 1) -> None:
+        """Counts admitted orders that are answered now.
+
+        Args:
+            times: Seconds since their arrival, and how many they were allowed.
+            orders: How many have each of these times.
+        """
         target_of = self._settings.target
-        self._add([seconds / target_of(allowed) for seconds, allowed in times if allowed > _HARDLY_ANY_SECONDS])
+        shares = [seconds / target_of(allowed) for seconds, allowed in times if allowed > _HARDLY_ANY_SECONDS]
+        self._add(shares * orders)
 
     def dropped(self, allowed_seconds: float) -> None:
         """Counts an admitted order whose `allowed_seconds` were too short."""

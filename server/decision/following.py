@@ -122,7 +122,11 @@ class Following:
         self._reports.decided_block(decided, now)
         # Where all this met no bug, nothing is counted twice.
         self._objective.note_block(block)
-        self._admission.answered([(now - arrived, deadline - arrived) for arrived, deadline in block.times()])
+        if block.own is None:
+            arrived, deadline = block.budget.arrived, block.budget.deadline
+            self._admission.answered([(now - arrived, deadline - arrived)], count)
+        else:
+            self._admission.answered([(now - arrived, deadline - arrived) for arrived, deadline, _ in block.own])
         self._metrics.observe_block(decided, now)
         self._admission.leave(count)
 
