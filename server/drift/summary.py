@@ -151,6 +151,7 @@ def summarise(
     metadata: Callable[[str], Mapping[str, Any]],
     model_version: str = "",
     eligible: Mapping[str, bool] = MappingProxyType({}),
+    rest: Callable[[], object] = lambda: None,
 ) -> Summary:
     """Compares decisions, in any order, with what their model learnt from.
 
@@ -159,6 +160,7 @@ def summarise(
         metadata: A model version's; raises `ModelUnknownError` where there is none.
         model_version: The version to compare; empty for the champion of the newest decision.
         eligible: Decision id → the market's own label, where it is known.
+        rest: Called between two features, and between two parts of the time.
     """
     found = sorted(packets, key=lambda packet: packet.decision.decision_id)
     versions = Counter(one.decision.model_version for one in found if one.decision.source in MODEL_SOURCES)
@@ -224,10 +226,14 @@ def summarise(
         for name, values in columns.items()
         if name in references
     }
+    drifts = []
+    for one in compared.values():
+        rest()
+        drifts.append(one.drift(seconds, alpha))
     return replace(
         summary,
-        drifts=tuple(one.drift(seconds, alpha) for one in compared.values()),
-        windows=_over_time(rows.times, compared),
+        drifts=tuple(drifts),
+        windows=_over_time(rows.times, compared, rest),
         regimes=() if forecast is None else by_regime(forecast, matrix, rows.traded, rows.ids, eligible),
         missing=_with_scored(summary.missing, taken, scored, names),
     )
@@ -340,7 +346,7 @@ def _index(expected: Shares, counts: NDArray[np.int64], independent: float | Non
     return float(psi(expected.shares, expected.independent, scaled))
 
 
-def _over_time(times: list[int], columns: Mapping[str, Column]) -> tuple[Window, ...]:
+def _over_time(times: list[int], columns: Mapping[str, Column], rest: Callable[[], object]) -> tuple[Window, ...]:
     at = np.array(times, dtype=np.int64)
     edges = np.linspace(at.min(), at.max() + 1, _WINDOWS + 1)
     windows = []
@@ -348,6 +354,7 @@ def _over_time(times: list[int], columns: Mapping[str, Column]) -> tuple[Window,
         inside = (at >= since) & (at < until)
         if inside.sum() < FEWEST:
             continue
+        rest()
         found = {name: column.index_of(inside) for name, column in columns.items()}
         windows.append(Window(int(since), int(inside.sum()), found))
     return tuple(windows)

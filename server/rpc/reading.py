@@ -39,6 +39,7 @@ from server.models.markout import Markout, markout_of
 from server.rpc.bars import page_of
 from server.rpc.call import Call
 from server.rpc.events import json_of
+from server.timing.pace import Pace
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -282,7 +283,8 @@ def _drift(query: AuditQuery, store: ModelStore, request: reading_pb2.CompareDri
     wanted.since.FromNanoseconds(now - int(request.window_seconds * 1e9))
     wanted.until.FromNanoseconds(now)
     wanted.model = request.model_version
-    packets = of_model(query.spread(wanted, request.max_decisions), request.model_name)
+    rest = Pace().rest  # a comparison comes every minute, and nobody waits for it
+    packets = of_model(query.spread(wanted, request.max_decisions, rest=rest), request.model_name)
     return drift_status(
-        summarise(packets, lambda version: metadata_of(store.find(version).files), request.model_version)
+        summarise(packets, lambda version: metadata_of(store.find(version).files), request.model_version, rest=rest)
     )

@@ -20,6 +20,7 @@ from server.audit.store.outcomes import newest_decision, scored_labels
 from server.audit.store.schema import SHIPMENTS
 from server.decision.ids import made_at
 from server.errors import AuditUnavailableError, JournalError
+from server.timing.pace import Pace
 
 _WINDOW: Final = dt.timedelta(days=1)
 """Before the newest label, from which decisions are taken for a model's calibration."""
@@ -103,7 +104,9 @@ class AuditCheck:
         end = until + dt.timedelta(milliseconds=1)
         edges = [end - _WINDOW * (_PARTS - number) / _PARTS for number in range(_PARTS + 1)]
         with self._query.connected() as connection:
+            pace = Pace()  # nobody waits for it
             for begin, stop in pairwise(edges):
+                pace.rest()
                 for row in scored_labels(connection, version, horizon_seconds, begin, stop, _EACH):
                     at = made_at(row.decision_id)
                     if at is not None:

@@ -148,7 +148,11 @@ class AuditQuery:
                 return
 
     def spread(
-        self, wanted: audit_pb2.DecisionFilter, limit: int, incomplete: Callable[[str], object] = lambda _: None
+        self,
+        wanted: audit_pb2.DecisionFilter,
+        limit: int,
+        incomplete: Callable[[str], object] = lambda _: None,
+        rest: Callable[[], object] = lambda: None,
     ) -> list[packet_pb2.DecisionPacket]:
         """Decisions that match, spread evenly over the time from `wanted.since` to `wanted.until`, the newest first.
 
@@ -159,6 +163,7 @@ class AuditQuery:
             wanted: The filter, with both instants.
             limit: Most decisions.
             incomplete: Called with what cannot be read.
+            rest: Called between two parts.
 
         Raises:
             InvalidRequestError: The filter breaks a rule.
@@ -181,6 +186,7 @@ class AuditQuery:
             for part, found in zip(parts, packets, strict=True):
                 part.update(found)
         for part, end in zip(parts, edges[1:], strict=True):
+            rest()
             stored = self._stored(wanted, Bounds(before=end, since=since), each, Statuses(), problems)
             if stored is None:
                 break

@@ -228,6 +228,14 @@ def test_decisions_like_those_learnt_from_have_not_drifted() -> None:
     assert len(found.windows) == 12
 
 
+def test_who_compares_may_rest_between_features_and_between_parts_of_the_time() -> None:
+    rests = list[int]()
+    found = summarise(
+        packets(market(1_500, 1), uniform(1_500)), known(learnt(market(8_000, 2))), rest=lambda: rests.append(1)
+    )
+    assert len(rests) == len(found.drifts) + len(found.windows)
+
+
 def test_decisions_of_the_embedded_model_are_the_champions() -> None:
     found = packets(market(1_500, 1), uniform(1_500))
     for packet in found:

@@ -22,6 +22,7 @@ from server.audit.store.store import Store
 from server.decision.ids import id_bound
 from server.errors import AuditUnavailableError
 from server.journal.journal_file import Head, JournalFile, JournalReader
+from server.timing.pace import Pace
 
 BEGIN = dt.datetime(2026, 11, 23, 7, 0, tzinfo=dt.UTC)
 HORIZON = 5.0
@@ -143,6 +144,18 @@ def test_newer_labels_are_looked_at_and_the_same_ones_are_not_read_again(audit: 
     assert checker.check({"default": "v1"}).calibrations["default"].decisions == 20
     audit.label(ours[20:], eligible=True)
     assert checker.check({"default": "v1"}).calibrations["default"].observed == pytest.approx(0.5)
+
+
+def test_nobody_waits_for_a_look_so_it_rests_between_parts_of_the_day(
+    audit: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests = list[Pace]()
+    monkeypatch.setattr(Pace, "rest", lambda pace: rests.append(pace))
+    ours = [packet(number) for number in range(40)]
+    audit.write(ours, shipped=True)
+    audit.label(ours, eligible=True)
+    assert audit.checker().check({"default": "v1"}).calibrations["default"].decisions == 40
+    assert len(rests) == 120
 
 
 def test_the_lag_of_labels_is_from_the_newest_labelled_decision_to_the_newest(audit: Audit) -> None:

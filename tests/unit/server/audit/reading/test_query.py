@@ -94,6 +94,14 @@ def test_a_sample_keeps_to_its_filter_and_its_size(query: AuditQuery) -> None:
     assert {one.order.instrument for one in found} == {"BTCUSDT.SIM"}
 
 
+def test_who_samples_may_rest_between_the_parts(query: AuditQuery) -> None:
+    rests = list[int]()
+    with closing(query):
+        found = query.spread(wanted(), 240, rest=lambda: rests.append(1))
+        assert found == query.spread(wanted(), 240)
+        assert len(rests) == (1 if query._store is None else 120)
+
+
 def test_a_time_without_a_beginning_is_refused(query: AuditQuery) -> None:
     with closing(query), pytest.raises(InvalidRequestError, match="must have a since before its until"):
         query.spread(audit_pb2.DecisionFilter(), 10)
