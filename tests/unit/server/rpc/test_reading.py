@@ -42,7 +42,11 @@ async def test_nobody_waits_for_a_comparison_so_it_rests_between_its_steps(
 ) -> None:
     """Without that, a second of full work every minute cost a busy server orders."""
     rests = list[Pace]()
-    monkeypatch.setattr(Pace, "rest", lambda pace: rests.append(pace))
+
+    def rest(pace: Pace) -> None:
+        rests.append(pace)
+
+    monkeypatch.setattr(Pace, "rest", rest)
     path = tmp_path / "journal.db"
     with closing(JournalFile(path, sync_commits=False)):
         task = Task(journal=path, database_url=f"sqlite:///{tmp_path / 'audit.db'}", model_store=tmp_path)

@@ -150,7 +150,11 @@ def test_nobody_waits_for_a_look_so_it_rests_between_parts_of_the_day(
     audit: Audit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rests = list[Pace]()
-    monkeypatch.setattr(Pace, "rest", lambda pace: rests.append(pace))
+
+    def rest(pace: Pace) -> None:
+        rests.append(pace)
+
+    monkeypatch.setattr(Pace, "rest", rest)
     ours = [packet(number) for number in range(40)]
     audit.write(ours, shipped=True)
     audit.label(ours, eligible=True)
