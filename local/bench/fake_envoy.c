@@ -1,6 +1,7 @@
 /* What a filter sees of Envoy, for one worker thread: requests come and go as a test says, and events that were
    scheduled for a filter reach it only while it is there. Loaded before the filter's library, whose symbols find these. */
 #include <pthread.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -36,6 +37,7 @@ typedef struct Request {
   bool there, went_on;
   int holders;
   struct Request* along;
+  volatile int held, stands;
 } Request;
 
 typedef struct Posted { struct Posted* next; Request* request; uint64_t event; } Posted;
@@ -69,6 +71,7 @@ void fake_leave(Request* r) {
   if (r->along) fake_leave(r->along);
 }
 static void send(Request* r, char kind, const char* at, size_t size) {
+  while (r->held) { r->stands = 1; sched_yield(); }
   if (!r->there) abort(); /* its filter was destroyed: nothing may be sent for it */
   if (r->sent_size + size + 5 > MOST_SENT) return;
   r->sent[r->sent_size++] = kind;
@@ -157,6 +160,8 @@ int fake_body(Request* r, const char* data, size_t size, size_t piece, bool end)
 }
 int fake_trailers(Request* r) { return under_test.trailers(r, r->filter); }
 void fake_leaves_after(Request* r, int parts) { r->leaves_after = parts; }
+void fake_hold(Request* r, bool held) { r->held = held; }
+bool fake_stands(Request* r) { return r->stands; }
 void fake_takes_along(Request* r, Request* other) { r->along = other; }
 bool fake_went_on(Request* r) { return r->went_on; }
 bool fake_is_there(Request* r) { return r->there; }

@@ -65,6 +65,15 @@ class Request:
         else:
             self._fake.fake_leave(self._request)
 
+    def hold(self, held: bool = True) -> None:
+        """The worker stands still where it sends the answer, until it is not held any more."""
+        self._fake.fake_hold(self._request, held)
+
+    @property
+    def stands(self) -> bool:
+        """Whether the worker has stood there."""
+        return bool(self._fake.fake_stands(self._request))
+
     def takes_along(self, other: Request) -> None:
         """The caller of another call, which is not forgotten before this one, goes whenever this one ends."""
         self._fake.fake_takes_along(self._request, other._request)
@@ -143,7 +152,7 @@ class FakeEnvoy:
         fake.fake_begin.restype = ctypes.c_void_p
         fake.fake_sent.restype = fake.fake_run.restype = ctypes.c_size_t
         fake.fake_burst.restype = fake.fake_left.restype = ctypes.c_size_t
-        fake.fake_went_on.restype = fake.fake_is_there.restype = ctypes.c_bool
+        fake.fake_went_on.restype = fake.fake_is_there.restype = fake.fake_stands.restype = ctypes.c_bool
         hooks = ctypes.CDLL(str(library))
         hooks.envoy_dynamic_module_on_http_filter_config_new.restype = ctypes.c_void_p
         empty = (ctypes.c_void_p(), ctypes.c_size_t())

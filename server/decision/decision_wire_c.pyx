@@ -281,6 +281,8 @@ def write_results(list order_refs, list decisions):
         raise ValueError(f"{count} orders and {len(decisions)} decisions")
     for place in range(count):
         decision = decisions[place]
+        if decision is None:
+            raise TypeError("a decision is missing")
         PyUnicode_AsUTF8AndSize(order_refs[place], &ref_size)
         whole += prefixed_size(prefixed_size(ref_size) + prefixed_size(PyBytes_GET_SIZE(decision)))
     found = PyBytes_FromStringAndSize(NULL, whole)

@@ -160,7 +160,7 @@ def summarise(
         metadata: A model version's; raises `ModelUnknownError` where there is none.
         model_version: The version to compare; empty for the champion of the newest decision.
         eligible: Decision id → the market's own label, where it is known.
-        rest: Called between two features, and between two parts of the time.
+        rest: Called before each feature, and before each part of the time.
     """
     found = sorted(packets, key=lambda packet: packet.decision.decision_id)
     versions = Counter(one.decision.model_version for one in found if one.decision.source in MODEL_SOURCES)

@@ -24,8 +24,8 @@ class DriftSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     interval_seconds: float = Field(default=60.0, ge=0, le=86_400)
-    """Seconds between two comparisons; 0 makes none. One costs about a second of a core, in small steps over 10 to 20
-    seconds, at low priority."""
+    """Seconds from one comparison to the next one; 0 makes none. It costs about a second of a core for each model, in
+    small steps over 10 to 20 seconds, at low priority."""
     window_seconds: float = Field(default=900.0, gt=0, le=86_400)
     """How far back a comparison looks, in seconds."""
     max_decisions: Constant[int] = 2_000

@@ -186,8 +186,10 @@ class Batches:
     def _results_of(self, begun: BegunSlice, call: Call) -> list[Reply]:
         """What became of some orders, in their sequence; those next to each other that were begun together are one."""
         if begun.decided is not None and not begun.alone and (whole := begun.decided.whole()) is not None:
+            # They are let go of afterwards: what cannot be written was not heard.
+            all_of_them = Results(whole.results(), whole)
             begun.decided.take_decided()
-            return [Results(whole.results(), whole)]
+            return [all_of_them]
         results: list[Reply] = []
         outcomes = iter(() if begun.decided is None else zip(begun.orders, begun.decided.outcomes(), strict=True))
         decisions: list[OneDecided | DecidedBlock] = []

@@ -14,6 +14,8 @@ _SHARE: Final = 0.1
 """Of the time that something takes, for which it works."""
 _LONGEST_REST_SECONDS: Final = 2.0
 """After a step that took unusually long, because the machine stood still or a database did."""
+_PATIENCE_SECONDS: Final = 40.0
+"""What is not done after this time goes on without rests: it is to be done before it is wanted again."""
 
 
 class Pace:
@@ -29,10 +31,11 @@ class Pace:
     ) -> None:
         self._clock = clock
         self._sleep = sleep
-        self._since = clock()
+        self._begun = self._since = clock()
 
     def rest(self) -> None:
         """A step is over: waits nine times as long as it took."""
-        took = self._clock() - self._since
-        self._sleep(min(_LONGEST_REST_SECONDS, took * (1 / _SHARE - 1)))
+        now = self._clock()
+        if now - self._begun < _PATIENCE_SECONDS:
+            self._sleep(min(_LONGEST_REST_SECONDS, (now - self._since) * (1 / _SHARE - 1)))
         self._since = self._clock()

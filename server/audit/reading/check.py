@@ -103,14 +103,15 @@ class AuditCheck:
     def _labels(self, version: str, horizon_seconds: float, until: dt.datetime) -> Iterator[ScoredLabel]:
         end = until + dt.timedelta(milliseconds=1)
         edges = [end - _WINDOW * (_PARTS - number) / _PARTS for number in range(_PARTS + 1)]
-        with self._query.connected() as connection:
-            pace = Pace()  # nobody waits for it
-            for begin, stop in pairwise(edges):
-                pace.rest()
-                for row in scored_labels(connection, version, horizon_seconds, begin, stop, _EACH):
-                    at = made_at(row.decision_id)
-                    if at is not None:
-                        yield ScoredLabel(row.instrument, at.timestamp(), row.score, row.eligible)
+        pace = Pace()  # nobody waits for it
+        for begin, stop in pairwise(edges):
+            pace.rest()
+            with self._query.connected() as connection:  # no transaction is open while it rests
+                rows = list(scored_labels(connection, version, horizon_seconds, begin, stop, _EACH))
+            for row in rows:
+                at = made_at(row.decision_id)
+                if at is not None:
+                    yield ScoredLabel(row.instrument, at.timestamp(), row.score, row.eligible)
 
 
 def _message(version: str, found: Calibration) -> reading_pb2.Calibration:

@@ -163,7 +163,7 @@ class AuditQuery:
             wanted: The filter, with both instants.
             limit: Most decisions.
             incomplete: Called with what cannot be read.
-            rest: Called between two parts.
+            rest: Called before each part is read from the database.
 
         Raises:
             InvalidRequestError: The filter breaks a rule.

@@ -99,7 +99,7 @@ SIZES = st.sampled_from([0, 1, 100, 120, 121, 122, 123, 124, 125, 126, 127, 128,
 
 
 @given(st.lists(st.tuples(st.text(max_size=50), SIZES, SIZES), max_size=5))
-def test_the_results_of_a_batch_are_written_as_the_generated_classes_write_them(
+def test_the_results_of_a_batch_are_written_alike_by_both_and_read_by_the_generated_classes(
     given: list[tuple[str, int, int]],
 ) -> None:
     refs = [text + "x" * more for text, more, _ in given]

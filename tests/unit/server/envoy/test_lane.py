@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from support.fake_envoy import fake_envoy_here
+from support.waiting import until
 
 from local.bench.fake_envoy import DROP, GO_ON, STOP, FakeEnvoy, Request
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -260,14 +261,30 @@ def test_answers_are_sent_whoever_goes_before_the_worker_looks(envoy: FakeEnvoy,
 def test_a_caller_may_go_while_the_answers_of_others_are_sent(envoy: FakeEnvoy) -> None:
     requests = [envoy.request() for _ in range(4)]
     calls = [taken(envoy, request) for request in requests]
-    requests[1].takes_along(requests[2])
-    requests[3].takes_along(requests[0])
-    answered(envoy, calls)
+    requests[1].takes_along(requests[2])  # whose answer is next
+    requests[0].takes_along(requests[3])  # who has none yet
+    answered(envoy, calls[:3])
     envoy.run()
-    assert [bool(request.sent) for request in requests] == [True, True, False, True]
-    assert sorted(heard for _, heard in envoy.filter.take()[1]) == [False, True, True, True]
+    assert [bool(request.sent) for request in requests] == [True, True, False, False]
+    assert dict(envoy.filter.take()[1]) == dict(zip(calls, [True, True, False, False], strict=True))
     for request in requests:
         request.forget()
+
+
+async def test_no_answer_is_left_behind_when_it_comes_while_others_are_sent(envoy: FakeEnvoy) -> None:
+    first, second = envoy.request(), envoy.request()
+    calls = [taken(envoy, first), taken(envoy, second)]
+    answered(envoy, calls[:1])
+    first.hold()
+    running = asyncio.create_task(asyncio.to_thread(envoy.run))
+    await until(lambda: first.stands)
+    answered(envoy, calls[1:])
+    first.hold(False)
+    assert await running == 1
+    assert second.sent
+    assert envoy.filter.take() == ([], [(call, True) for call in calls])
+    first.forget()
+    second.forget()
 
 
 def test_a_caller_who_goes_is_told_of_once_and_gets_no_answer(envoy: FakeEnvoy) -> None:

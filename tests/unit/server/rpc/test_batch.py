@@ -18,6 +18,7 @@ from support.waiting import until
 from feature_cache.token_bucket import TokenBuckets
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
+from server.decision.decided_block import DecidedBlock
 from server.decision.reports import DecisionReports, Report, Sink
 from server.inference.wire import ScoreBatch
 from server.rpc.call import Call
@@ -73,6 +74,21 @@ async def decided(
     servicer.sent(reply)
     await until(lambda: p.admission.in_flight == p.replies.owed == 0)
     return list(pb.DecideBatchResponse.FromString(reply.wire).results)
+
+
+async def test_a_batch_whose_reply_cannot_be_written_was_not_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwritable(_: DecidedBlock) -> bytes:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(DecidedBlock, "results", unwritable)
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        with pytest.raises(RuntimeError, match="a bug"):
+            await decided(p, servicer_of(p), [order(number) for number in range(20)])
+        await until(lambda: p.replies.owed == 0)
+        assert p.replies.unconfirmed == {"cancelled": 20}
+        assert p.admission.in_flight == 0
 
 
 def refs(results: list[pb.OrderResult]) -> list[str]:

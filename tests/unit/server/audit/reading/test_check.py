@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 
@@ -153,6 +154,9 @@ def test_nobody_waits_for_a_look_so_it_rests_between_parts_of_the_day(
 
     def rest(pace: Pace) -> None:
         rests.append(pace)
+        with closing(sqlite3.connect(audit.url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+            other.execute(f"CREATE TABLE others{len(rests)} (one)")
+            assert other.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0] == 0, "a transaction is open meanwhile"
 
     monkeypatch.setattr(Pace, "rest", rest)
     ours = [packet(number) for number in range(40)]
