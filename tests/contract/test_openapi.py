@@ -1,12 +1,13 @@
 """schemathesis calls every path of the OpenAPI document with what it allows and what it does not.
 
 The server is a real one, alone on its loopback: calls that halt or change it are among them. Each call has a deadline
-that no machine misses, as one that has passed is answered 504 by contract. What is watched ends at its deadline alone,
-which is therefore short. Envoy's decision port has a document of its own, of what it answers.
+that no machine misses, and so has each order, as one that has passed is answered 504 by contract. What is watched ends
+at its deadline alone, which is therefore short. Envoy's decision port has a document of its own, of what it answers.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -43,6 +44,8 @@ class Served:
 
 _WATCHED: Final = "/events$"
 """The paths of what is watched."""
+_OF_SECONDS: Final = r"^-?[1-9][0-9]{0,11}(\.[0-9]{1,9})?s$"
+"""An order's own time: whole seconds at least, or less than none, which is refused."""
 
 
 @pytest.fixture(params=["http port", "envoy"])
@@ -58,9 +61,11 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
 
 def called(served: Served, directory: Path, timeout: str, *arguments: str) -> tuple[int, str]:
     """Calls every path with this deadline; schemathesis' exit code and what it prints."""
-    described = httpx.get(f"{served.url}/openapi.json").text.replace("BTCUSDT.BINANCE", INSTRUMENTS[0])
+    described = json.loads(httpx.get(f"{served.url}/openapi.json").text.replace("BTCUSDT.BINANCE", INSTRUMENTS[0]))
+    of_an_order = described["components"]["schemas"]["pretrade.decision.v1.Order"]["properties"]["timeout"]
+    of_an_order |= {"pattern": _OF_SECONDS, "examples": ["60s"]}
     document = directory / "openapi.json"
-    document.write_text(described)
+    document.write_text(json.dumps(described).replace('"timeout": "0.5s"', '"timeout": "60s"'))
     command = [str(Path(sys.executable).with_name("schemathesis")), "--no-color", "run", str(document)]
     command += ["--url", served.url, "--seed", str(_SEED), "--checks", ",".join(_CHECKS), "--continue-on-failure"]
     command += ["--header", f"Authorization: Bearer {served.token}", "--header", f"grpc-timeout: {timeout}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -21,7 +22,7 @@ from support.harness import INSTRUMENTS, eventually
 from support.secure_server import SecureServer, bearer, decide, halt, refused, secret_in, status
 from support.server_group import RARELY_ON_GRPC_AIO
 from websockets import ConnectionClosed, Subprotocol
-from websockets.sync.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 
 from local.stack.ports import free_ports
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
@@ -235,36 +236,32 @@ def test_who_may_see_the_server_over_http_is_decided_by_the_same_roles(server: S
         assert web.get("/health").json() == {"status": "SERVING"}
 
 
-def messages_of(socket: ClientConnection) -> list[str | bytes]:
-    """What comes until it is closed."""
-    messages = []
-    with suppress(ConnectionClosed):
-        while True:
-            messages.append(socket.recv(timeout=60.0))
-    return messages
-
-
 @pytest.mark.parametrize("what", ["decisions", "signals"])
-def test_what_is_watched_over_http_ends_with_the_credentials(server: SecureServer, what: str) -> None:
+async def test_what_is_watched_over_http_ends_with_the_credentials(server: SecureServer, what: str) -> None:
     trusting = ssl.create_default_context(cadata=server.authority.pem.decode())
     at = f"127.0.0.1:{server.env['PRETRADE_HTTP__PORT']}/v1/{what}/events"
     stolen = server.token("viewer", jti=f"stolen-{what}")
     trader = dict(bearer(server.token("trader")))
-    with httpx.Client(verify=trusting, timeout=60.0) as web:
-        assert web.get(f"https://{at}").status_code == 401
-        assert web.get(f"https://{at}", headers=trader).json()["reason"] == "ROLE_MISSING"
-        with (
+    offered = [Subprotocol(SUBPROTOCOL), Subprotocol(f"bearer.{stolen}")]
+    async with httpx.AsyncClient(verify=trusting, timeout=60.0) as web:
+        assert (await web.get(f"https://{at}")).status_code == 401
+        assert (await web.get(f"https://{at}", headers=trader)).json()["reason"] == "ROLE_MISSING"
+        # In one thread: the blocking client of WebSockets reads and writes a TLS connection in two, and loses answers.
+        async with (
             web.stream("GET", f"https://{at}", headers=dict(bearer(stolen))) as answer,
-            connect(
-                f"wss://{at}", ssl=trusting, subprotocols=[Subprotocol(SUBPROTOCOL), Subprotocol(f"bearer.{stolen}")]
-            ) as socket,
+            connect(f"wss://{at}", ssl=trusting, subprotocols=offered) as socket,
+            asyncio.timeout(60.0),
         ):
             assert answer.status_code == 200
             with server.path("revoked").open("a") as revoked:
                 revoked.write(f"stolen-{what}\n")
-            *_, last = (line for line in answer.iter_lines() if line)
+            *_, last = [line async for line in answer.aiter_lines() if line]
             assert json.loads(last.removeprefix("data: "))["reason"] == "TOKEN_REVOKED"
-            assert json.loads(messages_of(socket)[-1])["error"]["reason"] == "TOKEN_REVOKED"
+            messages = []
+            with suppress(ConnectionClosed):
+                while True:
+                    messages.append(await socket.recv())
+            assert json.loads(messages[-1])["error"]["reason"] == "TOKEN_REVOKED"
             assert (socket.close_code, socket.close_reason) == (1008, "TOKEN_REVOKED")
     eventually(lambda: server.metric(f"pretrade_{_WATCHERS[what]}_watchers"), lambda watchers: watchers == 0)
 

@@ -6,8 +6,10 @@ import os
 
 import pytest
 
+from feature_cache.compiled import SWITCH
+
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.upper().startswith("PRETRADE_")]:
+    for name in [name for name in os.environ if name.upper().startswith("PRETRADE_") and name != SWITCH]:
         monkeypatch.delenv(name)

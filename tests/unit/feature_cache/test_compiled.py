@@ -20,6 +20,11 @@ from feature_cache import compiled
 MODULE = compiled.SOURCES[0]
 
 
+@pytest.fixture(autouse=True)
+def no_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(compiled.SWITCH, raising=False)
+
+
 def test_every_source_is_listed_and_every_listed_source_is_there() -> None:
     root = Path(compiled.__file__).parents[1]
     sources = [path for folder in ("feature_cache", "fallback", "server") for path in root.glob(f"{folder}/**/*.pyx")]

@@ -224,7 +224,7 @@ WIDE = FeatureSet(
 def test_more_features_than_a_number_has_bits_have_their_patterns_and_the_callers_are_not_watched() -> None:
     patterns = [0, 1 << 149 | 1, 1 << 64]
     domain = Domain(random_domain(150, 4, WIDE) | {"patterns": patterns, "distance": 1e9}, WIDE)
-    assert domain.seen is not None
+    domain.seen = compiled_here("feature_cache.domain_c").Seen(domain)
     rows = np.zeros((6, 150), features.ROW)
     undefined: list[list[int]] = [[], [0, 149], [64], [0], [149], [0, 64]]
     for row, places in zip(rows, undefined, strict=True):

@@ -13,6 +13,7 @@ import pytest
 from support.plain_orders import busy_plane
 from support.planes import INSTRUMENT, INSTRUMENTS, Plane, packets_in
 from support.scripted_replica import answers
+from support.twins import compiled_here
 from support.waiting import until
 
 from feature_cache.token_bucket import TokenBuckets
@@ -29,7 +30,14 @@ from server.security.identity import Attempt, Caller, Grants
 from server.security.orders import OrderAccess
 from server.security.refusals import Refusals
 
+_READ_IN_COLUMNS = pytest.mark.usefixtures("reads_columns")
+"""Where nothing is compiled a batch is read order by order, and a few of them are decided one by one."""
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.fixture
+def reads_columns() -> None:
+    compiled_here("server.decision.order_wire_c")
 
 
 def servicer_of(p: Plane, one_in: int = 0, reports: DecisionReports | None = None) -> DecisionServicer:
@@ -76,6 +84,7 @@ async def decided(
     return list(pb.DecideBatchResponse.FromString(reply.wire).results)
 
 
+@_READ_IN_COLUMNS
 async def test_a_batch_whose_reply_cannot_be_written_was_not_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +121,7 @@ def _wrong(message: pb.Order) -> None:
     message.quantity = -1.0
 
 
+@_READ_IN_COLUMNS
 @pytest.mark.parametrize(("change", "is_decided"), [(_with_timeout, True), (_with_key, True), (_wrong, False)])
 @pytest.mark.parametrize("places", [(0,), (3,), (11,), (2, 3, 7), tuple(range(12))])
 async def test_an_order_that_is_not_plain_leaves_the_others_in_columns(
@@ -133,6 +143,7 @@ async def test_an_order_that_is_not_plain_leaves_the_others_in_columns(
     assert len(packets_in(tmp_path)) == (12 if is_decided else 12 - len(places))
 
 
+@_READ_IN_COLUMNS
 async def test_a_caller_with_credentials_gets_columns_and_is_held_to_its_strategies_and_its_rate(
     tmp_path: Path,
 ) -> None:
@@ -196,6 +207,7 @@ async def test_where_calls_are_traced_only_the_chosen_orders_are_decided_alone(t
     }
 
 
+@_READ_IN_COLUMNS
 async def test_what_is_slow_is_told_of_in_the_trace_that_has_its_decisions_id(tmp_path: Path) -> None:
     told: list[Report] = []
     with Sink("traces", told.append, one_in=0, slow_seconds=1e-9, follows_traces=True, max_per_second=1e6) as sink:
