@@ -15,6 +15,7 @@ from server.inference.rows import Result, Row, Scored
 
 if TYPE_CHECKING:
     from fallback.block import Block
+    from fallback.budget import Budget
     from fallback.order import Answer, Case
     from server.inference.pool import Role
 
@@ -65,7 +66,7 @@ class EmbeddedCheck:
 
     def sample(self, case: Case, answer: Answer, decision_id: str) -> None:
         """Offers a decision. Only one that the embedded model made before any replica was asked is a candidate."""
-        if answer.source != pb.SOURCE_EMBEDDED or self._random() >= self._share or _was_asked(case):
+        if answer.source != pb.SOURCE_EMBEDDED or self._random() >= self._share or _was_asked(case.budget):
             return
         self._send(case, answer, decision_id)
 
@@ -84,7 +85,7 @@ class EmbeddedCheck:
 
     def sample_block(self, block: Block, ids: Sequence[str]) -> None:
         """Offers decisions that were made in columns."""
-        if block.source == pb.SOURCE_EMBEDDED:
+        if block.source == pb.SOURCE_EMBEDDED and not _was_asked(block.budget):
             for place, decision_id in enumerate(ids):
                 if self._random() < self._share:
                     self._send(block.case(place), block.answer(place), decision_id)
@@ -118,6 +119,6 @@ class EmbeddedCheck:
             )
 
 
-def _was_asked(case: Case) -> bool:
+def _was_asked(budget: Budget) -> bool:
     """True when a replica of the champion was asked or passed over before: the order then did not skip the check."""
-    return any(stage in (pb.STAGE_PRIMARY, pb.STAGE_SECONDARY) for stage, *_ in case.budget.uses)
+    return any(stage in (pb.STAGE_PRIMARY, pb.STAGE_SECONDARY) for stage, *_ in budget.uses)

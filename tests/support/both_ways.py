@@ -371,7 +371,7 @@ async def _of_callers(p: Plane, orders: Sequence[Order], asked: Sequence[Asked])
 async def _found(p: Plane, outcomes: Outcomes, about: Circumstances) -> Found:
     """What came of the orders, when all of it is known."""
     embedded = sum(times for (source, _), times in p.metrics.decisions.items() if source == pb.SOURCE_EMBEDDED)
-    checked = embedded if about.first == "embedded" else 0  # of others next to none is
+    checked = embedded if about.first == "embedded" else 0  # of others none is
     async with asyncio.timeout(30):
         while (  # noqa: ASYNC110 - plain counts
             p.admission.in_flight

@@ -150,7 +150,7 @@ class Plane:
         self.clock = clock
         self.loop_lag = LoopLag(clock)
         self.feature_cache = FeatureCache("redis://unused", FeatureCacheSettings(), INSTRUMENTS)
-        sampled = EmbeddedSettings(check_share=1.0 if first_stage == "embedded" else 0.01)
+        sampled = EmbeddedSettings(check_share=1.0)
         self.check = EmbeddedCheck(self.secondary, sampled, lambda: 0.5, clock)
         self.embedded = Held()
         stages: Any = {"model": champion, "embedded": Embedded(self.embedded, clock), "cached_score": cached_scores}
