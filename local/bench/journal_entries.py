@@ -67,6 +67,25 @@ def of_time(entry: packet_pb2.JournalEntry, number: int, decisions: int, day: dt
     return entry.SerializeToString()
 
 
+def pairs_of(first: int, rows: int, decisions: int, day: dt.datetime) -> bytes:
+    """An entry with what champion and challenger said of some decisions of such a day."""
+    pair = packet_pb2.ScorePair(
+        champion_version="0123456789abcdef",
+        challenger_version="fedcba9876543210",
+        champion_score=0.75,
+        challenger_score=0.625,
+        champion_trades=True,
+        challenger_trades=True,
+        challenger_us=900,
+        recorded_at_ns=2**60,
+    )
+    entry = packet_pb2.JournalEntry()
+    for number in range(first, first + rows):
+        pair.decision_id = id_of(number, decisions, day)
+        entry.score_pairs.pairs.append(pair)
+    return entry.SerializeToString()
+
+
 def id_of(number: int, decisions: int, day: dt.datetime) -> str:
     """The id of one of so many decisions, which are spread evenly over a day."""
     at = day + number * dt.timedelta(days=1) / decisions

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import make_url
 
-from local.bench.journal_entries import entry_of_rows, id_of, of_time
+from local.bench.journal_entries import entry_of_rows, id_of, of_time, pairs_of
 from local.stack.command import OK, run_with_stack
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
@@ -38,6 +38,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.query import AuditQuery
 from server.audit.store.days import summarize
 from server.audit.store.store import Store
+from server.canary.pairs import MOST_IN_ENTRY
 from server.journal.journal_file import GENESIS, Head, JournalFile
 
 T = TypeVar("T")
@@ -46,8 +47,10 @@ _ENTRY_ROWS: Final = 32
 """Decisions of one entry: one batch of 64 callers."""
 _INSTRUMENTS: Final = 20
 """Different ones in an entry of a journal; the first ones twice."""
+_PAIRS_EACH: Final = MOST_IN_ENTRY // _ENTRY_ROWS
+"""Entries after which there is one with scores of their decisions."""
 _APPENDED: Final = 500
-"""Entries that are written to a journal at once."""
+"""Entries of decisions that are written to a journal at once."""
 _CHUNK_ROWS: Final = 8_000 * _ENTRY_ROWS
 _ROW_BYTES: Final = 950
 """On the disk, with indexes: what the largest number of rows is computed from."""
@@ -193,20 +196,30 @@ def _fill(url: str, day: dt.datetime, rows: int, console: Console) -> int:
 
 
 def _fill_journal(path: Path, day: dt.datetime, gib: float, console: Console) -> int:
-    """Writes a journal of a day's decisions as servers do, each entry of 32; returns how many decisions it holds."""
+    """Writes a journal of a day's decisions as servers do, each entry of 32, with the scores of a challenger for all.
+
+    Returns:
+        How many decisions it holds.
+    """
     entry = entry_of_rows(_ENTRY_ROWS, _INSTRUMENTS)
     rare = packet_pb2.JournalEntry()
     rare.CopyFrom(entry)
     rare.decisions.orders[-1].strategy = "rare"  # of one decision
-    entries = int(gib * 2**30 / len(entry.SerializeToString()))
+    pairs = pairs_of(0, MOST_IN_ENTRY, MOST_IN_ENTRY, day)
+    entries = int(gib * 2**30 / (len(entry.SerializeToString()) + len(pairs) / _PAIRS_EACH))
     each = max(2, entries // _RARE_ROWS)
     decisions = entries * _ENTRY_ROWS
     began = time.monotonic()
+
+    def written(number: int) -> Iterator[bytes]:
+        yield of_time(rare if number % each == 1 else entry, number, decisions, day)
+        if (number + 1) % _PAIRS_EACH == 0:
+            yield pairs_of((number + 1 - _PAIRS_EACH) * _ENTRY_ROWS, MOST_IN_ENTRY, decisions, day)
+
     with closing(JournalFile(path, sync_commits=False)) as journal:
         for first in range(0, entries, _APPENDED):
             some = range(first, min(first + _APPENDED, entries))
-            kinds = ((number, rare if number % each == 1 else entry) for number in some)
-            journal.append([of_time(kind, number, decisions, day) for number, kind in kinds])
+            journal.append([one for number in some for one in written(number)])
             journal.checkpoint()
     console.print(f"a journal of {decisions:,} decisions written in {time.monotonic() - began:.0f} s")
     return decisions

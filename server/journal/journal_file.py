@@ -21,8 +21,11 @@ it writes to a journal after a failure, or after another process (`make_log_dura
 
 from __future__ import annotations
 
+import enum
 import functools
+import heapq
 import itertools
+import operator
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -52,14 +55,30 @@ PASSED_ON_BYTES: Final = 1024 * 1024
 _LAST: Final = 2**63 - 1
 _SELECT: Final = "SELECT position, CAST(entry AS BLOB), CAST(hash AS BLOB) FROM entries"
 """With casts, so that a row edited into another type still fails the check of its hash, and not with a `TypeError`."""
-_IS_OTHER: Final = "substr(entry, 1, 1) NOT IN (x'0a', x'42')"
-"""True of a row that holds no decisions: a serialised `JournalEntry` begins with the number of what it holds, which is
-1 or 8 for decisions. These rows have an index: they are few, and are looked for among millions of decisions."""
+
+
+class Kind(bytes, enum.Enum):
+    """What a row says that holds no decisions, as far as it is looked for: the first byte of its `JournalEntry`."""
+
+    REPLY_UNCONFIRMED = b"\x12"
+    CONTROL_CHANGE = b"\x1a"
+    SETTINGS = b"\x22"
+    OUTCOME = b"\x2a"
+    REPLY_HEARD = b"\xaa"
+
+
+_KIND: Final = "substr(entry, 1, 1)"
+_DECISIONS: Final = (b"\x0a", b"\x42")
+"""How an entry with decisions begins: a serialised `JournalEntry` begins with the number of what it holds."""
+_IS_OTHER: Final = f"{_KIND} NOT IN (x'0a', x'42')"
+"""True of a row that holds none. These rows have an index by their kind: some are few, and are looked for among
+millions of decisions, and pairs of scores of these."""
 _UNNOTED_ENTRIES: Final = 256
 """Entries that wait until `note` is called."""
 _BUSY_SECONDS: Final = 0.25
 """How long the writer waits for the file's write lock. No other process should hold it, and callers have deadlines."""
 _PROBE_BYTES: Final = 64 * 1024
+_KINDS: Final = f"CREATE INDEX kinds ON entries ({_KIND}, position) WHERE {_IS_OTHER}"
 _RANGES: Final = "CREATE INDEX ranges ON entries (position, range) WHERE range IS NOT NULL"
 """It holds all that look-ups read of ranges: in the rows these are far apart, behind their entries."""
 _SCHEMA: Final = (
@@ -69,7 +88,7 @@ _SCHEMA: Final = (
     # No AUTOINCREMENT: it would rewrite one more page in every commit. Positions come from the writer.
     "CREATE TABLE entries (position INTEGER PRIMARY KEY, entry BLOB NOT NULL, hash BLOB NOT NULL,"
     " settled INTEGER NOT NULL, range TEXT)",
-    f"CREATE INDEX others ON entries (position) WHERE {_IS_OTHER}",
+    _KINDS,
     _RANGES,
 )
 _SETTLED: Final = (
@@ -91,6 +110,10 @@ class Row(NamedTuple):
     """A serialised `pretrade.audit.v1.JournalEntry`."""
     hash: bytes
     """32 bytes."""
+
+    def holds_decisions(self) -> bool:
+        """Whether it holds decisions: one, or some that became durable together."""
+        return self.entry[:1] in _DECISIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +198,17 @@ class JournalFile:
         found = (execute("PRAGMA application_id").fetchone()[0], execute("PRAGMA user_version").fetchone()[0])
         if found != (_APPLICATION_ID, _FORMAT):
             raise JournalError(f"the file is not a journal of format {_FORMAT}")
-        if not execute("SELECT count(*) FROM pragma_table_info('entries') WHERE name = 'range'").fetchone()[0]:
+        # A journal of an earlier version has less to look up by.
+        have = {name for (name,) in execute("SELECT name FROM sqlite_schema WHERE type = 'index'")}
+        if "ranges" not in have:
             execute("BEGIN IMMEDIATE")
             execute("ALTER TABLE entries ADD COLUMN range TEXT")
             execute(_RANGES)
+            execute("COMMIT")
+        if "kinds" not in have:
+            execute("BEGIN IMMEDIATE")
+            execute("DROP INDEX IF EXISTS others")
+            execute(_KINDS)
             execute("COMMIT")
 
     def append(self, entries: Sequence[bytes], settled: int | None = None) -> None:
@@ -366,25 +396,29 @@ class JournalReader:
                 break
         return rows
 
-    def others_after(self, position: int) -> Iterator[Row]:
-        """Every row after `position` that holds no decision, in order; found by an index."""
+    def others_after(self, position: int, kinds: Sequence[Kind]) -> Iterator[Row]:
+        """Every row after `position` that is of one of these kinds, in order; found by an index."""
+        each = [self._of_kind(position, kind) for kind in kinds]
+        return heapq.merge(*each, key=operator.attrgetter("position"))
+
+    def _of_kind(self, position: int, kind: Kind) -> Iterator[Row]:
+        query = _SELECT + f" WHERE {_IS_OTHER} AND {_KIND} = ? AND position > ? ORDER BY position LIMIT ?"
         while True:
-            query = _SELECT + f" WHERE {_IS_OTHER} AND position > ? ORDER BY position LIMIT ?"
-            rows = list(map(Row._make, self._connection.execute(query, (position, _STEP_ROWS))))
+            rows = list(map(Row._make, self._connection.execute(query, (kind.value, position, _STEP_ROWS))))
             if not rows:
                 return
             yield from rows
             position = rows[-1].position
 
-    def others_until_settled(self, position: int, last: int) -> Iterator[Row]:
-        """Every row after `position` that holds no decision, until the decisions through `last` are settled.
+    def others_until_settled(self, position: int, last: int, kinds: Sequence[Kind]) -> Iterator[Row]:
+        """Those after `position`, until the decisions through `last` are settled.
 
-        These rows say what became of the replies to those decisions, except what repeats of their calls heard later.
+        Such rows say what became of the replies to those decisions, except what repeats of their calls heard later.
         """
         query = "SELECT position FROM entries WHERE position > ? AND settled >= ? ORDER BY position LIMIT 1"
         found = self._connection.execute(query, (last, last)).fetchone()
         end = _LAST if found is None else found[0]
-        return itertools.takewhile(lambda row: row.position <= end, self.others_after(position))
+        return itertools.takewhile(lambda row: row.position <= end, self.others_after(position, kinds))
 
     def ranges(self, position: int, last: int) -> Iterator[Range]:
         """What is in the ranges that end after a position, up to another one; the last one first.

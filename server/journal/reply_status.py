@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple, get_args
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.journal.entries import entry_of, packets
-from server.journal.journal_file import Row
+from server.journal.journal_file import Kind, Row
 
 Cause = Literal[
     "audit_late",
@@ -74,6 +74,10 @@ def reply_of(note: packet_pb2.ReplyUnconfirmed) -> Reply:
     if note.cause in _NOTHING_HEARD:
         return Reply(status, audit_pb2.HEARD_ACTION_NOTHING)
     return Reply(status, audit_pb2.HEARD_ACTION_UNKNOWN)
+
+
+SAY_OF_REPLIES: Final = (Kind.REPLY_UNCONFIRMED, Kind.REPLY_HEARD)
+"""The kinds of rows that say something of a reply."""
 
 
 class Statuses:

@@ -18,7 +18,7 @@ from server.audit.store.store import Store
 from server.control.recorded import recorded
 from server.errors import AuditUnavailableError, InvalidRequestError
 from server.journal.entries import entry_of
-from server.journal.journal_file import Head, JournalReader, Row
+from server.journal.journal_file import Head, JournalReader, Kind
 
 _DEFAULT_PAGE: Final = 50
 _LARGEST_PAGE: Final = 1_000
@@ -49,7 +49,9 @@ def list_changes(
     problems: list[str] = []
 
     def read(journal: JournalReader) -> list[admin_pb2.Change]:
-        return list(_changes_in(unshipped_others(journal, shipped)))
+        rows = unshipped_others(journal, shipped, (Kind.CONTROL_CHANGE,))
+        entries = (entry_of(row.entry) for row in rows)
+        return [recorded(entry.control_change) for entry in entries if entry.HasField("control_change")]
 
     tails = list(journals.each(read, problems))
     stored: list[admin_pb2.Change] = []
@@ -75,13 +77,6 @@ def list_changes(
         next_page_token=_token(places[size - 1]) if len(places) > size else "",
         problems=problems,
     )
-
-
-def _changes_in(rows: Iterator[Row]) -> Iterator[admin_pb2.Change]:
-    for row in rows:
-        entry = entry_of(row.entry)
-        if entry.WhichOneof("entry") == "control_change":
-            yield recorded(entry.control_change)
 
 
 def _stored(

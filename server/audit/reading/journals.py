@@ -19,9 +19,9 @@ from server.audit.reading import filters
 from server.audit.store.newest import Bounds
 from server.errors import AuditUnavailableError, InvalidRequestError, JournalError
 from server.journal.entries import decision_ids, entry_of, packet_of
-from server.journal.journal_file import Head, JournalReader, Row, journals_of
+from server.journal.journal_file import Head, JournalReader, Kind, Row, journals_of
 from server.journal.ranges import Range
-from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, Reply, Statuses
+from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, SAY_OF_REPLIES, Reply, Statuses
 
 T = TypeVar("T")
 
@@ -94,13 +94,13 @@ class Journals:
         return next(filter(None, self.each(read, problems)), None)
 
     def naming(
-        self, decision_id: str, shipped: Mapping[str, Head], problems: list[str]
+        self, decision_id: str, kinds: Sequence[Kind], shipped: Mapping[str, Head], problems: list[str]
     ) -> list[packet_pb2.JournalEntry]:
-        """What the journals hold of a decision beyond some heads besides the decision itself, in order."""
+        """What the journals say of a decision beyond some heads, in rows of these kinds, in order."""
         wanted = decision_id.encode()
 
         def read(journal: JournalReader) -> list[packet_pb2.JournalEntry]:
-            rows = journal.others_after(_shipped_through(journal, shipped))
+            rows = unshipped_others(journal, shipped, kinds)
             return [entry_of(row.entry) for row in rows if wanted in row.entry]
 
         return [entry for news in self.each(read, problems) for entry in news]
@@ -122,7 +122,7 @@ class Journals:
         wanted = config_hash.encode()
 
         def read(journal: JournalReader) -> packet_pb2.SettingsInForce | None:
-            rows = journal.others_after(journal.anchor().position)
+            rows = journal.others_after(journal.anchor().position, (Kind.SETTINGS,))
             found = (entry_of(row.entry).settings for row in rows if wanted in row.entry)
             return next((one for one in found if one.config_hash == config_hash), None)
 
@@ -160,7 +160,8 @@ class Journals:
             position = positions[name].position
             rows = journal.settled_rows_after(position, _WATCHED_ROWS)
             statuses = Statuses()
-            for other in journal.others_until_settled(position, rows[-1].position) if rows else ():
+            said = journal.others_until_settled(position, rows[-1].position, SAY_OF_REPLIES) if rows else ()
+            for other in said:
                 statuses.add(entry_of(other.entry))
             for row in rows:
                 entry = entry_of(row.entry)
@@ -219,7 +220,7 @@ def newest_unshipped(
     for begin, end in _to_read(journal.ranges(low, high), may_hold, low, high):
         for row in _rows_backwards(journal, begin, end):
             # The first look is far cheaper than taking every entry apart: texts stand in an entry as they are.
-            if all(any(text in row.entry for text in some) for some in texts):
+            if row.holds_decisions() and all(any(text in row.entry for text in some) for some in texts):
                 yield row, entry_of(row.entry)
 
 
@@ -284,9 +285,9 @@ def _may_hold(wanted: Collection[Any], known: Collection[Any] | None) -> bool:
     return not wanted or known is None or any(not value or value in known for value in wanted)
 
 
-def unshipped_others(journal: JournalReader, shipped: Mapping[str, Head]) -> Iterator[Row]:
-    """The same without decisions."""
-    return journal.others_after(_shipped_through(journal, shipped))
+def unshipped_others(journal: JournalReader, shipped: Mapping[str, Head], kinds: Sequence[Kind]) -> Iterator[Row]:
+    """What a journal holds beyond the database in rows of some kinds, in order."""
+    return journal.others_after(_shipped_through(journal, shipped), kinds)
 
 
 def _shipped_through(journal: JournalReader, shipped: Mapping[str, Head]) -> int:

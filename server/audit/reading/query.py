@@ -45,9 +45,9 @@ from server.audit.store.store import Store
 from server.decision.ids import id_bound, made_at
 from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError, UnknownDecisionError
 from server.journal.entries import decision_ids, entry_of, keyed_ids, packet_of
-from server.journal.journal_file import Head, JournalReader, Row
+from server.journal.journal_file import Head, JournalReader, Kind, Row
 from server.journal.ranges import Range
-from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, Reply, Statuses
+from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, SAY_OF_REPLIES, Reply, Statuses
 
 if TYPE_CHECKING:
     from server.audit.reading.labels import Label, LabelledDecision
@@ -106,7 +106,7 @@ class AuditQuery:
             raise UnknownDecisionError("no decision has an empty or a very long id")
         problems: list[str] = []
         shipped = self._shipped()
-        news = self.journals.naming(decision_id, shipped, problems)
+        news = self.journals.naming(decision_id, SAY_OF_REPLIES, shipped, problems)
         # A decision that was just made is in no day yet: the journals are asked before all other days.
         found = self._find_stored(decision_id, problems, any_day=False)
         if found is None:
@@ -114,7 +114,7 @@ class AuditQuery:
             if found is None:
                 found = self._find_stored(decision_id, problems, any_day=True)
             else:  # what was said of its reply meanwhile
-                news += self.journals.naming(decision_id, shipped, problems)
+                news += self.journals.naming(decision_id, SAY_OF_REPLIES, shipped, problems)
         if found is not None:
             statuses = Statuses()
             for entry in news:
@@ -266,7 +266,8 @@ class AuditQuery:
         """
         problems: list[str] = []
         found: dict[str, packet_pb2.Outcome] = {}
-        news = self.journals.naming(decision_id, self._shipped(), problems)
+        reported = partial(self.journals.naming, decision_id, (Kind.OUTCOME,))
+        news = reported(self._shipped(), problems)
         if self._store is not None:
             try:
                 with self._database() as store, store.connect() as connection:
@@ -274,7 +275,7 @@ class AuditQuery:
             except sa.exc.SQLAlchemyError as error:
                 if not self.journals.reach_back_to(decision_id):
                     raise AuditUnavailableError(f"the database: {_line(error)}") from error
-                news = self.journals.naming(decision_id, {}, problems)  # also what was shipped before it went
+                news = reported({}, problems)  # also what was shipped before it went
         if problems:
             raise AuditUnavailableError("; ".join(problems))
         for entry in news:
@@ -394,7 +395,7 @@ class AuditQuery:
 
         def read(journal: JournalReader) -> None:
             known.settled[journal.journal_id] = journal.settled()
-            for row in unshipped_others(journal, shipped):
+            for row in unshipped_others(journal, shipped, SAY_OF_REPLIES):
                 known.statuses.add(entry_of(row.entry))
 
         list(self.journals.each(read, problems))

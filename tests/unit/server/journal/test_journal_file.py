@@ -15,7 +15,8 @@ from support.batches import together
 
 from pretrade.audit.v1 import packet_pb2
 from server.errors import JournalCorruptedError, JournalError
-from server.journal.journal_file import GENESIS, Head, JournalFile, JournalReader, Row, follow, follow_all, link
+from server.journal.journal_file import GENESIS, Head, JournalFile, JournalReader, Kind, Row, follow, follow_all, link
+from server.journal.reply_status import SAY_OF_REPLIES
 
 ROWS = 30
 
@@ -173,27 +174,63 @@ def test_reading_a_journal_that_does_not_exist_creates_nothing(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rows_without_a_decision_are_found_by_an_index(tmp_path: Path) -> None:
+def test_the_kind_of_a_row_is_how_its_entry_begins_and_no_other_entry_begins_so() -> None:
+    begin: dict[bytes, str] = {}
+    for field in packet_pb2.JournalEntry.DESCRIPTOR.oneofs[0].fields:
+        entry = packet_pb2.JournalEntry()
+        getattr(entry, field.name).SetInParent()
+        assert begin.setdefault(entry.SerializeToString()[:1], field.name) == field.name
+    assert {begin[kind.value] for kind in Kind} == {kind.name.lower() for kind in Kind}
+
+
+def kinds_of_rows() -> list[bytes]:
+    """Entries with decisions at positions 1, 3, 4, 7 and 8, and others between them."""
     decision = packet_pb2.JournalEntry()
     decision.decision.decision.decision_id = "d"
-    note, change = packet_pb2.JournalEntry(), packet_pb2.JournalEntry()
-    note.reply_heard.decision_id, change.control_change.change_id = "d", "c"
+    heard, change, unconfirmed, pairs = (packet_pb2.JournalEntry() for _ in range(4))
+    heard.reply_heard.decision_id, change.control_change.change_id = "d", "c"
+    unconfirmed.reply_unconfirmed.decision_id = "d"
+    pairs.score_pairs.SetInParent()
     several = together([decision.decision, decision.decision])
+    rows = [decision, heard, several, decision, change, unconfirmed, several, decision, heard, pairs]
+    return [one.SerializeToString() for one in rows]
+
+
+def test_rows_without_a_decision_are_found_by_an_index_of_their_kinds(tmp_path: Path) -> None:
+    rows = kinds_of_rows()
     with closing(JournalFile(tmp_path / "journal.db", sync_commits=False)) as journal:
-        kinds = [decision, note, several, decision, change, note, several]
-        journal.append([one.SerializeToString() for one in kinds])
+        journal.append(rows)
     with closing(JournalReader(tmp_path / "journal.db")) as reader:
-        assert [row.position for row in reader.others_after(0)] == [2, 5, 6]
-        assert [row.position for row in reader.others_after(2)] == [5, 6]
-        assert [row.entry for row in reader.others_after(5)] == [note.SerializeToString()]
-        found = [reader.decision_after(position) for position in range(8)]
-        assert [row and row.position for row in found] == [1, 3, 3, 4, 7, 7, 7, None]
+        assert [row.position for row in reader.others_after(0, tuple(Kind))] == [2, 5, 6, 9]
+        assert [row.position for row in reader.others_after(0, SAY_OF_REPLIES)] == [2, 6, 9]
+        assert [row.position for row in reader.others_after(2, (Kind.REPLY_HEARD,))] == [9]
+        assert [row.entry for row in reader.others_after(5, (Kind.REPLY_UNCONFIRMED,))] == [rows[5]]
+        found = [reader.decision_after(position) for position in range(9)]
+        assert [row and row.position for row in found] == [1, 3, 3, 4, 7, 7, 7, 8, None]
         statements: list[str] = []
         reader._connection.set_trace_callback(statements.append)
-        list(reader.others_after(2))
+        list(reader.others_after(2, SAY_OF_REPLIES))
         reader._connection.set_trace_callback(None)
-        (*_, plan) = reader._connection.execute(f"EXPLAIN QUERY PLAN {statements[0]}").fetchone()
-        assert "USING INDEX others (position>?)" in plan
+        for statement in statements:
+            (*_, plan) = reader._connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchone()
+            assert plan.endswith("USING INDEX kinds (<expr>=? AND position>?)")
+
+
+def test_a_journal_of_an_earlier_version_gets_what_it_is_looked_up_by(tmp_path: Path) -> None:
+    rows = kinds_of_rows()
+    with closing(JournalFile(tmp_path / "journal.db", sync_commits=False)) as journal:
+        journal.append(rows)
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as connection:
+        (plain,) = connection.execute("SELECT sql FROM sqlite_schema WHERE name = 'kinds'").fetchone()
+        connection.execute("DROP INDEX kinds")
+        connection.execute("CREATE INDEX others ON entries (position) WHERE substr(entry, 1, 1) NOT IN (x'0a', x'42')")
+    with closing(JournalReader(tmp_path / "journal.db")) as reader:
+        assert [row.position for row in reader.others_after(0, SAY_OF_REPLIES)] == [2, 6, 9], "slowly"
+    with closing(JournalFile(tmp_path / "journal.db", sync_commits=False)) as journal:
+        assert journal.head.position == len(rows)
+        indexes = dict(journal._connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'index'"))
+    assert indexes.keys() == {"kinds", "ranges"}
+    assert indexes["kinds"] == plain
 
 
 def test_large_rows_are_trimmed_and_passed_on_few_at_a_time(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from server.audit.reading.journals import Journals, Step, matching
 from server.decision.ids import Ids
 from server.journal.entries import entry_of, packets
 from server.journal.journal_file import Head, JournalFile, JournalReader, Row
-from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, Reply
+from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, SAY_OF_REPLIES, Reply
 
 
 def packet(decision_id: str) -> packet_pb2.DecisionPacket:
@@ -121,7 +121,7 @@ def test_a_decision_is_found_among_many_without_reading_them(tmp_path: Path, mon
         assert found.packet.decision.decision_id == wanted
         assert read < 150
     read = 0
-    (entry,) = journals.naming(ids[3], {}, [])
+    (entry,) = journals.naming(ids[3], SAY_OF_REPLIES, {}, [])
     assert entry.reply_unconfirmed.cause == "cancelled"
     assert read == 0
 
