@@ -16,10 +16,11 @@ from alembic.migration import MigrationContext
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.days import TablesBusyError
-from server.audit.store.schema import METADATA
+from server.audit.store.schema import DECISIONS, METADATA
 from server.audit.store.store import Store
 from server.decision.ids import Ids
 from server.errors import JournalCorruptedError, SchemaUnknownError
+from server.journal import reply_status
 from server.journal.journal_file import GENESIS, Head, Row, follow, link
 
 NEWEST = "0001"
@@ -207,6 +208,36 @@ class TestOnPostgreSQL:
         assert set(re.findall(r"on (decisions_\w+)", plan)) == {f"decisions_{noon:%Y%m%d}"}
         assert store.find(ids[1]) is not None, "its clock was set between id and decision"
         assert len(asked) == 3
+
+    def test_what_a_caller_heard_is_written_on_the_day_that_the_id_names_and_on_any_other(
+        self, store: Store, engine: sa.Engine
+    ) -> None:
+        store.migrate()
+        store.prepare_days(2)
+        noon = TODAY.replace(hour=12) - dt.timedelta(days=1)
+        new_id = Ids(lambda: int(noon.timestamp() * 1e9))
+        ids = [new_id(), new_id()]
+        ship(store, decision(ids[0], noon), decision(ids[1], TODAY), decision("no id of ours", TODAY))
+        asked: list[tuple[str, Any]] = []
+
+        def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+            if statement.startswith("UPDATE decisions"):
+                asked.append((statement, parameters))
+
+        with store.connect() as connection:
+            sa.event.listen(connection.engine, "before_cursor_execute", note)
+        for times, decision_id in ((1, ids[0]), (2, ids[1]), (1, "no id of ours")):
+            asked.clear()
+            ship(store, reply_status.unconfirmed(decision_id, "cancelled"))
+            assert len(asked) == times, "its clock was set between id and decision, where it takes two"
+            statement, parameters = asked[0]
+            parameters = parameters[0] if isinstance(parameters, list) else parameters
+            with engine.connect() as connection:
+                plan = str(connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).all())
+                query = sa.select(DECISIONS.c.reply_status).where(DECISIONS.c.decision_id == decision_id)
+                assert connection.execute(query).scalar_one() == "reply_unconfirmed:cancelled"
+            days = set(re.findall(r"on (decisions_\w+)", plan))
+            assert (days == {f"decisions_{noon:%Y%m%d}"}) == (decision_id in ids)
 
     def test_what_was_stored_before_its_day_had_a_partition_moves_into_it(
         self, store: Store, engine: sa.Engine

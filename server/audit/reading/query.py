@@ -301,10 +301,13 @@ class AuditQuery:
             .join_from(DECISIONS, outcomes.LABELS, columns.decision_id == outcomes.LABELS.c.decision_id)
             .where(outcomes.LABELS.c.horizon_seconds == horizon_seconds)
         )
-        if since is not None:
-            query = query.where(columns.decided_at >= since)
-        if until is not None:
-            query = query.where(columns.decided_at < until)
+        bounds = Bounds(since=since, until=until)
+        first, last = bounds.ids()  # of labels, which would all be read otherwise
+        if first:
+            query = query.where(outcomes.LABELS.c.decision_id >= first)
+        if last:
+            query = query.where(outcomes.LABELS.c.decision_id < last)
+        query = query.where(*bounds.of_times())
         with self.connected() as connection:
             return [LabelledDecision(*row) for row in connection.execute(query)]
 

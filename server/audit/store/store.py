@@ -45,7 +45,10 @@ from server.errors import JournalCorruptedError
 from server.journal.journal_file import Head, Row, follow, link
 from server.journal.reply_status import AS_DECIDED, REPEATED, REPLIED, WITHDRAWN, Reply
 
-_OF_DECISION: Final = DECISIONS.c.decision_id == sa.bindparam("of_decision_id")
+_OF_DECISION: Final = sa.and_(
+    DECISIONS.c.decision_id == sa.bindparam("of_decision_id"),
+    DECISIONS.c.decided_at.between(sa.bindparam("since"), sa.bindparam("until")),
+)
 _REASONS: Final = DECISIONS.c.heard_reasons.type
 _SET_REPLY: Final = (
     sa.update(DECISIONS)
@@ -78,6 +81,7 @@ _WITH_EVIDENCE: Final = sa.select(
 _REPLIES_LOCK: Final = 0x5052_4552
 """Key of PostgreSQL's advisory lock: one process may ship a decision, or that its reply was not heard, while another
 ships what a repeat of the call heard. Each must see the other's word."""
+_ANY_DAY: Final = {"since": dt.datetime.min.replace(tzinfo=dt.UTC), "until": dt.datetime.max.replace(tzinfo=dt.UTC)}
 _READ_ROWS: Final = 1000
 _ASKED_IDS: Final = 1000
 """Decisions of one question; PostgreSQL's driver can send some ten thousand."""
@@ -379,12 +383,12 @@ class Store:
         if self._copies:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_REPLIES_LOCK)))
         if shipment.statuses:
-            connection.execute(_SET_REPLY, shipment.statuses)
+            _update(connection, _SET_REPLY, shipment.statuses)
         if shipment.repeats:
             connection.execute(self._insert_repeats, shipment.repeats)
         said = {one["of_decision_id"] for one in shipment.statuses} | {one["decision_id"] for one in shipment.repeats}
         if repeated := _repeats_of(connection, keyed | said):
-            connection.execute(_SET_REPLY_OF_REPEATS, [{"of_decision_id": one} for one in sorted(repeated)])
+            _update(connection, _SET_REPLY_OF_REPEATS, [{"of_decision_id": one} for one in sorted(repeated)])
 
     def repeats(self, decision_ids: Collection[str]) -> dict[str, Reply]:
         """What repeats of their calls heard, by id, of those of the decisions that have any."""
@@ -602,6 +606,21 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN")
+
+
+def _update(connection: sa.Connection, update: sa.Update, rows: Sequence[RowValues]) -> None:
+    """Updates decisions, each on the day that its id names, and all on any day where one of them is not there.
+
+    To update one twice does no harm: what callers heard does not depend on what stands there.
+    """
+    found = connection.execute(update, [_near(row["of_decision_id"]) | row for row in rows])
+    if found.rowcount < len(rows):
+        connection.execute(update, [_ANY_DAY | row for row in rows])
+
+
+def _near(decision_id: str) -> RowValues:
+    made = made_at(decision_id)
+    return _ANY_DAY if made is None else {"since": made - CLOCK_ERROR, "until": made + CLOCK_ERROR}
 
 
 def _repeats_of(connection: sa.Connection, decision_ids: Collection[str]) -> dict[str, Reply]:
