@@ -6,10 +6,10 @@ DEPLOY_VENV ?= .venv-deploy
 BIN := $(VENV)/bin
 DURATION ?= 20
 RATE ?= 150
-EDGE ?= grpcio
 # Arguments that may have spaces in them are quoted where they are used.
 WITH_DATA = $(if $(DATA),--data "$(DATA)")
 WITH_JSON = $(if $(JSON),--json "$(JSON)")
+WITH_EDGE = $(if $(EDGE),--edge $(EDGE))
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all clean check check-deploy js protos lock pages test-long simulate simulate-mutations fuzz sanitize faults mlserver models canaries bench bench-compare bench-copy bench-costs bench-path bench-client bench-client-js bench-faults bench-flips bench-features bench-guests bench-indicators bench-lookups bench-serving sizing soak
@@ -83,7 +83,7 @@ sanitize: setup  ## the compiled modules under AddressSanitizer: their tests, an
 	VENV=$(VENV) .ci/sanitize
 
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k cluster' for a part, EDGE=envoy)
-	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
+	$(if $(EDGE),TEST_EDGE=$(EDGE)) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
 
 mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does, loads versions, and has a canary
 	test -x $(MLSERVER_VENV)/bin/mlserver || { $(PYTHON) -m venv $(MLSERVER_VENV) && $(MLSERVER_VENV)/bin/python $(PIP_INSTALL) --requirement tests/mlserver.txt; }
@@ -106,8 +106,8 @@ sizing: setup  ## the tables of docs/figures.md, measurements.md and sizing.md, 
 bench-compare: setup  ## the last `make bench` against the one that was kept last
 	$(BIN)/pretrade bench-compare
 
-bench-costs: setup  ## what audit, shadow rows, metrics, traces and logs cost a decision, and where its CPU goes (EDGE=envoy JSON=file ARGS='--variant audit-off')
-	$(BIN)/pretrade bench-costs --edge $(EDGE) $(WITH_DATA) $(WITH_JSON) $(ARGS)
+bench-costs: setup  ## what audit, shadow rows, metrics, traces and logs cost a decision, and where its CPU goes (EDGE=grpcio JSON=file ARGS='--variant audit-off')
+	$(BIN)/pretrade bench-costs $(WITH_EDGE) $(WITH_DATA) $(WITH_JSON) $(ARGS)
 
 bench-path: setup  ## CPU of a decision on the event loop and in the journal's thread, without network and model servers (ARGS='--way unary --rounds 5')
 	$(BIN)/python -m local.bench.path_cpu $(ARGS)
@@ -119,7 +119,7 @@ bench-client-js: js  ## the same of the JavaScript client in Node (ARGS='--targe
 	$(BIN)/python -m local.bench.client_js $(ARGS)
 
 bench-faults: setup  ## the figures that are claimed of a server in trouble, on a machine with nothing else to do (EDGE=envoy ARGS='-k ten')
-	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults tests/integration -m '' --figures $(ARGS)
+	$(if $(EDGE),TEST_EDGE=$(EDGE)) $(BIN)/python -m pytest tests/faults tests/integration -m '' --figures $(ARGS)
 
 bench-flips: setup  ## how fast a change reaches every process of two servers under load (JSON=file)
 	$(BIN)/pretrade bench-flips $(WITH_DATA) $(WITH_JSON)
@@ -142,5 +142,5 @@ bench-lookups: setup  ## how long the audit takes to find decisions among millio
 bench-serving: setup  ## model serving: runtimes in process, TorchServe by rows and by setting (JSON=file)
 	$(BIN)/pretrade bench-serving $(WITH_JSON)
 
-soak: setup  ## half an hour under load: do memory, descriptors, tasks and latency stay flat? (EDGE=envoy ARGS='--rate 300')
-	PRETRADE_GRPC__EDGE=$(EDGE) $(BIN)/pretrade soak $(ARGS)
+soak: setup  ## half an hour under load: do memory, descriptors, tasks and latency stay flat? (EDGE=grpcio ARGS='--rate 300')
+	$(if $(EDGE),PRETRADE_GRPC__EDGE=$(EDGE)) $(BIN)/pretrade soak $(ARGS)
