@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import pytest
 from support import planes
-from support.desk import CALM, Desk, values
+from support.desk import CALM, ROWS, Desk, values
 from support.plain_orders import orders_of
 from support.planes import INSTRUMENTS, Plane, market, packets_in
 from support.scripted_replica import Script
@@ -38,7 +38,7 @@ from server.models.registry import Registry, record_of
 from server.settings import Settings
 
 DECISIONS = 10_000
-IN_BLOCKS = 2_048
+IN_BLOCKS = 10_080
 """Decisions of each first stage that are made in columns, most of them."""
 TOGETHER = 64
 CALLERS = 32
@@ -169,7 +169,7 @@ async def decide_in_columns(p: Plane, random: Random) -> None:
     for number in range(IN_BLOCKS // (TOGETHER + CALLERS)):
         for place, name in enumerate(INSTRUMENTS):
             changes = {} if random.random() < 0.9 else CALM if random.random() < 0.5 else {"rv_5s_bps": 1e6}
-            vector = values(3 * number + place, **changes)
+            vector = values((3 * number + place) % len(ROWS), **changes)
             p.feature_cache.accept(encode(replace(market(0.1), instrument=name, values=vector)))
         now = p.clock()
         together = p.dataplane.begin_together(orders_of(random, TOGETHER, INSTRUMENTS), now, now + ALLOWED_SECONDS)
