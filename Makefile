@@ -12,7 +12,7 @@ WITH_JSON = $(if $(JSON),--json "$(JSON)")
 WITH_EDGE = $(if $(EDGE),--edge $(EDGE))
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all clean check check-deploy js protos lock pages test-long simulate simulate-mutations fuzz sanitize faults mlserver models canaries bench bench-compare bench-copy bench-costs bench-path bench-client bench-client-js bench-faults bench-flips bench-features bench-guests bench-indicators bench-lookups bench-serving sizing soak
+.PHONY: help setup demo test test-all clean check check-deploy js protos lock pages test-long test-plain simulate simulate-mutations fuzz sanitize faults mlserver models canaries bench bench-compare bench-copy bench-costs bench-path bench-client bench-client-js bench-faults bench-flips bench-features bench-guests bench-indicators bench-lookups bench-serving sizing soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,8 +35,8 @@ demo: setup  ## the whole stack on this machine, orders, a replica failure, a su
 test: setup  ## all tests but those that take minutes, against real servers, three files at a time: 17 to 27 minutes on two cores; it says what it left out
 	$(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart=0
 
-test-all: setup  ## everything, for a night: test, test-long, MLServer, faults on both edges, an hour of simulation, fuzzing
-	@failed=; for part in test test-long mlserver 'faults EDGE=grpcio' 'faults EDGE=envoy' 'simulate SECONDS=3600' 'fuzz SECONDS=600'; do \
+test-all: setup  ## everything, for a night: test, test-long, MLServer, faults on both edges, an hour of simulation, fuzzing, sanitizers
+	@failed=; for part in test test-long test-plain mlserver 'faults EDGE=grpcio' 'faults EDGE=envoy' 'simulate SECONDS=3600' 'fuzz SECONDS=600' sanitize; do \
 	  $(MAKE) $$part || failed="$$failed [$$part]"; done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 clean:  ## remove all that make has made here: environments, caches, the stack's data
@@ -69,6 +69,9 @@ lock: setup  ## write requirements/*.txt anew, after a change of a pin in a pypr
 
 test-long: setup  ## the longest of the tests, which `make test` leaves out
 	$(BIN)/python -m pytest -m 'long and not fault' $(ARGS)
+
+test-plain: setup  ## the unit tests with nothing compiled, as where there is no compiler
+	PRETRADE_COMPILED=0 $(BIN)/python -m pytest -n 2 tests/unit
 
 simulate: setup  ## seeds of a simulated server, until its time is up or a seed fails (SEEDS=n SECONDS=s SEED=n TRACE=1 ARGS='--profile audit')
 	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace) $(ARGS)

@@ -66,6 +66,12 @@ def test_every_target_of_make_and_every_file_that_is_run_exists(path: Path) -> N
             assert (ROOT / file).exists()
 
 
+def test_the_nightly_run_tries_compiled_modules_under_sanitizers_and_all_without_them() -> None:
+    job = jobs(ROOT / ".github/workflows/nightly.yml")["compiled"]
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert {"make sanitize", "make fuzz SECONDS=300", "make test-plain"} <= set(commands)
+
+
 def test_the_nightly_run_breaks_both_edges_and_keeps_the_seeds_that_fail() -> None:
     job = jobs(ROOT / ".github/workflows/nightly.yml")["faults"]
     assert job["strategy"]["matrix"]["edge"] == list(EDGES)
