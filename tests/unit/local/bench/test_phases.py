@@ -38,6 +38,16 @@ def test_medians_are_of_five_rounds_unless_it_is_to_be_quick() -> None:
     assert (short.plan.rounds, short.plan.seconds, short.cost_seconds) == (2, 0.1, 0.5)
 
 
+def test_calling_takes_six_and_a_half_of_the_ten_minutes_and_the_rest_is_for_four_starts() -> None:
+    planned = 0.0
+    for phase in phases(quick=False, rounds=None, seconds=None, deadline_seconds=0.2):
+        plan = phase.plan
+        for loads, seconds in ((plan.closed, plan.seconds), (plan.opened, plan.open_seconds)):
+            planned += sum(plan.rounds * seconds * len(load.servers or phase.servers) for load in loads)
+        planned += phase.cost_seconds * len(phase.costs)
+    assert planned <= 390
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_an_older_commit_is_called_in_the_same_rounds(quick: bool) -> None:
     lengths: Any = {"quick": quick, "rounds": None, "seconds": None, "deadline_seconds": 0.2}
