@@ -110,7 +110,16 @@ class CachedScores:
                 self._scores[question] = _Score(block.answer(place), arrived, view.mid, view.features, ids[place])
 
     async def answer(self, case: Case) -> Answer | None:
-        """The remembered score, if it is young enough and features and mid have not moved too far."""
+        """The remembered score, if it is young enough and features and mid have not moved too far.
+
+        With the values of then and now::
+
+            now - then                        <= max_age_seconds
+            |mid_now / mid_then - 1| * 10,000 <= max_mid_move_bps
+            |feature_now - feature_then|      <= max_feature_move[feature]     (or undefined both times)
+
+        It is held against the threshold of its model anew. Asked for orders one by one: see docs/decisions.md.
+        """
         if not self._enabled():
             case.degradations.append(pb.DEGRADATION_CACHED_SCORE_OFF)
             case.budget.skip(pb.STAGE_CACHED_SCORE, 0.0, pb.DEGRADATION_CACHED_SCORE_OFF)

@@ -201,7 +201,13 @@ class Guards:
     def settle_block(self, block: Block) -> Collection[int]:
         """Writes into an answered block what `apply` says of its orders; the places of those it must be asked for.
 
-        The latter are orders that a degradation goes with.
+        The latter are orders that a degradation goes with. Of the others::
+
+            abstain = (the model expired before the market's time) or (the score is beyond the model's limits)
+            action  = ABSTAIN if abstain, NO_TRADE if the order itself is objected to, else as answered
+
+        and only a TRADE is changed. What trades then is taken from its strategy's bucket, and is NO_TRADE where that
+        is empty.
         """
         model, state = block.model, self._trading_state()
         assert model is not None
@@ -324,7 +330,7 @@ class Guards:
             reasons.append(pb.REASON_CODE_QUANTITY_LIMIT)
 
     def _price_objections(self, order: Order, mid: float, reasons: list[pb.ReasonCode.ValueType]) -> None:
-        """Objections that hold the order against the mid."""
+        """Objections that hold the order against the mid; see `_is_within` for the formulas."""
         is_market = math.isnan(order.limit_price)
         if self._collar_bps < math.inf and not is_market:
             direction = 1 if order.side == pb.SIDE_BUY else -1
@@ -341,7 +347,14 @@ class Guards:
                 reasons.append(pb.REASON_CODE_NOTIONAL_LIMIT)
 
     def _is_within(self, order: Order, mid: float) -> bool:
-        """Whether `_price_objections` and the limits of quantity have none; False without a mid, too."""
+        """Whether `_price_objections` and the limits of quantity have none; False without a mid, too.
+
+        With d = 1 for a buy and -1 for a sell, and the mid as the price of a market order::
+
+            d * (limit_price / mid - 1) * 10,000 <= collar_bps      (limit orders alone)
+            quantity * max(limit_price, mid)     <= max_notional
+            quantity                             <= max_quantity
+        """
         if not 0 < mid < math.inf:
             return False
         price, collar_bps, most = order.limit_price, self._collar_bps, self._most_notional
