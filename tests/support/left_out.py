@@ -48,4 +48,4 @@ class _LeftOut:
         for command, count in sorted(self._counts.items()):
             tests = "1 test that takes" if count == 1 else f"{count} tests that take"
             terminalreporter.write_line(f"{tests} minutes: `{command}`")
-        terminalreporter.write_line("`make test-all`: these, MLServer, both edges, an hour of simulation, fuzzing and more")
+        terminalreporter.write_line("`make test-all`: these, MLServer, both edges, simulation, fuzzing and more")
