@@ -71,7 +71,7 @@ test-long: setup  ## the longest of the tests, which `make test` leaves out
 	$(BIN)/python -m pytest -m 'long and not fault' $(ARGS)
 
 test-plain: setup  ## the unit tests with nothing compiled, as where there is no compiler
-	PRETRADE_COMPILED=0 $(BIN)/python -m pytest -n 2 tests/unit
+	CI= PRETRADE_COMPILED=0 $(BIN)/python -m pytest -n 2 tests/unit
 
 simulate: setup  ## seeds of a simulated server, until its time is up or a seed fails (SEEDS=n SECONDS=s SEED=n TRACE=1 ARGS='--profile audit')
 	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace) $(ARGS)

@@ -39,10 +39,6 @@ _APPLICATION: Final = "server.composition.embedded:application"
 _EXTENSIONS: Final = "type.googleapis.com/envoy.extensions."
 _FILTERS: Final = f"{_EXTENSIONS}filters.http."
 _WEB: Final = "grpc_web"
-_MOST_STREAMS: Final = 100
-"""Calls under way on one connection, streams included: as many as HTTP/2 wants at least (RFC 9113). The next ones wait
-with their caller, whose library keeps them until there is room or their deadline has passed. In an overload they would
-wait in sockets otherwise, where nobody counts them, and every call would be answered too late."""
 _STREAM_WINDOW_BYTES: Final = 65_536
 _CONNECTION_WINDOW_BYTES: Final = 1024 * 1024
 _WINDOW_UPDATES: Final = 256
@@ -215,7 +211,7 @@ class Envoy:
         host["routes"] = gate.routes(decision_pb2.DESCRIPTOR.services_by_name["DecisionService"], (_WEB,))
         http["local_reply_config"] = gate.reply()
         http["http2_protocol_options"] = {
-            "max_concurrent_streams": _MOST_STREAMS,
+            "max_concurrent_streams": settings.max_streams_per_connection,
             "initial_stream_window_size": _STREAM_WINDOW_BYTES,
             "initial_connection_window_size": _CONNECTION_WINDOW_BYTES,
             # A caller that reads a stream may answer each message with a window update, and up to 64 results leave in

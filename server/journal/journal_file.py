@@ -198,7 +198,7 @@ class JournalFile:
         found = (execute("PRAGMA application_id").fetchone()[0], execute("PRAGMA user_version").fetchone()[0])
         if found != (_APPLICATION_ID, _FORMAT):
             raise JournalError(f"the file is not a journal of format {_FORMAT}")
-        # A journal of an earlier version has less to look up by.
+        # A journal of an earlier version has less to look up by. An index is made by reading all of it, once.
         have = {name for (name,) in execute("SELECT name FROM sqlite_schema WHERE type = 'index'")}
         if "ranges" not in have:
             execute("BEGIN IMMEDIATE")

@@ -37,7 +37,7 @@ class GrpcSettings(BaseModel):
     """Largest request, in bytes; a larger one is refused with RESOURCE_EXHAUSTED. Raise it for large batches."""
     max_streams_per_connection: Constant[int] = 1_024
     """Calls under way on one connection. Far more than one caller has under way at once; a bound only so that no
-    connection can take all memory. The edge `envoy` allows 100."""
+    connection can take all memory."""
     max_pending_calls: int | None = Field(default=None, ge=1, le=100_000)
     """Calls that may wait for the event loop. Beyond this number the transport refuses some calls with CANCELLED,
     beyond twice this number all. Bursts need room, but in an overload all of it becomes waiting time. Set it to no more

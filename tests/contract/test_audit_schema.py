@@ -239,6 +239,22 @@ class TestOnPostgreSQL:
             days = set(re.findall(r"on (decisions_\w+)", plan))
             assert (days == {f"decisions_{noon:%Y%m%d}"}) == (decision_id in ids)
 
+    def test_what_several_callers_heard_is_written_where_one_of_them_is_on_another_day(
+        self, store: Store, engine: sa.Engine
+    ) -> None:
+        store.migrate()
+        store.prepare_days(2)
+        noon = TODAY.replace(hour=12) - dt.timedelta(days=1)
+        new_id = Ids(lambda: int(noon.timestamp() * 1e9))
+        ids = [new_id() for _ in range(3)]
+        last = "e677d21f-dbff-7000-8000-000000000000"  # of the last millisecond of the year 9999
+        ship(store, *(decision(one, noon) for one in ids[:2]), decision(ids[2], TODAY), decision(last, TODAY))
+        ship(store, *(reply_status.unconfirmed(one, "cancelled") for one in (*ids, last, "nobody")))
+        with engine.connect() as connection:
+            found = connection.execute(sa.select(DECISIONS.c.decision_id, DECISIONS.c.reply_status)).all()
+        assert {tuple(row) for row in found} == {(one, "reply_unconfirmed:cancelled") for one in (*ids, last)}
+        assert store.find(last) is not None
+
     def test_what_was_stored_before_its_day_had_a_partition_moves_into_it(
         self, store: Store, engine: sa.Engine
     ) -> None:

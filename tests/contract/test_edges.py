@@ -520,26 +520,6 @@ def refusal(stub: decision_pb2_grpc.DecisionServiceStub, request: pb.DecideReque
     return None
 
 
-@pytest.mark.fault(
-    "E1",
-    "A caller has more than 100 calls at once on one connection to Envoy",
-    "The others wait in the caller's own library, and all are answered. None waits in a socket.",
-)
-def test_a_connection_to_envoy_has_a_hundred_calls_under_way_and_the_others_wait_with_their_caller(
-    envoy: Group,
-) -> None:
-    with Caller(envoy.decision) as caller:
-        assert caller.call(wire()).status == 0
-        assert caller.http.remote_settings.max_concurrent_streams == 100
-    with grpc.insecure_channel(envoy.decision) as channel:
-        watches = [health_stub(channel).Watch(health_pb2.HealthCheckRequest()) for _ in range(99)]
-        assert {next(watch).status for watch in watches} == {health_pb2.HealthCheckResponse.SERVING}
-        decide = decision_pb2_grpc.DecisionServiceStub(channel).Decide
-        requests = [pb.DecideRequest(order=order(f"{number}")) for number in range(20)]
-        asked = [decide.future(request, timeout=60.0) for request in requests]
-        assert [one.result().decision.order_ref for one in asked] == [f"{number}" for number in range(20)]
-
-
 @pytest.mark.parametrize("text", [False, True])
 def test_envoy_speaks_grpc_web(envoy: Group, text: bool) -> None:
     kind = "application/grpc-web-text" if text else "application/grpc-web+proto"

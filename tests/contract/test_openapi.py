@@ -44,8 +44,8 @@ class Served:
 
 _WATCHED: Final = "/events$"
 """The paths of what is watched."""
-_OF_SECONDS: Final = r"^-?[1-9][0-9]{0,11}(\.[0-9]{1,9})?s$"
-"""An order's own time: whole seconds at least, or less than none, which is refused."""
+_OF_SECONDS: Final = r"^(-?[1-9][0-9]{0,11}(\.[0-9]{1,9})?|-?0)s$"
+"""An order's own time: a second at least, or none or less, which is refused."""
 
 
 @pytest.fixture(params=["http port", "envoy"])

@@ -305,6 +305,7 @@ def test_every_change_is_in_the_audit(product: Product) -> None:
     found = eventually(rows, bool)
     engine.dispose()
     assert (found[0]["subject"], found[0]["previous"], found[0]["value"]) == ("flag/shadow", "on", "off")
+    assert found[0]["author"] == "ann"
 
 
 _AFTER_THE_FIRST_LOOK = ("pretrade_calibration_", "pretrade_label_lag_", "pretrade_journal_")

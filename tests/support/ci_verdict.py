@@ -26,8 +26,6 @@ ACCEPTED: Final = {
     "atheris is not installed": "it has no wheel for this interpreter or system",
     "the simulation cannot run here": "an interpreter whose SQLite library cannot be reached",
     "nothing can be compiled here": "no compiler, or a Python without its headers: Python does the same",
-    "PRETRADE_COMPILED is 0": "`make test-plain` runs what there is without compiled modules",
-    "nothing is read at once where nothing is compiled": "the same",
     "the kernel forbids": "a container without the capability",
 }
 """Skips that CI accepts, by how their reason begins, and why it does."""

@@ -403,8 +403,8 @@ class Store:
             any_day: Whether to search the other days too if it is not there, as after a clock was set.
         """
         query = _WITH_EVIDENCE.where(DECISIONS.c.decision_id == decision_id)
-        made = made_at(decision_id)
-        near = () if made is None else (DECISIONS.c.decided_at.between(made - CLOCK_ERROR, made + CLOCK_ERROR),)
+        day = _near(decision_id)
+        near = () if day is _ANY_DAY else (DECISIONS.c.decided_at.between(day["since"], day["until"]),)
         with self._engine.connect() as connection:
             found = connection.execute(query.where(*near)).one_or_none()
             if found is None and near and any_day:
@@ -609,9 +609,9 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 def _update(connection: sa.Connection, update: sa.Update, rows: Sequence[RowValues]) -> None:
-    """Updates decisions, each on the day that its id names, and all on any day where one of them is not there.
+    """Updates decisions, each on the day that its id names, and all on any day where one of them was not updated.
 
-    To update one twice does no harm: what callers heard does not depend on what stands there.
+    It may be on another day, since a clock was set, or not here, or as it is to be. To update one twice does no harm.
     """
     found = connection.execute(update, [_near(row["of_decision_id"]) | row for row in rows])
     if found.rowcount < len(rows):
@@ -619,8 +619,11 @@ def _update(connection: sa.Connection, update: sa.Update, rows: Sequence[RowValu
 
 
 def _near(decision_id: str) -> RowValues:
+    """Between which instants a decision was made that its id names; any, where it names none."""
     made = made_at(decision_id)
-    return _ANY_DAY if made is None else {"since": made - CLOCK_ERROR, "until": made + CLOCK_ERROR}
+    if made is None or dt.datetime.max.replace(tzinfo=dt.UTC) - made < CLOCK_ERROR:
+        return _ANY_DAY
+    return {"since": made - CLOCK_ERROR, "until": made + CLOCK_ERROR}
 
 
 def _repeats_of(connection: sa.Connection, decision_ids: Collection[str]) -> dict[str, Reply]:
