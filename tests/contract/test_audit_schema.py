@@ -67,6 +67,28 @@ def ship(store: Store, *entries: bytes) -> list[Row]:
     return rows
 
 
+def ids_of_yesterday(store: Store, ids: int) -> tuple[dt.datetime, list[str]]:
+    """Noon of yesterday, and some ids that were made then; the tables have partitions for the days around it."""
+    store.migrate()
+    store.prepare_days(2)
+    noon = TODAY.replace(hour=12) - dt.timedelta(days=1)
+    new_id = Ids(lambda: int(noon.timestamp() * 1e9))
+    return noon, [new_id() for _ in range(ids)]
+
+
+def statements_of(store: Store, begin: str) -> list[tuple[str, Any]]:
+    """The statements that a store executes from now on and that begin so, each with its parameters."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        if statement.startswith(begin):
+            asked.append((statement, parameters))
+
+    with store.connect() as connection:
+        sa.event.listen(connection.engine, "before_cursor_execute", note)
+    return asked
+
+
 def age(engine: sa.Engine, positions: str, days: int) -> None:
     """Makes the rows look as if they had been shipped and decided so many days ago."""
     then = sa.bindparam("then", TODAY - dt.timedelta(days=days), sa.DateTime(timezone=True))
@@ -188,19 +210,9 @@ class TestOnPostgreSQL:
     def test_a_decision_is_looked_up_in_the_day_that_its_id_names_and_found_in_any_other(
         self, store: Store, engine: sa.Engine
     ) -> None:
-        store.migrate()
-        store.prepare_days(2)
-        noon = TODAY.replace(hour=12) - dt.timedelta(days=1)
-        new_id = Ids(lambda: int(noon.timestamp() * 1e9))
-        ids = [new_id(), new_id()]
+        noon, ids = ids_of_yesterday(store, 2)
         ship(store, decision(ids[0], noon), decision(ids[1], TODAY))
-        asked: list[tuple[str, Any]] = []
-
-        def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
-            asked.append((statement, parameters))
-
-        with store.connect() as connection:
-            sa.event.listen(connection.engine, "before_cursor_execute", note)
+        asked = statements_of(store, "SELECT")
         assert store.find(ids[0]) is not None
         ((statement, parameters),) = asked
         with engine.connect() as connection:
@@ -212,20 +224,9 @@ class TestOnPostgreSQL:
     def test_what_a_caller_heard_is_written_on_the_day_that_the_id_names_and_on_any_other(
         self, store: Store, engine: sa.Engine
     ) -> None:
-        store.migrate()
-        store.prepare_days(2)
-        noon = TODAY.replace(hour=12) - dt.timedelta(days=1)
-        new_id = Ids(lambda: int(noon.timestamp() * 1e9))
-        ids = [new_id(), new_id()]
+        noon, ids = ids_of_yesterday(store, 2)
         ship(store, decision(ids[0], noon), decision(ids[1], TODAY), decision("no id of ours", TODAY))
-        asked: list[tuple[str, Any]] = []
-
-        def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
-            if statement.startswith("UPDATE decisions"):
-                asked.append((statement, parameters))
-
-        with store.connect() as connection:
-            sa.event.listen(connection.engine, "before_cursor_execute", note)
+        asked = statements_of(store, "UPDATE decisions")
         for times, decision_id in ((1, ids[0]), (2, ids[1]), (1, "no id of ours")):
             asked.clear()
             ship(store, reply_status.unconfirmed(decision_id, "cancelled"))
@@ -242,11 +243,7 @@ class TestOnPostgreSQL:
     def test_what_several_callers_heard_is_written_where_one_of_them_is_on_another_day(
         self, store: Store, engine: sa.Engine
     ) -> None:
-        store.migrate()
-        store.prepare_days(2)
-        noon = TODAY.replace(hour=12) - dt.timedelta(days=1)
-        new_id = Ids(lambda: int(noon.timestamp() * 1e9))
-        ids = [new_id() for _ in range(3)]
+        noon, ids = ids_of_yesterday(store, 3)
         last = "e677d21f-dbff-7000-8000-000000000000"  # of the last millisecond of the year 9999
         ship(store, *(decision(one, noon) for one in ids[:2]), decision(ids[2], TODAY), decision(last, TODAY))
         ship(store, *(reply_status.unconfirmed(one, "cancelled") for one in (*ids, last, "nobody")))
