@@ -70,7 +70,7 @@ class Kind(bytes, enum.Enum):
 _KIND: Final = "substr(entry, 1, 1)"
 _DECISIONS: Final = (b"\x0a", b"\x42")
 """How an entry with decisions begins: a serialised `JournalEntry` begins with the number of what it holds."""
-_IS_OTHER: Final = f"{_KIND} NOT IN (x'0a', x'42')"
+_IS_OTHER: Final = f"{_KIND} NOT IN (" + ", ".join(f"x'{one.hex()}'" for one in _DECISIONS) + ")"
 """True of a row that holds none. These rows have an index by their kind: some are few, and are looked for among
 millions of decisions, and pairs of scores of these."""
 _UNNOTED_ENTRIES: Final = 256

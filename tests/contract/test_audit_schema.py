@@ -76,7 +76,7 @@ def ids_of_yesterday(store: Store, ids: int) -> tuple[dt.datetime, list[str]]:
     return noon, [new_id() for _ in range(ids)]
 
 
-def statements_of(store: Store, begin: str) -> list[tuple[str, Any]]:
+def statements_of(store: Store, begin: str = "") -> list[tuple[str, Any]]:
     """The statements that a store executes from now on and that begin so, each with its parameters."""
     asked: list[tuple[str, Any]] = []
 
@@ -212,7 +212,7 @@ class TestOnPostgreSQL:
     ) -> None:
         noon, ids = ids_of_yesterday(store, 2)
         ship(store, decision(ids[0], noon), decision(ids[1], TODAY))
-        asked = statements_of(store, "SELECT")
+        asked = statements_of(store)
         assert store.find(ids[0]) is not None
         ((statement, parameters),) = asked
         with engine.connect() as connection:

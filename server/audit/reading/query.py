@@ -302,12 +302,8 @@ class AuditQuery:
             .where(outcomes.LABELS.c.horizon_seconds == horizon_seconds)
         )
         bounds = Bounds(since=since, until=until)
-        first, last = bounds.ids()  # of labels, which would all be read otherwise
-        if first:
-            query = query.where(outcomes.LABELS.c.decision_id >= first)
-        if last:
-            query = query.where(outcomes.LABELS.c.decision_id < last)
-        query = query.where(*bounds.of_times())
+        # Without the ids' bounds all labels would be read.
+        query = query.where(*bounds.of_times(), *bounds.of_ids(outcomes.LABELS.c.decision_id))
         with self.connected() as connection:
             return [LabelledDecision(*row) for row in connection.execute(query)]
 

@@ -60,9 +60,8 @@ class Bounds:
         since = [] if self.since is None else [at >= self.since]
         return since if self.until is None else [*since, at < self.until]
 
-    def of_ids(self) -> list[sa.ColumnElement[bool]]:
-        """Conditions on the id, which say where a walk begins and ends."""
-        decision_id = DECISIONS.c.decision_id
+    def of_ids(self, decision_id: sa.ColumnElement[str] = DECISIONS.c.decision_id) -> list[sa.ColumnElement[bool]]:
+        """Conditions on the id, which say where a walk begins and ends; on that of another table if one is named."""
         first, last = self.ids()
         found = [decision_id >= first] if first else []
         return [*found, decision_id < last] if last else found

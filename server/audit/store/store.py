@@ -404,10 +404,9 @@ class Store:
         """
         query = _WITH_EVIDENCE.where(DECISIONS.c.decision_id == decision_id)
         day = _near(decision_id)
-        near = () if day is _ANY_DAY else (DECISIONS.c.decided_at.between(day["since"], day["until"]),)
         with self._engine.connect() as connection:
-            found = connection.execute(query.where(*near)).one_or_none()
-            if found is None and near and any_day:
+            found = connection.execute(query.where(_decided(day))).one_or_none()
+            if found is None and any_day and day is not _ANY_DAY:
                 found = connection.execute(query).one_or_none()
         if found is None:
             return None
@@ -415,15 +414,15 @@ class Store:
 
     def find_all(self, decision_ids: Collection[str]) -> list[StoredDecision]:
         """Those of the decisions that are here; they are looked for on the days on which they were made."""
-        made = [at for at in map(made_at, decision_ids) if at is not None]
-        near: tuple[sa.ColumnElement[bool], ...] = ()
-        if made and len(made) == len(decision_ids):
-            near = (DECISIONS.c.decided_at.between(min(made) - CLOCK_ERROR, max(made) + CLOCK_ERROR),)
+        days = [_near(one) for one in decision_ids]
+        if not days:
+            return []
+        near = _decided({"since": min(day["since"] for day in days), "until": max(day["until"] for day in days)})
         with self._engine.connect() as connection:
             return [
                 _stored(row)
                 for ids in _batches(decision_ids)
-                for row in connection.execute(_WITH_EVIDENCE.where(DECISIONS.c.decision_id.in_(ids), *near))
+                for row in connection.execute(_WITH_EVIDENCE.where(DECISIONS.c.decision_id.in_(ids), near))
             ]
 
     def newest(
@@ -624,6 +623,11 @@ def _near(decision_id: str) -> RowValues:
     if made is None or dt.datetime.max.replace(tzinfo=dt.UTC) - made < CLOCK_ERROR:
         return _ANY_DAY
     return {"since": made - CLOCK_ERROR, "until": made + CLOCK_ERROR}
+
+
+def _decided(day: RowValues) -> sa.ColumnElement[bool]:
+    """Chooses the partitions."""
+    return DECISIONS.c.decided_at.between(day["since"], day["until"])
 
 
 def _repeats_of(connection: sa.Connection, decision_ids: Collection[str]) -> dict[str, Reply]:
