@@ -231,14 +231,19 @@ class Call:
         Raises:
             CallError: There is none.
         """
-        found = error if isinstance(error, CallError) else error_of(error, self.server.address)
+        if isinstance(error, CallError):
+            found = error
+        else:
+            found = error_of(error, self.server.address)
+            found.__cause__ = error  # here, since it may be raised after a later attempt has failed otherwise
         is_lost = found.code in REPEATED or found.code is grpc.StatusCode.DEADLINE_EXCEEDED
         if is_lost or found.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             self.server.failed(is_lost=is_lost)
         else:
             self.server.answered()
         if not self._goes_on(found):
-            raise self._final(found) from (None if found is error else error)
+            last = self._final(found)
+            raise last from last.__cause__
         self.earlier = found
         self.was_lost |= found.code in REPEATED
 

@@ -121,6 +121,36 @@ def test_a_deadline_that_passed_waiting_for_a_connection_says_why_there_was_none
     assert raised.value.__notes__ == ["The call was tried 2 times."]
 
 
+class _OfGrpc(grpc.RpcError):
+    """What gRPC raises for a call."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return "too bad"
+
+
+@pytest.mark.parametrize(
+    "last", [late(), _OfGrpc(CODES.DEADLINE_EXCEEDED)], ids=["the stream gave up waiting", "gRPC gave up waiting"]
+)
+def test_the_error_of_an_earlier_attempt_keeps_its_cause(
+    lone: Policy, clock: Clock, last: CallError | grpc.RpcError
+) -> None:
+    call, first = lone.begin(0.5, repeatable=True), _OfGrpc(CODES.CANCELLED)
+    call.attempt()
+    call.failed(first)
+    clock.now += 0.5
+    call.attempt()
+    with pytest.raises(UnavailableError) as raised:
+        call.failed(last)
+    assert raised.value.__cause__ is first
+    assert "CANCELLED" in str(raised.value)
+
+
 def test_a_server_of_which_everything_fails_is_soon_asked_once_a_call(lone: Policy) -> None:
     for _ in range(SPARE_FAILURES - 1):
         fail(lone.begin(1.0, repeatable=True), lost())
