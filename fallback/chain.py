@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import structlog
@@ -22,6 +22,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 
 if TYPE_CHECKING:
     from fallback.block import Block
+    from fallback.order import Order
 
 _log = structlog.get_logger(__name__)
 
@@ -108,6 +109,10 @@ class BlockStage(Protocol):
 
     def on_free(self, listener: Callable[[], None]) -> None:
         """Registers a function that is called when the stage may be busy no longer."""
+        ...
+
+    def parted(self, chosen: str, orders: Sequence[Order], places: Sequence[int]) -> Iterable[Sequence[int]]:
+        """The orders at these places by who scores them, a block for each; `chosen` is the name of their model."""
         ...
 
     def begin_block(self, block: Block) -> Taken:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from fallback.block import Block
     from fallback.joint_case import JointCase
-    from fallback.order import Case, Part
+    from fallback.order import Case, Order, Part
     from feature_cache.feature_set import FeatureSet
 
 NAME: Final = "embedded"
@@ -68,12 +68,36 @@ class Holder(Protocol):
         """Why there is no scorer; unspecified where the server is to have none."""
 
 
+class Trial(Protocol):
+    """A model on trial. It is asked for its own orders first: where this stage comes first, it would get none."""
+
+    def wants(self, case: Case) -> bool:
+        """Whether an order is its own and it was not asked for it yet."""
+
+    async def answer_on_trial(self, case: Case) -> Answer | None:
+        """Its answer to an order that it wants; None for others."""
+
+    def parted(self, chosen: str, orders: Sequence[Order], places: Sequence[int]) -> Iterable[Sequence[int]]:
+        """See `fallback.chain.BlockStage`."""
+
+    def begin_on_trial(self, block: Block) -> Taken | None:
+        """Has it begin with a block of its own; None for other blocks."""
+
+    def was_asked(self, replica: str) -> bool:
+        """Whether it is served by a replica of this name."""
+
+    def settle_block(self, block: Block) -> bool:
+        """See `fallback.chain.BlockStage`; for blocks that it was asked for."""
+
+    def count_block(self, block: Block) -> None:
+        """The same."""
+
+    def settle(self, case: JointCase) -> Answer | None:
+        """See `fallback.chain.JointStage`; for orders that it was asked for."""
+
+
 _MOST_ROWS: Final = 256
 """That are scored in one call: a third of a millisecond."""
-
-
-async def _nobody(_case: Case) -> Answer | None:
-    return None
 
 
 class _Scored(NamedTuple):
@@ -107,9 +131,7 @@ class Embedded:
         holder: Keeps the model.
         clock: Monotonic seconds.
         enabled: False while the stage is switched off.
-        on_trial: Asked first: the answer of a model on trial to an order that is its own and that it has not been asked
-            for yet. It would get no orders where this stage is asked first.
-        is_trial: True while there is such a model.
+        trial: Model on trial, or one that may come to be.
     """
 
     def __init__(
@@ -117,14 +139,12 @@ class Embedded:
         holder: Holder,
         clock: Callable[[], float],
         enabled: Callable[[], bool] = lambda: True,
-        on_trial: Callable[[Case], Awaitable[Answer | None]] = _nobody,
-        is_trial: Callable[[], bool] = lambda: False,
+        trial: Trial | None = None,
     ) -> None:
         self._holder = holder
         self._clock = clock
         self._enabled = enabled
-        self._on_trial = on_trial
-        self._is_trial = is_trial
+        self._trial = trial
         self.scored = 0
         """Rows scored since start."""
         self.failed = 0
@@ -146,14 +166,16 @@ class Embedded:
             case.degradations.append(reason)
             case.budget.skip(pb.STAGE_EMBEDDED, 0.0, reason)
             return None
-        answer = await self._on_trial(case)
+        answer = None if self._trial is None else await self._trial.answer_on_trial(case)
         return answer if answer is not None else await self._with_others(case, scorer)
 
     def begin(self, cases: Sequence[JointCase]) -> Sequence[JointCase]:
         """Scores all rows in one call; none where `answer` has more to do than that, or where the call fails."""
         scorer = self._holder.scorer
         asked = [case for case in cases if case.features is not None][:_MOST_ROWS]
-        if scorer is None or not asked or not self._enabled() or self._is_trial():
+        if self._trial is not None:
+            asked = [case for case in asked if not self._trial.wants(case)]
+        if scorer is None or not asked or not self._enabled():
             return ()
         started = self._clock()
         rows = [case.row_of(scorer.feature_set) for case in asked]
@@ -180,8 +202,12 @@ class Embedded:
     def on_free(self, listener: Callable[[], None]) -> None:
         """Nothing: it is never busy."""
 
+    def parted(self, chosen: str, orders: Sequence[Order], places: Sequence[int]) -> Iterable[Sequence[int]]:
+        """Those of a model on trial by themselves."""
+        return (places,) if self._trial is None else self._trial.parted(chosen, orders, places)
+
     def begin_block(self, block: Block) -> Taken:
-        """Scores a block's rows in one call."""
+        """Scores a block's rows in one call, or has a model on trial begin with a block of its own."""
         scorer = self._holder.scorer
         reason = self._holder.lack if scorer is None else pb.DEGRADATION_UNSPECIFIED
         if (scorer is not None or reason) and not self._enabled():
@@ -190,7 +216,9 @@ class Embedded:
             if reason:
                 block.pass_over(pb.STAGE_EMBEDDED, 0.0, reason)
             return Taken.PASSED_OVER
-        rows = None if self._is_trial() else block.whole_rows_of(scorer.feature_set)
+        if self._trial is not None and (taken := self._trial.begin_on_trial(block)) is not None:
+            return taken
+        rows = block.whole_rows_of(scorer.feature_set)
         if rows is None:
             return Taken.LEFT
         block.asked_at = self._clock()
@@ -209,6 +237,8 @@ class Embedded:
 
     def settle_block(self, block: Block) -> bool:
         """Makes the results of a block answers, if all of them are scores."""
+        if self._trial is not None and self._trial.was_asked(block.asked_of):
+            return self._trial.settle_block(block)
         scores, used = block.results, self._clock() - block.asked_at
         if not isinstance(scores, Scores) or not all(0.0 <= score <= 1.0 for score in scores.values):
             return False
@@ -217,16 +247,23 @@ class Embedded:
 
     def count_block(self, block: Block) -> None:
         """Counts the orders that a block still has, and writes the attempt into the ledger."""
+        if self._trial is not None and self._trial.was_asked(block.asked_of):
+            self._trial.count_block(block)
+            return
         self.scored += len(block)
         block.budget.charge(pb.STAGE_EMBEDDED, block.allowed, block.used)
 
     def settle(self, case: JointCase) -> Answer | None:
         """The answer of a case whose row was scored with others; None without a usable score."""
+        if self._trial is not None and self._trial.was_asked(case.asked_of):
+            return self._trial.settle(case)
         scored: _Scored = case.result
         return self._answered(case, scored, case.allowed, self._clock() - case.asked_at)
 
     async def go_on(self, case: JointCase) -> Answer | None:
-        """None: the model has said what it has to say."""
+        """None where the model has said what it has to say; its answer where another on trial had none."""
+        if self._trial is not None and self._trial.was_asked(case.asked_of):
+            return await self.answer(case)
         return None
 
     async def _with_others(self, case: Case, scorer: Scorer) -> Answer | None:

@@ -118,7 +118,12 @@ class Objective:
 
     def note_block(self, block: Block) -> None:
         """The same for decisions that a model made in columns, from the server's own features."""
-        self.met += sum(deadline - arrived >= self._min_allowed_seconds for arrived, deadline in block.times())
+        self.met += sum(self.counted(block))
+
+    def counted(self, block: Block) -> list[bool]:
+        """The same as `counts` for each of them."""
+        least = self._min_allowed_seconds
+        return [deadline - arrived >= least for arrived, deadline in block.times()]
 
 
 def _was_not_brought(case: Case) -> bool:

@@ -78,7 +78,9 @@ class PairRecorder:
             champion_version=pairs.champion_version, challenger_version=pairs.challenger_version
         ).SerializeToString()
         common = packet_pb2.ScorePair(
-            challenger_us=int(pairs.challenger_seconds * 1e6), recorded_at_ns=self._wall_clock_ns()
+            challenger_decided=pairs.challenger_decided,
+            challenger_us=int(pairs.challenger_seconds * 1e6),
+            recorded_at_ns=self._wall_clock_ns(),
         ).SerializeToString()
         of_champion, of_challenger = _TAGS
         least, others_least = pairs.champion_threshold, pairs.challenger_threshold

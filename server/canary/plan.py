@@ -18,7 +18,7 @@ from server.inference.model_map import fits
 PatternOrAll = Annotated[str, Field(pattern=r"^[!-~]{0,64}$")]
 """A pattern as the model map has them, or nothing for every text."""
 _MOST_FLOWS: Final = 10_000
-"""Flows of which it is remembered whether a canary covers them: callers may make up strategies."""
+"""Flows of which it is remembered where they belong: callers may make up strategies."""
 StateName = Literal["running", "promoted", "rolled_back", "aborted"]
 
 
@@ -143,9 +143,19 @@ class Canary(BaseModel):
             return True
         if not self.weight:
             return False
-        flow = f"{self.canary_id}\0{instrument}\0{strategy}".encode()
-        place = int.from_bytes(hashlib.blake2b(flow, digest_size=8).digest())
-        return place < self.weight * 2**64
+        return _place(self.canary_id, instrument, strategy) < self.weight * 2**64
+
+    @property
+    def takes_all(self) -> bool:
+        """True when the canary decides every order."""
+        return self.weight >= 1.0 and not self.is_partial
+
+
+@lru_cache(_MOST_FLOWS)
+def _place(canary_id: str, instrument: str, strategy: str) -> int:
+    """Where a flow is among all that there may be, in [0, 2**64)."""
+    flow = f"{canary_id}\0{instrument}\0{strategy}".encode()
+    return int.from_bytes(hashlib.blake2b(flow, digest_size=8).digest())
 
 
 @lru_cache(_MOST_FLOWS)

@@ -213,7 +213,7 @@ class Rollout:
         self._judge_by(pair)
 
     def observe_pairs(self, pairs: Pairs) -> None:
-        """Rows that the champion decided in columns and a challenger scored."""
+        """Rows that were decided and scored by the other model in columns."""
         if self._recorder is not None:
             self._recorder.add_together(pairs)
         if self._routing.canary is not None:

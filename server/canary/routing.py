@@ -4,46 +4,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from fallback.budget import BudgetSettings
+from fallback.budget import Budget, BudgetSettings
 from fallback.chain import Taken
 from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.evidence import FirstAttempt, Side
-from server.inference.attempt import settle
+from server.inference.attempt import model_of, settle
 from server.inference.attempt_span import attempt_span
 from server.inference.outcome import Outcome
-from server.inference.rows import Lane, Scored
+from server.inference.rows import Lane, Result, RowBlock, Scored
 
 if TYPE_CHECKING:
     from fallback.block import Block
     from fallback.joint_case import JointCase
+    from fallback.order import Order
     from server.canary.plan import Canary
     from server.inference.champion import Champion
     from server.inference.pool import Role
+    from server.inference.replica import Replica
 
 _MOST_FLOWS: Final = 1_000
 """Flows that are remembered, so that callers who make up strategies cannot fill the memory."""
+
+
+class Fairness(Protocol):
+    """Says which orders give a model a fair chance: what becomes of the others says nothing of it."""
+
+    def counts(self, case: Case) -> bool:
+        """Whether an order does."""
+        ...
+
+    def counted(self, block: Block) -> Sequence[bool]:
+        """Whether each order of a block does."""
+        ...
 
 
 class CanaryRouting:
     """Asks the canary if the order's flow is its own; otherwise, or if it does not answer, the champion.
 
     The canary's time is limited so that the champion can still be asked. The canary is skipped if too little time is
-    left or its breaker is open. Asking it costs one of the two attempts that an order has.
+    left or its breaker is open. Asking it costs one of the two attempts that an order has. A score of it that comes
+    when its trial has ended decides nothing.
+
+    Orders in columns stay there: those of the canary's flows are asked of it together, and the others of the champion.
+    What cannot be asked of the canary together goes on one by one.
 
     An order with its caller's own features of `mf1` always goes to the champion: its caller could make the canary fail,
     and the canary is not judged by it. One with its caller's part of another set goes to a canary, which cannot decide
-    without it. An order that `is_fair` rejects, or that finds the canary's queue long, is decided like any other but
-    counts for or against neither model.
+    without it. An order that is not fair, or that finds the canary's queue long, is decided like any other but counts
+    for or against neither model.
 
     Args:
         challenger: Where the canary is served.
         champion: The model stage without a canary.
         reserve_seconds: What an attempt at the champion takes at present.
         budget_settings: How the time left is divided.
-        is_fair: Whether an order gives a model a fair chance: its outcome then counts.
+        fairness: Says which orders count.
         clock: Monotonic seconds, the event loop's own.
     """
 
@@ -53,14 +71,14 @@ class CanaryRouting:
         champion: Champion,
         reserve_seconds: Callable[[], float],
         budget_settings: BudgetSettings,
-        is_fair: Callable[[Case], bool],
+        fairness: Fairness,
         clock: Callable[[], float],
     ) -> None:
         self._challenger = challenger
         self._champion = champion
         self._reserve_seconds = reserve_seconds
         self._share = budget_settings.first_attempt_share
-        self._is_fair = is_fair
+        self._fairness = fairness
         self._order_listeners: list[Callable[[Side, FirstAttempt], None]] = []
         self._clock = clock
         self._flows: set[tuple[str, str]] = set()
@@ -82,16 +100,21 @@ class CanaryRouting:
     async def answer(self, case: Case) -> Answer | None:
         """The canary's or the champion's answer, or None. Cancelling it harms no other caller."""
         canary = self.canary
-        if canary is None or case.features is None or case.from_caller or not _covers(canary, case):
+        if canary is None or case.features is None or case.from_caller or not self.tells(case.order):
             return await self._champion.answer(case)
-        if not self._takes(canary, case):
-            return await self._ask_champion(case)
-        answer = None if _was_asked(case) else await self._ask(case, canary.model_version)
+        if not self._takes(canary, case.order):
+            started = self._clock()
+            answer = await self._champion.answer(case)
+            self._note_champion(case, started)
+            return answer
+        answer = None if _was_asked(case) else await self._ask(case)
         return answer if answer is not None else await self._champion.answer(case)
 
-    def _takes(self, canary: Canary, case: Case) -> bool:
+    def _takes(self, canary: Canary, order: Order) -> bool:
         """True when the order's flow is the canary's. Remembers the flow."""
-        flow = case.order.instrument, case.order.strategy
+        flow = order.instrument, order.strategy
+        if not canary.covers(*flow):
+            return False
         if len(self._flows) < _MOST_FLOWS:
             self._flows.add(flow)
         return canary.takes(*flow)
@@ -104,124 +127,197 @@ class CanaryRouting:
         """Another canary begins."""
         self._flows.clear()
 
-    def begin(self, cases: Sequence[JointCase]) -> Sequence[JointCase]:
-        """Begins the first attempts at the champion, but for orders that a canary covers: these go case by case."""
+    def wants(self, case: Case) -> bool:
+        """Whether an order is to be asked of the canary, and was not yet."""
         canary = self.canary
-        if canary is None:
-            return self._champion.begin(cases)
-        return self._champion.begin([case for case in cases if not _covers(canary, case)]) if canary.is_partial else ()
+        if canary is None or case.features is None or case.from_caller or _was_asked(case):
+            return False
+        return self._takes(canary, case.order)
 
-    def tells(self, case: Case) -> bool:
-        """Whether what models say of a case tells something of the canary: of one that it covers."""
-        return self.canary is None or _covers(self.canary, case)
+    def begin(self, cases: Sequence[JointCase]) -> Sequence[JointCase]:
+        """Begins the first attempts at the champion; orders of the canary's flows go case by case."""
+        if self.canary is None:
+            return self._champion.begin(cases)
+        return self._champion.begin([case for case in cases if not self.wants(case)])
+
+    def tells(self, order: Order) -> bool:
+        """Whether what models say of an order tells something of the canary: of one that it covers."""
+        return self.canary is None or self.canary.covers(order.instrument, order.strategy)
 
     answers_at_once: Final = False
 
     def is_busy(self, orders: int) -> bool:
-        """See `Champion.is_busy`."""
+        """See `Champion.is_busy`; that of the canary where it gets all orders."""
+        if self.canary is not None and self.canary.takes_all and self._challenger.available:
+            return self._challenger.would_wait(orders)
         return self._champion.is_busy(orders)
 
     def on_free(self, listener: Callable[[], None]) -> None:
         """See `fallback.chain.BlockStage`."""
         self._champion.on_free(listener)
+        self._challenger.on_batch(lambda outcome, seconds: listener())
+
+    def parted(self, chosen: str, orders: Sequence[Order], places: Sequence[int]) -> Sequence[Sequence[int]]:
+        """The orders of the canary's flows, and the others."""
+        canary = self.canary
+        if canary is None:
+            return (places,)
+        own, others = list[int](), list[int]()
+        for place in places:
+            (own if self._takes(canary, orders[place]) else others).append(place)
+        return [part for part in (others, own) if part]
 
     def begin_block(self, block: Block) -> Taken:
-        """The same for orders in columns, where a canary covers none of them."""
+        """Begins with a block at the canary or at the champion."""
+        taken = self.begin_on_trial(block)
+        if taken is None:
+            taken = self._champion.begin_block(block)
+            if taken is Taken.PASSED_OVER:  # told of once more by each, should no other stage take the block: no harm
+                self._note_block(Side.CHAMPION, block, math.inf, self._clock())
+        return taken
+
+    def begin_on_trial(self, block: Block) -> Taken | None:
+        """The same at the canary; None where no order of the block is of its flows."""
         canary = self.canary
-        if canary is not None and any(canary.covers(order.instrument, order.strategy) for order in block.orders):
+        own = 0 if canary is None else sum([self._takes(canary, order) for order in block.orders])
+        if not own:
+            return None
+        replica, now = self._challenger.pick(), self._clock()
+        if own < len(block) or replica is None:
             return Taken.LEFT
-        return self._champion.begin_block(block)
+        rows, (allowed, _) = block.whole_rows_of(replica.feature_set), self._allowed(block.budget, now)
+        if rows is None or _is_at_fault(replica, allowed) or _is_busy(replica, allowed):
+            return Taken.LEFT  # each finds out by itself, and tells of it
+        block.asked_at, block.asked_of, block.allowed = now, replica.name, allowed
+        replica.batcher.submit_block(RowBlock(rows, now + allowed, block, now), Lane.CANARY)
+        self.orders += own
+        return Taken.BEGUN
 
     def settle_block(self, block: Block) -> bool:
         """See `Champion.settle_block`."""
-        return self._champion.settle_block(block)
+        if not self.was_asked(block.asked_of):
+            return self._champion.settle_block(block)
+        model, canary = model_of(block.results), self.canary
+        if model is None or canary is None or model.version != canary.model_version:
+            return False
+        block.answered(pb.SOURCE_CANARY, model, self._clock() - block.asked_at)
+        return True
 
     def count_block(self, block: Block) -> None:
-        """See `Champion.count_block`."""
-        self._champion.count_block(block)
+        """Counts the attempt of the orders that a block still has, and tells of it."""
+        if self.was_asked(block.asked_of):
+            self.answered += len(block)
+            block.budget.charge(pb.STAGE_CANARY, block.allowed, block.used)
+            self._note_block(Side.CANARY, block, block.used, block.asked_at)
+        else:
+            self._champion.count_block(block)
+            self._note_block(Side.CHAMPION, block, block.used, block.asked_at)
+
+    def was_asked(self, replica: str) -> bool:
+        """Whether a replica of this name serves the canary."""
+        return replica in self._challenger.names
 
     def settle(self, case: JointCase) -> Answer | None:
-        """See `Champion.settle`."""
-        return self._champion.settle(case)
+        """See `Champion.settle`; also of an order that has left the canary's block."""
+        if self.was_asked(case.asked_of):
+            return self._settle(case, case.asked_of, case.result, case.asked_at, case.allowed)
+        answer = self._champion.settle(case)
+        self._note_champion(case, case.asked_at)
+        return answer
 
     async def go_on(self, case: JointCase) -> Answer | None:
-        """See `Champion.go_on`."""
+        """See `Champion.go_on`; the champion's answer to an order that the canary was asked for."""
+        if self.was_asked(case.asked_of):
+            return await self._champion.answer(case)
         return await self._champion.go_on(case)
 
     async def answer_on_trial(self, case: Case) -> Answer | None:
         """The canary's answer to an order of its own, unless it was asked for that order before; else None."""
-        canary = self.canary
-        if canary is None or case.features is None or case.from_caller or _was_asked(case):
-            return None
-        if not _covers(canary, case):
-            return None
-        if not self._takes(canary, case):
-            return None
-        return await self._ask(case, canary.model_version)
+        return await self._ask(case) if self.wants(case) else None
 
-    async def _ask_champion(self, case: Case) -> Answer | None:
-        """What the canary's orders are compared with."""
-        allowed, reserve = self._allowed(case, self._clock())
-        answer = await self._champion.answer(case)
+    def _note_champion(self, case: Case, asked_at: float) -> None:
+        """Tells of the first attempt at the champion, with which the canary's orders are compared."""
+        if self.canary is None or case.from_caller or not self.tells(case.order):
+            return
         first = case.attempts[0] if case.attempts else None
         answered = first is not None and first.outcome == Outcome.SUCCESS.value
-        self._note(Side.CHAMPION, case, first.used_seconds if first and answered else math.inf, allowed, reserve)
-        return answer
+        seconds = first.used_seconds if first and answered else math.inf
+        self._note(Side.CHAMPION, case, seconds, *self._allowed(case.budget, asked_at))
 
     def _note(self, side: Side, case: Case, seconds: float, allowed: float, reserve: float) -> None:
         """Tells of the first attempt at an order, unless it had not even time for two such as the champion's."""
-        if allowed >= reserve and self._is_fair(case):
+        if allowed >= reserve and self._fairness.counts(case):
             for listener in self._order_listeners:
                 listener(side, FirstAttempt(seconds, allowed))
 
-    def _allowed(self, case: Case, now: float) -> tuple[float, float]:
+    def _note_block(self, side: Side, block: Block, seconds: float, asked_at: float) -> None:
+        """The same for each order of a block."""
+        if self.canary is None:
+            return
+        allowed, reserve = self._allowed(block.budget, asked_at)
+        if allowed < reserve:
+            return
+        attempt = FirstAttempt(seconds, allowed)
+        for order, is_fair in zip(block.orders, self._fairness.counted(block), strict=True):
+            if is_fair and self.tells(order):
+                for listener in self._order_listeners:
+                    listener(side, attempt)
+
+    def _allowed(self, budget: Budget, now: float) -> tuple[float, float]:
         """Seconds that a first attempt may take, and those that one at the champion takes at present."""
-        left, reserve = case.budget.for_models(now), self._reserve_seconds()
+        left, reserve = budget.for_models(now), self._reserve_seconds()
         return min(left * self._share, left - reserve), reserve
 
-    async def _ask(self, case: Case, version: str) -> Answer | None:
+    async def _ask(self, case: Case) -> Answer | None:
         """One attempt at the canary; written into the ledger and the case."""
         self.orders += 1
         replica, now = self._challenger.pick(), self._clock()
-        allowed, reserve = self._allowed(case, now)
+        allowed, reserve = self._allowed(case.budget, now)
         row = None if replica is None else case.row_of(replica.feature_set)
         if replica is not None and row is None:  # of its set's features, which is no fault of the model's
             case.budget.skip(pb.STAGE_CANARY, max(allowed, 0.0), pb.DEGRADATION_FEATURES_OF_SET_MISSING)
             case.degradations.append(pb.DEGRADATION_FEATURES_OF_SET_MISSING)
             return None
-        at_fault = replica is None or replica.batcher.stuck or allowed < replica.latency.expected
-        if (
-            replica is None
-            or row is None
-            or at_fault
-            or replica.batcher.full_for(Lane.CANARY)
-            or allowed < replica.batcher.expected_seconds_in(Lane.CANARY)
-        ):
+        at_fault = replica is None or _is_at_fault(replica, allowed)
+        if replica is None or row is None or at_fault or _is_busy(replica, allowed):
             case.budget.skip(pb.STAGE_CANARY, max(allowed, 0.0), pb.DEGRADATION_CANARY_PASSED_OVER)
             case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
-            if at_fault:  # a long queue is made by callers
+            if at_fault:
                 self._note(Side.CANARY, case, math.inf, allowed, reserve)
             return None
         span_id, traceparent = attempt_span(case)
         from_caller = case.is_callers(replica.feature_set)
         result = await replica.batcher.submit(row, now + allowed, Lane.CANARY, traceparent, from_caller)
-        used = self._clock() - now
+        return self._settle(case, replica.name, result, now, allowed, span_id)
+
+    def _settle(
+        self, case: Case, replica: str, result: Result, asked_at: float, allowed: float, span_id: str = ""
+    ) -> Answer | None:
+        """Writes an attempt that has ended into the ledger and the case, and tells of it."""
+        canary, used = self.canary, self._clock() - asked_at
         case.budget.charge(pb.STAGE_CANARY, allowed, used)
-        if isinstance(result, Scored) and result.model.version != version:
-            result = Outcome.BAD_ANSWER
-        answer = settle(case, replica.name, pb.SOURCE_CANARY, result, used, span_id)
-        if answer is not None:
+        if isinstance(result, Scored) and (canary is None or result.model.version != canary.model_version):
+            result = Outcome.IGNORED if canary is None else Outcome.BAD_ANSWER
+        answer = settle(case, replica, pb.SOURCE_CANARY, result, used, span_id)
+        if answer is None:
+            case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
+        else:
             self.answered += 1
-            self._note(Side.CANARY, case, used, allowed, reserve)
-            return answer
-        case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
-        if result is not Outcome.OVERLOAD:
-            self._note(Side.CANARY, case, math.inf, allowed, reserve)
-        return None
+        if canary is not None and result is not Outcome.OVERLOAD:
+            _, reserve = self._allowed(case.budget, asked_at)
+            self._note(Side.CANARY, case, math.inf if answer is None else used, allowed, reserve)
+        return answer
 
 
-def _covers(canary: Canary, case: Case) -> bool:
-    return canary.covers(case.order.instrument, case.order.strategy)
+def _is_at_fault(replica: Replica, allowed: float) -> bool:
+    """Whether it cannot be asked, or is too slow for what is allowed."""
+    return replica.batcher.stuck or allowed < replica.latency.expected
+
+
+def _is_busy(replica: Replica, allowed: float) -> bool:
+    """Whether others are before what would be asked of it now: a long queue is made by callers."""
+    batcher = replica.batcher
+    return batcher.full_for(Lane.CANARY) or allowed < batcher.expected_seconds_in(Lane.CANARY)
 
 
 def _was_asked(case: Case) -> bool:

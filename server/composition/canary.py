@@ -89,7 +89,7 @@ def assemble(
         return 0.0 if replica is None else max(replica.batcher.expected_seconds, replica.latency.p95)
 
     objective = Objective(settings.slo, settings.budget.cap_seconds)
-    routing = CanaryRouting(challenger, champion, reserve_seconds, settings.budget, objective.counts, clock)
+    routing = CanaryRouting(challenger, champion, reserve_seconds, settings.budget, objective, clock)
 
     def set_canary(canary: Canary, author: str, reason: str, unchanged: bool) -> Awaitable[admin_pb2.Change]:
         value, expected = canary.model_dump_json(), control.version if unchanged else None

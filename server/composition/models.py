@@ -144,10 +144,7 @@ async def _open_embedded(
         name,
     )
     await process.background(model.run(), "embedded-model" if name == DEFAULT else f"embedded-model-{name}")
-    routing = canary.routing
-    stage = Embedded(
-        model, clock, lambda: control.embedded, routing.answer_on_trial, lambda: routing.canary is not None
-    )
+    stage = Embedded(model, clock, lambda: control.embedded, canary.routing)
     return EmbeddedParts(model, stage, EmbeddedCheck(replicas.primary, settings.embedded, process.uniform, clock))
 
 

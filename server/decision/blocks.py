@@ -6,7 +6,7 @@ An order that meets anything but the usual goes on alone from there, see `fallba
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from fallback.block import Own
@@ -93,18 +93,18 @@ class Blocks:
 
         Yields:
             The model's name, the block, the places of its orders, and those of the model's orders that go alone, with
-            the causes.
+            the causes. A model that has a canary may have two blocks.
         """
         now, groups = self._clock(), self._groups(orders)
         views = self._views(orders, groups, now)
         for model, places in groups.items():
             usual = [place for place in places if views[place] is not None]
-            block = self._begin(orders, views, usual, Budget(arrived, deadline), model, now, self._of_one_call)
-            others: dict[int, Alone] = {} if block is not None else dict.fromkeys(usual, "stage")
+            for part in self._parted(model, orders, usual):
+                block = self._begin(orders, views, part, Budget(arrived, deadline), model, now, self._of_one_call)
+                yield model, block, part, {} if block is not None else dict.fromkeys(part, "stage")
             if len(usual) < len(places):
                 why = self._why_no_view()
-                others |= {place: why for place in places if views[place] is None}
-            yield model, block, usual, others
+                yield model, None, (), {place: why for place in places if views[place] is None}
 
     def begin_calls(self, waiting: Sequence[Waiting]) -> list[Waiting]:
         """Begins with orders of several callers, as far as they can be decided in columns; the others."""
@@ -119,12 +119,13 @@ class Blocks:
             alone[self._why_no_view()] += unseen
         for model, places in groups.items():
             usual = [place for place in places if views[place] is not None]
-            left = len(usual)
-            for near in _near(usual, waiting, now):
-                left -= len(near)
-                if not self._begin_joint(waiting, orders, views, near, model, now):
-                    alone["stage"] += len(near)
-            alone["deadlines" if len(usual) >= LEAST else "few"] += left
+            for part in self._parted(model, orders, usual):
+                left = len(part)
+                for near in _near(part, waiting, now):
+                    left -= len(near)
+                    if not self._begin_joint(waiting, orders, views, near, model, now):
+                        alone["stage"] += len(near)
+                alone["deadlines" if len(part) >= LEAST else "few"] += left
         return [one for one in waiting if one.case is None]
 
     def _begin_joint(
@@ -160,6 +161,11 @@ class Blocks:
     def _groups(self, orders: Sequence[Order]) -> Mapping[str, Sequence[int]]:
         """The places of the orders by their models; one without a name where there is one model."""
         return {"": range(len(orders))} if self._models is None else self._models.groups(orders)
+
+    def _parted(self, model: str, orders: Sequence[Order], places: Sequence[int]) -> Iterable[Sequence[int]]:
+        """The orders of a model at these places by who is asked to score them."""
+        stage = self._chain.for_blocks().stage
+        return stage.parted(model, orders, places) if stage is not None and places else ()
 
     def _views(self, orders: Sequence[Order], groups: Mapping[str, Sequence[int]], now: float) -> Sequence[View | None]:
         """What is known of the orders' instruments; None of those that cannot be decided in columns."""
@@ -276,9 +282,9 @@ class Blocks:
                 fail(case, error)
 
 
-def _near(places: list[int], waiting: Sequence[Waiting], now: float) -> Iterator[list[int]]:
+def _near(places: Sequence[int], waiting: Sequence[Waiting], now: float) -> Iterator[Sequence[int]]:
     """Those of some orders that are decided in one block: their deadlines are near each other."""
-    places.sort(key=lambda place: waiting[place].deadline)
+    places = sorted(places, key=lambda place: waiting[place].deadline)
     first = 0
     while len(places) - first >= LEAST:
         earliest = waiting[places[first]].deadline

@@ -115,8 +115,9 @@ class Following:
     def block(self, decided: DecidedBlock, now: float) -> None:
         """The same for decisions that were made in columns."""
         block, count = decided.block, len(decided)
-        self._cached_scores.remember_block(block, decided.ids)
-        if self._control.shadow:
+        if block.source in CHAMPION_SOURCES:  # see `cases`
+            self._cached_scores.remember_block(block, decided.ids)
+        if self._control.shadow or block.source == pb.SOURCE_CANARY:
             self._shadow.mirror_block(block, decided.ids)
         self._embedded_check.sample_block(block, decided.ids)
         self._reports.decided_block(decided, now)

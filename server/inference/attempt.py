@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from fallback.block import Scores
 from fallback.order import Answer, Attempt, held_against
 from server.inference.outcome import Outcome
 from server.inference.rows import Scored
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fallback.block import Model
     from fallback.order import Case
     from pretrade.decision.v1 import decision_pb2 as pb
     from server.inference.rows import Result
@@ -64,3 +68,11 @@ def settle(
         parts=model.parts,
         part_scores=result.part_scores,
     )
+
+
+def model_of(results: Sequence[Scored] | Scores) -> Model | None:
+    """The model that has given all results of a block; None where several have."""
+    if isinstance(results, Scores):
+        return results.model
+    model = results[0].model
+    return model if all(one.model is model or one.model == model for one in results) else None

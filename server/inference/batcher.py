@@ -273,7 +273,8 @@ class MicroBatcher:
         self._asked_at = row.queued_at
         self._deadlines.watch(row.taker, row.deadline, late=Outcome.TIMEOUT)
         if len(self._live) + len(self._canary) >= self._settings.max_queued_rows:
-            self.displaced += self._canary.pop_last().resolve(Outcome.OVERLOAD)  # the one with the latest deadline
+            last = self._canary.pop_last()  # with the latest deadline
+            self.displaced += len(last) if last.resolve(Outcome.OVERLOAD) else 0
         if not self._live and not self._canary:
             self._waiting_since = row.queued_at
         self._lanes[lane].push(row)
@@ -290,24 +291,24 @@ class MicroBatcher:
             for row in rows:
                 self._queue(row, Lane.LIVE)
 
-    def submit_block(self, rows: RowBlock) -> None:
-        """The same for live rows of orders in columns, which leave in one batch if a batch may have so many."""
-        if self._push((rows,)):
+    def submit_block(self, rows: RowBlock, lane: Lane = Lane.LIVE) -> None:
+        """The same for rows of orders in columns, which leave in one batch if a batch may have so many."""
+        if self._push((rows,), lane):
             self._deadlines.watch(rows, rows.deadline, late=Outcome.TIMEOUT)
         else:
             for row in rows.apart():
-                self._queue(row, Lane.LIVE)
+                self._queue(row, lane)
 
-    def _push(self, rows: Sequence[Row | RowBlock]) -> bool:
-        """Queues live rows that come at one instant; False, and none of them queued, where there is no room for all."""
-        live, waiting = self._live, len(self._live) + len(self._canary)
+    def _push(self, rows: Sequence[Row | RowBlock], lane: Lane = Lane.LIVE) -> bool:
+        """Queues rows that come at one instant; False, and none of them queued, where there is no room for all."""
+        queue, waiting = self._lanes[lane], len(self._live) + len(self._canary)
         if self._closed or self.stuck or waiting + sum(map(len, rows)) > self._settings.max_queued_rows:
             return False
         self._asked_at = rows[0].queued_at
         if not waiting:
             self._waiting_since = self._asked_at
         for row in rows:
-            live.push(row)
+            queue.push(row)
         self._schedule_pump(asyncio.get_running_loop())
         return True
 

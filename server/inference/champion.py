@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from fallback.block import Scores
 from fallback.budget import BudgetSettings
 from fallback.chain import Taken
 from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.inference.attempt import settle
+from server.inference.attempt import model_of, settle
 from server.inference.attempt_span import attempt_span
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget
@@ -254,13 +253,9 @@ class Champion:
 
     def settle_block(self, block: Block) -> bool:
         """Makes the scores of a block's attempt answers, if all of them are of one version."""
-        results, used = block.results, self._clock() - block.asked_at
-        if isinstance(results, Scores):
-            model = results.model
-        else:
-            model = results[0].model
-            if not all(one.model is model or one.model == model for one in results):
-                return False
+        model, used = model_of(block.results), self._clock() - block.asked_at
+        if model is None:
+            return False
         block.answered(self._seat_of[block.asked_of].source, model, used)
         return True
 

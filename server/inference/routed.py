@@ -6,7 +6,7 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from fallback.chain import Taken
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fallback.block import Block
     from fallback.cached_score import CachedScores, CachedScoreSettings
     from fallback.joint_case import JointCase
-    from fallback.order import Answer, Case
+    from fallback.order import Answer, Case, Order
     from server.inference.embedded_check import EmbeddedCheck
     from server.inference.model_map import ModelMap
     from server.inference.shadow import Shadow
@@ -39,6 +39,8 @@ class _Stage(Protocol):
     def is_busy(self, orders: int) -> bool: ...
 
     def on_free(self, listener: Callable[[], None]) -> None: ...
+
+    def parted(self, chosen: str, orders: Sequence[Order], places: Sequence[int]) -> Iterable[Sequence[int]]: ...
 
     def begin_block(self, block: Block) -> Taken: ...
 
@@ -144,6 +146,11 @@ class RoutedStage:
         """See `fallback.chain.BlockStage`."""
         for stage in self._stages.values():
             stage.on_free(listener)
+
+    def parted(self, chosen: str, orders: Sequence[Order], places: Sequence[int]) -> Iterable[Sequence[int]]:
+        """See `fallback.chain.BlockStage`; all together where this server does not have the model."""
+        stage = self._stages.get(chosen)
+        return (places,) if stage is None else stage.parted(chosen, orders, places)
 
     def begin_block(self, block: Block) -> Taken:
         """Begins with orders of one model; see `fallback.chain.BlockStage`."""

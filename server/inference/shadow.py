@@ -12,7 +12,7 @@ from server.inference.rows import Result, Row, RowBlock, Scored
 
 if TYPE_CHECKING:
     from fallback.block import Block, Scores, View
-    from fallback.order import Answer, Case
+    from fallback.order import Answer, Case, Order
     from server.inference.pool import Role
     from server.inference.replica import Replica
 
@@ -49,7 +49,7 @@ class Pair(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Rows that the champion decided in columns and one version of a challenger scored in one call; n of them.
+    """Rows that one model decided in columns and one version of the other scored in one call; n of them.
 
     As an iterable of `each` it has a `Pair` for each row, which is made when somebody asks for it.
     """
@@ -66,7 +66,9 @@ class Pairs(NamedTuple):
     challenger_threshold: float
     challenger_scores: Sequence[float]
     challenger_seconds: float
-    """Time of the challenger's batch, from its leaving to its answer."""
+    """As of a `Pair`."""
+    challenger_decided: bool = False
+    """The same."""
 
     def each(self) -> Iterator[Pair]:
         """The rows one by one."""
@@ -79,7 +81,7 @@ class Pairs(NamedTuple):
                 view.mid,
                 Opinion(self.champion_version, self.champion_scores[place], self.champion_threshold),
                 Opinion(self.challenger_version, self.challenger_scores[place], self.challenger_threshold),
-                False,
+                self.challenger_decided,
                 self.challenger_seconds,
                 view.snapshot.sequence,
             )
@@ -100,7 +102,7 @@ class Shadow:
         sample_share: Share of the decisions that are mirrored; a canary's own always are.
         random: Uniform in [0, 1).
         on_trial: Whether a challenger serves a canary now.
-        tells: Whether a case may tell something of the canary.
+        tells: Whether an order may tell something of the canary.
         observe: Called for every row that two models scored, but for those that `observe_together` is called for.
         observe_together: Called for rows that were decided and scored in columns.
         observe_decision: Called for every decision of a canary.
@@ -113,7 +115,7 @@ class Shadow:
         sample_share: float = 1.0,
         random: Callable[[], float] = lambda: 0.0,
         on_trial: Callable[[Role], bool] = lambda challenger: False,
-        tells: Callable[[Case], bool] = lambda case: True,
+        tells: Callable[[Order], bool] = lambda order: True,
         observe: Callable[[Pair], None] = lambda pair: None,
         observe_together: Callable[[Pairs], None] = lambda pairs: None,
         observe_decision: Callable[[str], None] = lambda decision_id: None,
@@ -166,28 +168,37 @@ class Shadow:
                 on_trial = self._on_trial(challenger)
                 rows = by_champion
                 if on_trial:
-                    rows = [one for one in by_champion if not one[0].from_caller and self._tells(one[0])]
+                    rows = [one for one in by_champion if not one[0].from_caller and self._tells(one[0].order)]
                 self._send(challenger.pick(), rows, False, 0.0)
 
     def mirror_block(self, block: Block, ids: Sequence[str]) -> None:
-        """Offers the rows of decisions that the champion has made in columns."""
-        if self._sample_share < 1.0 or any(map(self._on_trial, self._challengers)):
-            self.mirror([(*one, decision_id) for one, decision_id in zip(block.each(), ids, strict=True)])
+        """Offers the rows of decisions that one model has made in columns."""
+        places: Sequence[int] = range(len(block))
+        if block.source == pb.SOURCE_CANARY:
+            for decision_id in ids:
+                self._observe_decision(decision_id)
+            self._offer(self._champion(), block, ids, places)
             return
+        if self._sample_share < 1.0:
+            places = [place for place in places if self._random() < self._sample_share]
         for challenger in self._challengers:
-            self._offer(challenger.pick(), block, ids)
+            wanted = places
+            if self._on_trial(challenger):
+                wanted = [place for place in places if self._tells(block.orders[place])]
+            self._offer(challenger.pick(), block, ids, wanted)
 
-    def _offer(self, replica: Replica | None, block: Block, ids: Sequence[str]) -> None:
-        payloads = [] if replica is None else block.rows_of(replica.feature_set)
-        places: Sequence[int] = range(len(payloads))
-        whole = [payload for payload in payloads if payload is not None]
-        if len(whole) < len(payloads):
-            places = [place for place, payload in enumerate(payloads) if payload is not None]
+    def _champion(self) -> Replica | None:
+        return next((one for role in self._champions if (one := role.pick()) is not None), None)
+
+    def _offer(self, replica: Replica | None, block: Block, ids: Sequence[str], places: Sequence[int]) -> None:
+        found = {} if replica is None else dict(enumerate(block.rows_of(replica.feature_set)))
+        sent = [(place, payload) for place in places if (payload := found.get(place)) is not None]
         rows: list[RowBlock] = []
-        if whole:
-            mirrored = _MirroredBlock(self._compare, self._compare_together, block, ids, places)
-            rows.append(RowBlock(whole, math.inf, mirrored, math.nan))
-        self._submit(replica, rows, len(block))
+        if sent:
+            sent_places, payloads = zip(*sent, strict=True)
+            mirrored = _MirroredBlock(self._compare, self._compare_together, block, ids, sent_places)
+            rows.append(RowBlock(payloads, math.inf, mirrored, math.nan))
+        self._submit(replica, rows, len(places))
 
     def _submit(self, replica: Replica | None, rows: Sequence[Row | RowBlock], offered: int) -> None:
         """Sends rows, and counts what becomes of so many that should have been sent."""
@@ -199,9 +210,8 @@ class Shadow:
 
     def _mirror_canary(self, case: Case, answer: Answer, decision_id: str) -> None:
         self._observe_decision(decision_id)
-        champion = next((one for role in self._champions if (one := role.pick()) is not None), None)
         seconds = case.attempts[-1].used_seconds if case.attempts else 0.0
-        self._send(champion, ((case, answer, decision_id),), True, seconds)
+        self._send(self._champion(), ((case, answer, decision_id),), True, seconds)
 
     def _send(
         self,
@@ -334,6 +344,7 @@ class _MirroredBlock:
     __slots__ = (
         "_compare",
         "_compare_together",
+        "_decided_seconds",
         "_ids",
         "_instruments",
         "_scores",
@@ -363,6 +374,8 @@ class _MirroredBlock:
         self._views = [block.views[place] for place in places]
         self._scores = [block.scores[place] for place in places]
         self._version, self._threshold = block.model.version, block.model.threshold
+        self._decided_seconds = block.used if block.source == pb.SOURCE_CANARY else None
+        """What a canary took that has decided; None where the champion has."""
         self.missing = len(orders)
         """Rows without a result."""
 
@@ -381,22 +394,13 @@ class _MirroredBlock:
     def put_all(self, scores: Scores) -> None:
         """Compares all of them."""
         self.missing = 0
-        model = scores.model
-        self._compare_together(
-            Pairs(
-                self._ids,
-                self._instruments,
-                self._sides,
-                self._views,
-                self._version,
-                self._threshold,
-                self._scores,
-                model.version,
-                model.threshold,
-                scores.values,
-                scores[0].batch_seconds,
-            )
-        )
+        decided = self._version, self._threshold, self._scores
+        other = scores.model.version, scores.model.threshold, scores.values
+        rows = self._ids, self._instruments, self._sides, self._views
+        if self._decided_seconds is None:
+            self._compare_together(Pairs(*rows, *decided, *other, scores[0].batch_seconds))
+        else:
+            self._compare_together(Pairs(*rows, *other, *decided, self._decided_seconds, challenger_decided=True))
 
     def put(self, place: int, result: Scored) -> None:
         """Compares one."""
@@ -418,5 +422,7 @@ class _MirroredBlock:
             view.mid,
             view.snapshot.sequence,
             decided,
+            self._decided_seconds is not None,
+            self._decided_seconds or 0.0,
         )
         alone.set_result(result)

@@ -232,10 +232,12 @@ async def black_hole_for_the_first_connection(redis_url: str) -> AsyncIterator[t
     pumps: set[asyncio.Task[None]] = set()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bool) -> None:
-        while chunk := await reader.read(65536):
-            if not (first and silent.is_set()):
-                writer.write(chunk)
-        writer.close()
+        try:
+            while chunk := await reader.read(65536):
+                if not (first and silent.is_set()):
+                    writer.write(chunk)
+        finally:
+            writer.close()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connections

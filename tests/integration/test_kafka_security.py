@@ -71,11 +71,15 @@ async def address(ports: tuple[int, int], certificates: Path) -> AsyncIterator[s
     context.verify_mode = ssl.CERT_REQUIRED
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await reader.read(65_536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+        try:
+            with suppress(OSError):
+                while data := await reader.read(65_536):
+                    writer.write(data)
+                    await writer.drain()
+            writer.close()
+        except asyncio.CancelledError:  # the test is over, and its event loop ends before TLS says goodbye
+            writer.transport.abort()
+            raise
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         theirs, ours = await asyncio.open_connection(LOOPBACK, plain)

@@ -30,6 +30,8 @@ from feature_cache.token_bucket import TokenBuckets
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.canary.evidence import FirstAttempt, Side
+from server.canary.plan import Canary
 from server.decision import blocks
 from server.errors import PretradeError
 from server.inference.breaker import Mode
@@ -55,6 +57,7 @@ _IN_MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
 _PATIENT: Final = planes.PATIENT.model_copy(update={"cap_seconds": 1_000.0})
 """Longer than any machine stands still: no order of these is late."""
 VERSION: Final = "aa" * 8
+CANARY: Final = "bb" * 8
 DOMAIN: Final = {
     "features": ["imbalance_l1", "rv_5s_bps"],
     "patterns": [0],
@@ -147,6 +150,11 @@ class Circumstances:
     """Whether the model is in the server's own process, too."""
     control_is_stale: bool = False
     shadow: bool = False
+    canary: Literal["", "sound", "fails", "other version", "odd"] = ""
+    """What a model on trial is like, if there is one; `odd`: it scores otherwise, and not every row."""
+    canary_weight: float = 0.5
+    canary_of: Literal["", "twap"] = ""
+    """The strategy that it is held to."""
     journal: Literal["sound", "full"] = "sound"
 
 
@@ -183,7 +191,13 @@ def circumstances(draw: st.DrawFn) -> Circumstances:
     """The usual ones, but for at most three things, and some scores."""
     scores = draw(st.tuples(*[st.sampled_from((0.9, 0.9, 0.1, 0.45))] * (2 * len(INSTRUMENTS))))
     changed = draw(st.sets(st.sampled_from(sorted(_UNUSUAL)), max_size=3))
-    return Circumstances(**({"scores": scores} | {name: draw(_UNUSUAL[name]) for name in sorted(changed)}))
+    found = {name: draw(_UNUSUAL[name]) for name in sorted(changed)}
+    if found.get("canary", "sound") != "sound":
+        # An order that a canary and then the champion have failed has had its two attempts. Whether there is a cached
+        # score for it goes by who of the others was decided first.
+        for name in ("failure", "secondary_fails", "out"):
+            found.pop(name, None)
+    return Circumstances(**({"scores": scores} | found))
 
 
 @contextmanager
@@ -230,6 +244,7 @@ def decided(way: Way, asked: Sequence[Asked], about: Circumstances, *, together:
             budget=_PATIENT,
             max_in_flight=1_000,
             max_age_seconds=60.0,
+            challenger=_challenger(about),
         ) as p:
             await _arrange(p, about)
             if way == "alone":
@@ -273,6 +288,18 @@ def _script(about: Circumstances, failing: Script | None) -> Script:
     return failing or script
 
 
+def _challenger(about: Circumstances) -> Script:
+    async def script(rows: list[bytes]) -> ScoreBatch:
+        await asyncio.sleep(0.001)
+        version = VERSION if about.canary == "other version" else CANARY
+        scores = _scores(about, rows)
+        if about.canary == "odd":
+            scores = np.where(scores == np.float32(0.45), np.nan, 1 - scores).astype(np.float32)
+        return ScoreBatch(ModelIdentity("champion", version, 0.4, 0, MF1), scores)
+
+    return fails(Outcome.MODEL_ERROR) if about.canary == "fails" else script
+
+
 def _expires_at(about: Circumstances) -> int:
     return {"never": 0, "later": 2**62, "long ago": 1_000}[about.expires]
 
@@ -310,6 +337,10 @@ async def _arrange(p: Plane, about: Circumstances) -> None:
     p.guards._rates = TokenBuckets(math.inf, 1.0, lambda: 0.0, most_names=None)  # nothing is refilled meanwhile
     p.limits = _limits(about)
     p.control.shadow = about.shadow
+    p.routing.on_order(lambda side, attempt: _observe(p, side, attempt))
+    if about.canary:
+        canary = Canary.start("one", CANARY, VERSION, (1.0,), "ann", "better", 0.0, strategy=about.canary_of)
+        p.routing.canary = canary.weighted(about.canary_weight, held=True, now=0.0)
     if about.chain:
         names: Any = about.chain
         p.chain.ask_in_order(names)
@@ -328,6 +359,11 @@ def _limits(about: Circumstances) -> ModelLimits:
             return UNKNOWN
         case _:
             return NO_LIMITS
+
+
+def _observe(p: Plane, side: Side, attempt: FirstAttempt) -> None:
+    """An order speaks for or against a model."""
+    p.observed[side.name, attempt.seconds <= attempt.allowed_seconds] += 1
 
 
 Outcomes: TypeAlias = "list[OneDecided | bytes | str]"
@@ -405,6 +441,10 @@ async def _found(p: Plane, outcomes: Outcomes, about: Circumstances) -> Found:
         "late": metrics.late,
         "cancelled": metrics.cancelled,
         "shadow": p.shadow.fates(),
+        "remembered": {asked: one.answer.model_version for asked, one in p.cached_scores._scores.items()},
+        "canary": (p.routing.orders, p.routing.answered),
+        # A champion that cannot be asked is told of once more where no other stage takes the block.
+        "observed": set(+p.observed) if about.out else +p.observed,
         "checks": dict(p.check.fates),
         "unconfirmed": dict(p.replies.unconfirmed),
     }
@@ -470,6 +510,9 @@ _UNUSUAL: Final[dict[str, st.SearchStrategy[Any]]] = {
     ),
     "control_is_stale": st.just(True),
     "shadow": st.just(True),
+    "canary": st.sampled_from(("sound", "sound", "fails", "other version", "odd")),
+    "canary_weight": st.sampled_from((0.5, 1.0, 1.0, 0.0)),
+    "canary_of": st.just("twap"),
     "journal": st.just("full"),
 }
 """What may be otherwise, and how."""

@@ -29,6 +29,7 @@ _OF_THE_RUN = {
     "allowed_us",
     "arrived_monotonic_ns",
     "book_age_ms",
+    "cached_from_decision_id",
     "decided_at",
     "decided_monotonic_ns",
     "decision_id",

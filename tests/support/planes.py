@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -33,6 +34,7 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.market.v1 import market_pb2
 from server.canary.burn import Objective, RoutedObjective, SloSettings
+from server.canary.routing import CanaryRouting
 from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.following import Observers
@@ -59,7 +61,7 @@ from server.journal.journal import Durability, Journal, JournalSettings
 from server.journal.journal_file import JournalReader
 from server.timing.loop_lag import LoopLag
 from support import control_files
-from support.scripted_replica import Script, ScriptedReplica
+from support.scripted_replica import Script, ScriptedReplica, hangs
 
 INSTRUMENT = "BTCUSDT.BINANCE"
 INSTRUMENTS = (INSTRUMENT, "ETHUSDT.BINANCE", "XRPUSDT.BINANCE")
@@ -104,6 +106,7 @@ class Plane:
         second: Second | None = None,
         first_stage: StageName = "model",
         max_age_seconds: float = 1.0,
+        challenger: Script = hangs,
     ) -> None:
         clock = asyncio.get_running_loop().time
         ids = (f"decision-{number}" for number in IDS)
@@ -120,13 +123,16 @@ class Plane:
         patient = BatcherSettings(min_patience_seconds=10, max_patience_seconds=10)
         self.primary = ScriptedReplica("primary", primary, patient)
         self.secondary = ScriptedReplica("secondary", secondary, patient)
-        self.replicas = [self.primary, self.secondary]
+        self.challenger = ScriptedReplica("challenger", challenger, patient)
+        """Serves canaries; none is on trial until a test says so to `routing`."""
+        self.replicas = [self.primary, self.secondary, self.challenger]
 
         def champion_of(primary: ScriptedReplica, secondary: ScriptedReplica) -> Champion:
             retries = RetryBudget(RetrySettings(), clock)
             return Champion(primary, secondary, retries, False, budget, clock, lambda: 0.5)
 
-        cached_scores: Any = CachedScores(CachedScoreSettings(), clock)
+        self.cached_scores = CachedScores(CachedScoreSettings(), clock)
+        cached_scores: Any = self.cached_scores
         champion = champion_of(self.primary, self.secondary)
         admission = AdmissionSettings(max_in_flight=max_in_flight, min_in_flight=1, reserved_share=0.5)
         self.champion = champion
@@ -145,7 +151,10 @@ class Plane:
         limits = LimitGuards(lambda version: self.limits_of.get(version, self.limits), lambda: True, lambda: True)
         self.guards = Guards(NO_LIMITS, lambda: self.state, clock, lambda: 1_700_000_000.0, limits)
         self.objective = Objective(SloSettings(), budget.cap_seconds)
-        self.shadow = Shadow([self.secondary])
+        self.routing = CanaryRouting(self.challenger, champion, lambda: 0.001, budget, self.objective, clock)
+        self.observed = Counter[tuple[str, bool]]()
+        """Orders that spoke for or against a model while a canary was on trial, by side and whether it answered."""
+        self.shadow = Shadow([self.secondary], [self.primary])
         self.journal = journal
         self.clock = clock
         self.loop_lag = LoopLag(clock)
@@ -153,7 +162,11 @@ class Plane:
         sampled = EmbeddedSettings(check_share=1.0)
         self.check = EmbeddedCheck(self.secondary, sampled, lambda: 0.5, clock)
         self.embedded = Held()
-        stages: Any = {"model": champion, "embedded": Embedded(self.embedded, clock), "cached_score": cached_scores}
+        stages: Any = {
+            "model": self.routing,
+            "embedded": Embedded(self.embedded, clock, trial=self.routing),
+            "cached_score": cached_scores,
+        }
         shadow: Any = self.shadow
         objective: Any = self.objective
         check: Any = self.check
@@ -178,8 +191,11 @@ class Plane:
             cached_scores = RoutedScores(
                 {DEFAULT: cached_scores, name: CachedScores(CachedScoreSettings(), clock)}, model_map
             )
+            of_second = CanaryRouting(
+                self.challenger, self.second_champion, lambda: 0.001, budget, self.second_objective, clock
+            )
             stages = {
-                "model": RoutedStage({DEFAULT: champion, name: self.second_champion}, model_map, pb.STAGE_PRIMARY),
+                "model": RoutedStage({DEFAULT: self.routing, name: of_second}, model_map, pb.STAGE_PRIMARY),
                 "embedded": RoutedStage(
                     {DEFAULT: stages["embedded"], name: second_stage}, model_map, pb.STAGE_EMBEDDED
                 ),
@@ -256,6 +272,7 @@ async def plane(
     second: Second | None = None,
     first_stage: StageName = "model",
     max_age_seconds: float = 1.0,
+    challenger: Script = hangs,
 ) -> AsyncIterator[Plane]:
     """One with a journal in `path`; `keys` is the memory that it shares with others."""
     settings = JournalSettings(path=path / "journal.db", durability=Durability.OS, max_mebibytes=journal_mebibytes)
@@ -263,7 +280,16 @@ async def plane(
     try:
         async with Journal(settings) as journal:
             made = Plane(
-                journal, memory, primary, secondary, budget, max_in_flight, second, first_stage, max_age_seconds
+                journal,
+                memory,
+                primary,
+                secondary,
+                budget,
+                max_in_flight,
+                second,
+                first_stage,
+                max_age_seconds,
+                challenger,
             )
             try:
                 yield made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.cases import Clock, new_case
 
+from fallback.block import Block
+from fallback.chain import Taken
 from fallback.embedded import Embedded
 from fallback.joint_case import JointCase
-from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Answer, Case, Part
+from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Answer, Case, Order, Part
 from feature_cache import features
 from feature_cache.feature_set import FeatureSet
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -174,19 +177,47 @@ async def test_a_caller_who_leaves_meanwhile_has_nothing_scored() -> None:
     assert [len(rows) for rows in model.rows] == [features.MF1.row_bytes]
 
 
+class OnTrial:
+    """A model that answers the orders of one strategy, one by one.
+
+    Blocks of such orders are the business of `server/canary/routing.py`: see `tests/support/both_ways.py`.
+    """
+
+    def __init__(self, strategy: str, says: Answer | None = None) -> None:
+        self._strategy = strategy
+        self._says = says
+
+    def wants(self, case: Case) -> bool:
+        return case.order.strategy == self._strategy
+
+    async def answer_on_trial(self, case: Case) -> Answer | None:
+        return self._says if self.wants(case) else None
+
+    def parted(self, chosen: str, orders: Sequence[Order], places: Sequence[int]) -> Iterable[Sequence[int]]:
+        raise AssertionError
+
+    def begin_on_trial(self, block: Block) -> Taken | None:
+        raise AssertionError
+
+    def was_asked(self, replica: str) -> bool:
+        return False
+
+    def settle_block(self, block: Block) -> bool:
+        raise AssertionError
+
+    def count_block(self, block: Block) -> None:
+        raise AssertionError
+
+    def settle(self, case: JointCase) -> Answer | None:
+        raise AssertionError
+
+
 async def test_a_model_on_trial_is_asked_for_its_orders_first() -> None:
     canary = Answer(pb.ACTION_TRADE, pb.SOURCE_CANARY, pb.REASON_CODE_SCORE_AT_OR_ABOVE_THRESHOLD, 0.9)
-
-    async def its_order(_case: Case) -> Answer | None:
-        return canary
-
-    async def another_order(_case: Case) -> Answer | None:
-        return None
-
     model = Model()
-    assert await Embedded(Held(model), Clock(), on_trial=its_order).answer(new_case()) is canary
+    assert await Embedded(Held(model), Clock(), trial=OnTrial("alpha", canary)).answer(new_case()) is canary
     assert model.rows == []
-    answer = await Embedded(Held(model), Clock(), on_trial=another_order).answer(new_case())
+    answer = await Embedded(Held(model), Clock(), trial=OnTrial("others", canary)).answer(new_case())
     assert answer is not None
     assert answer.source == pb.SOURCE_EMBEDDED
 
@@ -252,10 +283,11 @@ async def test_many_rows_are_one_call_of_the_model() -> None:
     assert (len(begun), len(model.rows)) == (256, 1), "the others are asked alone"
 
 
-@pytest.mark.parametrize("why", ["no model", "switched off", "a canary runs", "the call fails"])
+@pytest.mark.parametrize("why", ["no model", "switched off", "it is a canary's", "the call fails"])
 async def test_where_there_is_more_to_do_than_one_call_each_is_asked_alone(why: str) -> None:
     held = Held(None if why == "no model" else Model(None if why == "the call fails" else 0.75))
-    embedded = Embedded(held, Clock(), enabled=lambda: why != "switched off", is_trial=lambda: why == "a canary runs")
     told: list[JointCase] = []
     case = joint(0.75, told)
+    trial = OnTrial(case.order.strategy if why == "it is a canary's" else "another")
+    embedded = Embedded(held, Clock(), enabled=lambda: why != "switched off", trial=trial)
     assert (embedded.begin([case]), told, case.budget.uses) == ((), [], [])

@@ -146,7 +146,7 @@ class Process:
         champion = Champion(self.primary, self.secondary, retry, False, budget, self.clock, lambda: 0.5)
         self.objective = Objective(SloSettings(), budget.cap_seconds)
         self.routing = CanaryRouting(
-            self.challenger, champion, lambda: self.primary.latency.p95, budget, self.objective.counts, self.clock
+            self.challenger, champion, lambda: self.primary.latency.p95, budget, self.objective, self.clock
         )
         cache = FeatureCache("redis://unused", FeatureCacheSettings(), ("BTCUSDT.BINANCE",))
         ids = (f"{number:08}" for number in itertools.count())

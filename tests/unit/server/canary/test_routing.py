@@ -52,7 +52,7 @@ class Desk:
         self.champion = Champion(self.primary, self.secondary, retry, False, budget, self.clock, lambda: 0.5)
         objective = Objective(SloSettings(), budget.cap_seconds)
         self.routing = CanaryRouting(
-            self.canary, self.champion, lambda: self.primary.latency.p95, budget, objective.counts, self.clock
+            self.canary, self.champion, lambda: self.primary.latency.p95, budget, objective, self.clock
         )
         self.routing.canary = CANARY
         self.observed: list[bool] = []
@@ -126,7 +126,7 @@ async def test_orders_that_a_canary_does_not_cover_are_decided_together_as_witho
     async with desk(answers(0.75, version=VERSION)) as d:
         held = d.routing.canary = CANARY.model_copy(update={"strategy": "sweep-?"})
         own, other = d.case(strategy="sweep-1"), d.case(strategy="sweep-10")
-        assert (d.routing.tells(own), d.routing.tells(other)) == (True, False)
+        assert (d.routing.tells(own.order), d.routing.tells(other.order)) == (True, False)
         results = list[Any]()
         joint = [JointCase(case.order, case.budget, asyncio.Future(), results.append) for case in (own, other)]
         for case in joint:
@@ -138,7 +138,7 @@ async def test_orders_that_a_canary_does_not_cover_are_decided_together_as_witho
         assert answer.source == pb.SOURCE_PRIMARY
         assert await d.routing.answer_on_trial(other) is None
         assert (d.observed, d.controls) == ([], []), "neither model is judged by it"
-        assert d.routing.flows(held) == (0, 0)
+        assert d.routing.flows(held) == (1, 1), "its own"
         answer = await d.routing.answer(own)
         assert answer is not None
         assert (answer.source, d.observed) == (pb.SOURCE_CANARY, [True])
@@ -172,19 +172,92 @@ class Columns(Block):
         self.put(place, result)
 
 
-async def test_orders_in_columns_stay_there_where_a_canary_covers_none_of_them() -> None:
+async def test_orders_in_columns_are_asked_of_one_model_each() -> None:
     async with desk(answers(0.75, version=VERSION)) as d:
-        own, *others = (d.case(strategy=one) for one in ("sweep-1", "sweep-10", "twap"))
-        assert d.routing.begin_block(Columns(others)) is Taken.LEFT, "this one covers every order"
+        cases = own, *others = [d.case(strategy=one) for one in ("sweep-1", "sweep-10", "twap")]
+        orders = [case.order for case in cases]
         d.routing.canary = CANARY.model_copy(update={"strategy": "sweep-?"})
-        assert d.routing.begin_block(Columns([*others, own])) is Taken.LEFT
-        assert d.primary.calls == 0
-        block = Columns(others)
+        assert d.routing.parted("", orders, range(3)) == [[1, 2], [0]]
+        assert d.routing.begin_block(Columns(cases)) is Taken.LEFT, "no block is asked of two models"
+        assert (d.primary.calls, d.canary.calls) == (0, 0)
+        for part, source in ((others, pb.SOURCE_PRIMARY), ([own], pb.SOURCE_CANARY)):
+            block = Columns(part)
+            assert d.routing.begin_block(block) is Taken.BEGUN
+            await block.ended.wait()
+            assert d.routing.settle_block(block)
+            assert block.source == source
+            d.routing.count_block(block)
+        assert (d.primary.calls, d.canary.calls, d.routing.orders, d.routing.answered) == (1, 1, 1, 1)
+        assert (d.observed, d.controls) == ([True], []), "orders that it does not cover tell nothing of it"
+        d.routing.canary = None
+        assert d.routing.parted("", orders, range(3)) == (range(3),)
+
+
+async def test_a_canary_that_cannot_be_asked_leaves_its_columns_to_be_asked_one_by_one() -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        d.canary.breaker.force(Mode.FORCED_OPEN)
+        assert d.routing.begin_block(Columns([d.case()])) is Taken.LEFT
+        assert (d.primary.calls, d.routing.orders, d.observed) == (0, 0, []), "each of them says so"
+
+
+async def test_columns_that_no_champion_can_be_asked_for_speak_against_it() -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        d.routing.canary = CANARY.weighted(0.0, held=True, now=0.0)
+        for replica in (d.primary, d.secondary):
+            replica.breaker.force(Mode.FORCED_OPEN)
+        assert d.routing.begin_block(Columns([d.case(), d.case()])) is Taken.PASSED_OVER
+        assert d.controls == [False, False]
+
+
+async def test_columns_with_too_little_time_speak_for_nobody() -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        d.routing.canary = CANARY.weighted(0.0, held=True, now=0.0)
+        block = Columns([d.case(timeout_seconds=0.0075)])
         assert d.routing.begin_block(block) is Taken.BEGUN
         await block.ended.wait()
         assert d.routing.settle_block(block)
-        assert (block.source, d.primary.calls, d.canary.calls) == (pb.SOURCE_PRIMARY, 1, 0)
-        assert (d.observed, d.controls) == ([], [])
+        d.routing.count_block(block)
+        assert d.controls == []
+
+
+@pytest.mark.parametrize("in_columns", [True, False])
+@pytest.mark.parametrize("ended", ["ended", "another"])
+async def test_a_score_that_comes_when_its_trial_has_ended_decides_nothing(in_columns: bool, ended: str) -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        after = None if ended == "ended" else CANARY.model_copy(update={"model_version": OTHER})
+        if in_columns:
+            block = Columns([d.case()])
+            assert d.routing.begin_block(block) is Taken.BEGUN
+            d.routing.canary = after
+            await block.ended.wait()
+            assert not d.routing.settle_block(block)
+        else:
+            case = d.case()
+            call = asyncio.create_task(d.routing.answer(case))
+            await asyncio.sleep(0)
+            d.routing.canary = after
+            answer = await call
+            assert answer is not None
+            assert (answer.source, case.degradations) == (pb.SOURCE_PRIMARY, PASSED_OVER)
+            outcomes = [one.outcome for one in case.attempts]
+            assert outcomes == ["ignored" if after is None else "bad_answer", "success"]
+        assert (d.canary.calls, d.routing.answered) == (1, 0)
+
+
+async def test_whether_it_is_busy_is_asked_of_the_model_that_gets_all_orders() -> None:
+    async with desk(hangs) as d:
+        freed: list[None] = []
+        d.routing.on_free(lambda: freed.append(None))
+        assert not d.routing.is_busy(1)
+        for _ in range(2):
+            assert d.routing.begin_block(Columns([d.case()])) is Taken.BEGUN
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert d.routing.is_busy(1)
+        d.routing.canary = CANARY.weighted(0.5, held=True, now=0.0)
+        assert not d.routing.is_busy(1), "the champion is not"
+        await asyncio.sleep(1)
+        assert len(freed) == 2
 
 
 async def test_it_knows_how_many_flows_there_are_and_how_many_of_them_are_its_own() -> None:

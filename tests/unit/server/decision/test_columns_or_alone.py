@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import event, example, given, settings
@@ -74,6 +75,37 @@ def test_orders_stay_in_columns_where_a_stage_is_passed_over_for_all_of_them(
     met = collections.Counter[str]()
     same_both_ways([Asked()] * LEAST, about, met, together=together)
     assert met == {"in columns": LEAST}
+
+
+@pytest.mark.parametrize("first", ["model", "embedded"])
+@pytest.mark.parametrize(("weight", "of"), [(0.5, ""), (1.0, ""), (1.0, "twap"), (0.0, "")])
+@pytest.mark.parametrize("together", [True, False], ids=["one call", "many callers"])
+def test_orders_stay_in_columns_while_a_canary_is_on_trial(
+    first: Literal["model", "embedded"], weight: float, of: Literal["", "twap"], together: bool
+) -> None:
+    flows = itertools.product(range(3), ("twap", "vwap"), range(LEAST))
+    orders = [Asked(instrument=instrument, strategy=strategy) for instrument, strategy, _ in flows]
+    about = Circumstances(first=first, shadow=True, canary="sound", canary_weight=weight, canary_of=of)
+    met = collections.Counter[str]()
+    same_both_ways(orders, about, met, together=together)
+    assert met == {"in columns": len(orders)}
+    with least_in_block(LEAST):
+        counted = decided("columns", orders, about, together=together).counted
+    share = 0.5 if of else weight
+    assert counted["canary"] == (share * len(orders), share * len(orders)), "orders of half of the flows are its own"
+    told = 1 if of else 2 - (first == "embedded")
+    assert counted["observed"].total() == len(orders) * (share if told == 1 else 1)
+
+
+@pytest.mark.parametrize("canary", ["fails", "other version", "odd"])
+@pytest.mark.parametrize("together", [True, False], ids=["one call", "many callers"])
+def test_an_order_that_a_canary_gives_no_score_goes_on_to_the_champion(
+    canary: Literal["fails", "other version", "odd"], together: bool
+) -> None:
+    met = collections.Counter[str]()
+    about = Circumstances(canary=canary, canary_weight=1.0, scores=(0.45, 0.9, 0.9, 0.9, 0.9, 0.9))
+    same_both_ways([Asked()] * LEAST, about, met, together=together)
+    assert met == {"in columns": 0, ("mixed" if canary == "other version" else "no_score"): LEAST}
 
 
 def test_where_no_model_can_be_asked_each_order_goes_on_alone() -> None:

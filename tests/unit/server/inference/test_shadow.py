@@ -56,9 +56,9 @@ async def test_the_challenger_agrees_where_both_fall_on_the_same_side() -> None:
 
 
 class Decided(Block):
-    """Decisions of the champion in columns, with these scores."""
+    """Decisions of one model in columns, with these scores."""
 
-    def __init__(self, scores: list[float]) -> None:
+    def __init__(self, scores: list[float], source: pb.Source.ValueType = pb.SOURCE_PRIMARY) -> None:
         cases = [new_case(sequence=7, side=pb.SIDE_SELL if place % 2 else pb.SIDE_BUY) for place in range(len(scores))]
         views = []
         for case in cases:
@@ -66,9 +66,9 @@ class Decided(Block):
             assert case.features is not None
             views.append(View(case.snapshot, 0.0, case.mid, case.features, case.row()))
         super().__init__([case.order for case in cases], views, Budget(0.0, 1.0))
-        identity = ModelIdentity("champion", CHAMPION, 0.5, 0, MF1)
+        identity = ModelIdentity("champion", CANARY if source == pb.SOURCE_CANARY else CHAMPION, 0.5, 0, MF1)
         self.put_all(Scores(scores, identity, len(scores), 0, None, lambda place: Scored(scores[place], identity)))
-        self.answered(pb.SOURCE_PRIMARY, identity, 0.001)
+        self.answered(source, identity, 0.001)
 
     def complete(self) -> None:
         """Nothing: they are decided."""
@@ -83,15 +83,26 @@ class Decided(Block):
         raise AssertionError
 
 
-async def test_decisions_in_columns_are_compared_as_each_by_itself() -> None:
+@pytest.mark.parametrize("source", [pb.SOURCE_PRIMARY, pb.SOURCE_CANARY])
+async def test_decisions_in_columns_are_compared_as_each_by_itself(source: pb.Source.ValueType) -> None:
     scores = [0.1, 0.5, 0.9, 0.3]
-    found: dict[str, tuple[list[Pair], dict[str, int]]] = {}
+    found: dict[str, tuple[list[Pair], dict[str, int], list[str]]] = {}
+    by_canary = source == pb.SOURCE_CANARY
     for way in ("columns", "alone"):
-        challenger = ScriptedReplica("challenger", answers(0.7, threshold=0.6, version=CANARY))
+        other = answers(0.7, threshold=0.6, version=CHAMPION if by_canary else CANARY)
+        challenger = ScriptedReplica("the other one", other)
         pairs: list[Pair] = []
         together: list[Pairs] = []
-        shadow = Shadow([challenger], observe=pairs.append, observe_together=together.append)
-        block = Decided(scores)
+        of_canary: list[str] = []
+        shadow = Shadow(
+            [] if by_canary else [challenger],
+            [challenger] if by_canary else [],
+            sample_share=0.0 if by_canary else 1.0,  # a canary's own always are
+            observe=pairs.append,
+            observe_together=together.append,
+            observe_decision=of_canary.append,
+        )
+        block = Decided(scores, source)
         ids = [f"{number}" for number in range(len(scores))]
         if way == "columns":
             shadow.mirror_block(block, ids)
@@ -100,13 +111,42 @@ async def test_decisions_in_columns_are_compared_as_each_by_itself() -> None:
         await asyncio.sleep(0.5)
         assert (challenger.calls, bool(pairs)) == (1, way == "alone")
         pairs += [pair for some in together for pair in some.each()]
-        found[way] = pairs, shadow.fates()
+        found[way] = pairs, shadow.fates(), of_canary
         await challenger.batcher.close()
-    pairs, fates = found["columns"]
+    pairs, fates, of_canary = found["columns"]
     assert found["columns"] == found["alone"]
+    assert (len(of_canary), {pair.challenger_decided for pair in pairs}) == (4 * by_canary, {by_canary})
+    assert {pair.champion.version for pair in pairs} == {CHAMPION}
     assert fates == {"agreed": 2, "disagreed": 2, "uncompared": 0, "failed": 0, "shed": 0, "refused": 0}
     assert [pair.sequence for pair in pairs] == [7] * 4
     assert not any(math.isnan(pair.mid) for pair in pairs)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(1.0, "abcd"), (0.5, "bd")])
+async def test_of_decisions_in_columns_a_version_on_trial_gets_the_sample_that_tells_of_it(
+    share: float, kept: str
+) -> None:
+    trial, other = (ScriptedReplica(name, answers(0.7, version=CANARY)) for name in ("trial", "other"))
+    seen: dict[str, list[str]] = {"trial": [], "other": []}
+    drawn = itertools.cycle((0.9, 0.1))
+    shadow = Shadow(
+        [trial, other],
+        (),
+        share,
+        lambda: next(drawn),
+        on_trial=lambda challenger: challenger is trial,
+        tells=lambda order: order.side == pb.SIDE_BUY,
+        observe_together=lambda pairs: seen["other" if len(pairs.decision_ids) == len(kept) else "trial"].extend(
+            pairs.decision_ids
+        ),
+    )
+    shadow.mirror_block(Decided([0.9] * 4), ["a", "b", "c", "d"])
+    await asyncio.sleep(0.5)
+    buys = [one for one in kept if one in "ac"]
+    assert seen == {"trial": buys, "other": list(kept)}
+    assert shadow.offered == len(kept) + len(buys)
+    for replica in (trial, other):
+        await replica.batcher.close()
 
 
 async def test_columns_that_a_challenger_does_not_score_are_counted_one_by_one() -> None:
