@@ -3,7 +3,9 @@
 Every check compares the canary with the champion on the same ground and is one `SequentialTest` of the mean difference
 against its tolerance:
 
-* *errors*, *slow*: batches of either model at the same time, one of each, of orders or of shadow rows;
+* *errors*: batches of either model at the same time, one of each, of orders or of shadow rows;
+* *slow*: likewise batches of orders alone: one of shadow rows is large, and nobody waits for it. Where the champion has
+  hardly any order of its own, as at the last step, it says nothing, and nobody waits for it to;
 * *fallback*: orders of either model's flows at the same time, one of each, that its first attempt left to another
   replica, both held against the shorter of what the two orders allowed; the canary's against none where the champion
   has hardly any order of its own, as at the last step;
@@ -28,6 +30,7 @@ step that the canary is at; the outcomes of a canary that is *better* stand for 
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,6 +69,7 @@ _SENTENCES: Final = {
 _ALIKE: Final = ("disagreement", "score_shift", "rank")
 """Checks of whether the canary is like the champion. One that is better need not be."""
 _BETTER: Final = "better"
+_SLOW: Final = "slow"
 _OF_SCORES: Final = ("score_shift", "brier", _BETTER)
 """Checks that hold one model's score against the other's, which must be probabilities of the same thing."""
 
@@ -305,7 +309,7 @@ class Evidence:
         orders, pairs, outcomes = settings.min_orders, settings.min_pairs, settings.min_outcomes
         limits = {
             "errors": (settings.max_error_excess, orders),
-            "slow": (settings.max_slow_excess, orders),
+            _SLOW: (settings.max_slow_excess, orders),
             "fallback": (settings.max_fallback_share, orders),
             "disagreement": (settings.max_disagreement, pairs),
             "score_shift": (settings.max_score_shift, pairs),
@@ -327,14 +331,19 @@ class Evidence:
         }
         self._clock = clock
         self._slow_seconds = settings.slow_seconds
-        self._of_batches = {name: Check(name, terms.pop(name)) for name in ("errors", "slow")}
+        self._of_batches = {name: Check(name, terms.pop(name)) for name in ("errors", _SLOW)}
         independent_seconds = settings.independent_seconds or max(INDEPENDENT_SECONDS, span_seconds)
         self._gathered = {
             name: GatheredCheck(name, one, _BATCH_SECONDS if name == "fallback" else independent_seconds)
             for name, one in terms.items()
         }
         self.checks: Final[Mapping[str, Check]] = {**self._of_batches, **self._gathered}
-        self._batches: dict[Side, deque[tuple[float, float]]] = {side: deque(maxlen=_UNPAIRED) for side in Side}
+        self._batches: dict[str, dict[Side, deque[float]]] = {
+            name: {side: deque(maxlen=_UNPAIRED) for side in Side} for name in self._of_batches
+        }
+        self._incomparable = 0
+        """Batches of orders at this step that the champion had none to compare with at the time."""
+        self._enough = orders
         self._orders: dict[Side, deque[FirstAttempt]] = {side: deque(maxlen=_UNPAIRED) for side in Side}
         self._unpaired: dict[str, ScoredPair] = {}
         """By instrument, the newest row that is in no pair of rows."""
@@ -371,6 +380,8 @@ class Evidence:
             self.checks[_BETTER].verdict is Verdict.BETTER_OR_EQUAL or any(self.checks[name].beyond for name in _ALIKE)
         )
         waived = _ALIKE if other else (_BETTER,)
+        if self._incomparable >= self._enough:
+            waived = (*waived, _SLOW)
         return [
             check for check in self.checks.values() if check.name not in waived and check.verdict is Verdict.NO_EVIDENCE
         ]
@@ -382,19 +393,22 @@ class Evidence:
             check.settle(now)
 
     def observe_batch(self, side: Side, outcome: Outcome, seconds: float) -> None:
-        """How a batch of either model ended, and what it took. Waits for one of the other."""
+        """How a batch of either model ended, and what it took, NaN for shadow rows. Waits for one of the other."""
         if outcome in _UNBLAMED:
             return
-        failed = outcome is not Outcome.SUCCESS
-        seen = (float(failed), float(seconds > self._slow_seconds))
-        other = Side.CHAMPION if side is Side.CANARY else Side.CANARY
-        if not self._batches[other]:
-            self._batches[side].append(seen)
+        self._pair("errors", side, float(outcome is not Outcome.SUCCESS))
+        if not math.isnan(seconds):
+            self._pair(_SLOW, side, float(seconds > self._slow_seconds))
+
+    def _pair(self, check: str, side: Side, seen: float) -> None:
+        """Compares a batch with the next one of the other model."""
+        waiting, other = self._batches[check][side], self._batches[check][Side(1 - side.value)]
+        if other:
+            waited = other.popleft()
+            self._of_batches[check].observe(*((seen, waited) if side is Side.CANARY else (waited, seen)))
             return
-        waiting = self._batches[other].popleft()
-        canary, champion = (seen, waiting) if side is Side.CANARY else (waiting, seen)
-        self._of_batches["errors"].observe(canary[0], champion[0])
-        self._of_batches["slow"].observe(canary[1], champion[1])
+        self._incomparable += check == _SLOW and side is Side.CANARY and len(waiting) == _UNPAIRED
+        waiting.append(seen)
 
     def observe_order(self, side: Side, attempt: FirstAttempt) -> None:
         """Observes the first attempt at an order, and pairs it with the next one of the other model.
@@ -442,5 +456,6 @@ class Evidence:
 
     def restart(self) -> None:
         """A new step begins."""
+        self._incomparable = 0
         for check in self.checks.values():
             check.restart()

@@ -29,8 +29,8 @@ class CanarySettings(BaseModel):
     what the canary's label looks ahead if that is longer. Raise it to the time that a state of your market lasts; lower
     it only to try a canary out, because it is then rolled back and promoted by chance."""
     min_orders: int = Field(default=100, ge=1, le=1_000_000)
-    """Batches of the canary, and tenths of a second with orders of its own, that a step must have had, in the process
-    that takes the next one."""
+    """Batches of the canary, batches of its own orders, and tenths of a second with such orders, that a step must have
+    had, in the process that takes the next one."""
     min_pairs: int = Field(default=60, ge=1, le=10_000_000)
     """Observations of rows that both models scored that a step must have had, likewise."""
     min_outcomes: int = Field(default=100, ge=0, le=10_000_000)
@@ -51,10 +51,10 @@ class CanarySettings(BaseModel):
     """Tolerance: share of the canary's orders that it did not answer in time, less that of the champion's orders that
     the first replica asked did not."""
     slow_seconds: float = Field(default=0.01, gt=0, le=10)
-    """A batch that takes longer than this is slow, in seconds. Set it to the part of a decision's time that a model may
-    take."""
+    """A batch of orders that takes longer than this is slow, in seconds. Set it to the part of a decision's time that a
+    model may take."""
     max_slow_excess: Tolerance = 0.1
-    """Tolerance: share of slow batches, less the champion's."""
+    """Tolerance: share of slow batches of orders, less the champion's."""
     max_disagreement: Tolerance = 0.3
     """Tolerance: share of rows on which one model says TRADE and the other NO_TRADE. A canary that differs more must be
     shown to be better."""

@@ -219,7 +219,9 @@ class Replica:
     def on_batch(self, listener: Callable[[Outcome, float], None]) -> None:
         """Registers a function that is called with how each batch ended and what it took, in seconds.
 
-        It is not called for probes, nor for a batch that may have failed because of a row with a caller's own features.
+        NaN for a batch of shadow rows: it is large, and no caller waits for it, so what it takes says nothing of what
+        an order would. It is not called for probes, nor for a batch that may have failed because of a row with a
+        caller's own features.
         """
         self._batch_listeners.append(listener)
 
@@ -369,8 +371,8 @@ class Replica:
     def _begin(self, from_caller: bool, shadow: bool) -> Report:
         """Starts the account of one batch: its outcome counts for the breaker generation it left in.
 
-        A failure that a row with a caller's own features may have caused is not reported to what compares models. To
-        the breaker no batch of shadow rows is slow: it is large, and no caller waits for it.
+        A failure that a row with a caller's own features may have caused is not reported to what compares models.
+        Nobody finds a batch of shadow rows slow: see `on_batch`.
         """
         generation = self.breaker.generation
 
@@ -379,7 +381,7 @@ class Replica:
             self.breaker.record(outcome, 0.0 if shadow else seconds, generation)
             if not (from_caller and outcome in BLAMES_CONTENT):
                 for listener in self._batch_listeners:
-                    listener(outcome, seconds)
+                    listener(outcome, math.nan if shadow else seconds)
             if self.breaker.suspicious:
                 self._recheck.set()
 

@@ -125,6 +125,34 @@ def test_twenty_milliseconds_more_are_found_in_a_few_dozen_batches() -> None:
     assert world.guilty() == {"slow"}
 
 
+def test_how_long_large_batches_of_shadow_rows_take_is_held_against_nobody() -> None:
+    world = World(6)
+    for _ in range(500):
+        world.evidence.observe_batch(Side.CANARY, Outcome.SUCCESS, math.nan)  # it scores what the champion decides
+        world.evidence.observe_batch(Side.CHAMPION, Outcome.SUCCESS, 0.003)
+    slow, errors = world.evidence.checks["slow"], world.evidence.checks["errors"]
+    assert (slow.samples, errors.samples) == (0, 500)
+    world.canary_extra_seconds = 0.02
+    assert world.go_on(500) is not None
+    assert world.guilty() == {"slow"}, "what it takes with orders is"
+
+
+def test_whether_it_is_slow_is_not_waited_for_where_the_champion_has_no_orders_to_compare_with() -> None:
+    world = World(7)
+    for _ in range(1_000):
+        world.evidence.observe_batch(Side.CANARY, Outcome.SUCCESS, 0.003)
+        world.evidence.observe_batch(Side.CHAMPION, Outcome.SUCCESS, math.nan)
+        world.evidence.observe_order(Side.CANARY, attempt(answered=True))
+        scored = pair(*[float(world.random.beta(6, 4))] * 2)
+        world.evidence.observe_pair(NAME, scored)
+        world.evidence.observe_outcome(NAME, scored, bool(world.random.random() < scored.champion_score))
+        world.go_by()
+    assert (world.verdict, world.evidence.checks["slow"].samples) == (Verdict.BETTER_OR_EQUAL, 0)
+    world.evidence.restart()
+    world.go_on(5)
+    assert "slow" in world.evidence.reason, "the next step has to show it again"
+
+
 def test_a_machine_that_is_slow_for_both_rolls_nothing_back() -> None:
     world = World(5, CanarySettings(slow_seconds=0.001))
     assert world.go_on(2_000) is None
