@@ -194,8 +194,9 @@ class LimitGuards:
             watch = watches[snapshot.instrument] = Watch(domain)
         time_ns = snapshot.event_time_ns
         if watch.is_due(time_ns):
-            feature_set = domain.feature_set
-            watch.see(snapshot.values if feature_set is MF1 else _in_market(row, feature_set, side), time_ns)
+            # What was scored, and not what was published: the samples of the bounds have ages as of then, too. A vector
+            # is published after an event of the book, when its age is 0.
+            watch.see(_in_market(row, domain.feature_set, side), time_ns)
         return watch.is_implausible
 
 

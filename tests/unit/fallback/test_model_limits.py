@@ -174,6 +174,21 @@ def test_a_stuck_feature_is_found_over_time_and_the_decision_says_so() -> None:
     assert market.objections(on(20, 0.3, 9.0)) == []
 
 
+def test_an_age_that_every_vector_is_published_with_is_not_stuck() -> None:
+    """A vector is published after an event of the book, when its age is 0, and scored with its age of then."""
+    aged = DOMAIN | {"features": ["book_age_ms", "rv_5s_bps"], "low": [0.0, 0.0], "high": [1_000.0, 40.0]}
+    market = Market(limits_of({"domain": aged}))
+    for look in range(30):
+        case = on(look, 0.25, 1.0 + 0.1 * look)
+        assert case.snapshot is not None
+        scored = case.snapshot.values.copy()
+        scored[features.INDEX["book_age_ms"]] = 7.0 + 3.1 * look % 50
+        case.take_vector(scored, scored.tobytes())
+        assert market.objections(case) == []
+    stuck = [market.objections(on(look, 0.25, 4.0 + 0.1 * look)) for look in range(30, 50)]
+    assert stuck[-1] == [OUTSIDE], "one that orders are scored with is"
+
+
 def of_guest(look: int, weighted_mid: float, trades: float, urgency: float, side: pb.Side.ValueType) -> Case:
     """An order that a model of the set MIXED has scored."""
     case = new_case(side=side, values=row())
