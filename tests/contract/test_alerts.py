@@ -74,6 +74,7 @@ def fired_in(case: dict[str, Any]) -> set[str]:
     return by_rule | set(re.findall(r'alertname="(\w+)"', sampled))
 
 
+@pytest.mark.long
 def test_each_alert_says_in_which_region_it_fires(tmp_path: Path) -> None:
     """Without the label, a lost region would not silence it, and two regions would be told as one."""
     cases = yaml.safe_load((RULES / "alerts.test.yaml").read_text())["tests"]

@@ -43,7 +43,14 @@ def proxy(group: Group) -> Iterator[TcpProxy]:
     "A server is gone for 1, 3 and 6 seconds, and listens again",
     "The client library looks for it ten times a second, and the call that waits is answered.",
 )
-@pytest.mark.parametrize(("way", "seconds"), [(CALLS[0], 1.0), (CALLS[0], 3.0), (CALLS[0], 6.0), (CALLS[1], 3.0)])
+@pytest.mark.parametrize(
+    ("way", "seconds"),
+    [
+        (CALLS[0], 1.0),
+        *(pytest.param(*one, marks=pytest.mark.long) for one in ((CALLS[0], 3.0), (CALLS[0], 6.0))),
+        (CALLS[1], 3.0),
+    ],
+)
 def test_a_server_that_is_back_is_found_at_once(
     group: Group, proxy: TcpProxy, way: str, seconds: float, seen: Seen, figure: Figure
 ) -> None:
@@ -82,7 +89,9 @@ def test_a_server_that_is_far_away_has_the_time_to_connect(proxy: TcpProxy, way:
     "A router forgets the callers' open connections, without a word to either side",
     "Within seconds the client library connects anew. What is asked until then ends at its deadline.",
 )
-@pytest.mark.parametrize("way", [*CALLS, *SHARED, STREAM])
+@pytest.mark.parametrize(
+    "way", [CALLS[0], *(pytest.param(one, marks=pytest.mark.long) for one in (CALLS[1], *SHARED, STREAM))]
+)
 def test_a_connection_that_swallows_everything_is_replaced(proxy: TcpProxy, way: str, seen: Seen) -> None:
     with asking(way, proxy.address) as ask:
         for _ in range(100):

@@ -94,6 +94,7 @@ def test_answers_that_nobody_reads_fill_no_memory(open_rig: OpenRig, seen: Seen)
         assert decided < (256 + 500 if EDGE == "grpcio" else 5_000) + len(rig.calls())
 
 
+@pytest.mark.long
 @pytest.mark.fault("E2", "1,000 connections stay idle", "Memory is bounded. Other callers are not affected.")
 def test_a_thousand_idle_connections_cost_little(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(AS_SHIPPED)

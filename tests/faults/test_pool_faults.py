@@ -38,6 +38,7 @@ def slow(call: PeerCall) -> None:
     call.reply(scored(call.rows))
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "A16",
     "Two of the primary's four endpoints are killed under load, then a third grows slow",

@@ -128,7 +128,9 @@ def never_ending() -> Iterator[pb.DecideStreamRequest]:
 
 
 @pytest.mark.fault("F3", "A second SIGTERM", "All processes end at once.")
-@pytest.mark.parametrize(("processes", "edge"), [(None, "grpcio"), (2, "grpcio"), (1, "envoy")])
+@pytest.mark.parametrize(
+    ("processes", "edge"), [(None, "grpcio"), pytest.param(2, "grpcio", marks=pytest.mark.long), (1, "envoy")]
+)
 def test_a_second_sigterm_ends_at_once(tmp_path: Path, processes: int | None, edge: str, seen: Seen) -> None:
     env = environment(tmp_path, PRETRADE_GRPC__DRAIN_SECONDS="60", PRETRADE_GRPC__EDGE=edge)
     argv = [sys.executable, "-m", "server", *(("--processes", str(processes)) if processes else ())]
@@ -533,6 +535,7 @@ def test_one_admin_address_reaches_every_process(tmp_path: Path) -> None:
         assert status.replicas[0].breaker_mode == admin_pb2.BREAKER_MODE_FORCED_OPEN
 
 
+@pytest.mark.long
 def test_ports_and_journals_of_another_server_are_refused(tmp_path: Path) -> None:
     with server_group(tmp_path, 1) as group:
         elsewhere = tmp_path / "other"

@@ -233,6 +233,7 @@ def test_poison_orders_cost_only_themselves_their_score(peer: ScriptedPeer, open
         seen(f"10 poison orders among {len(mates)}: {rig.check()}")
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "A12",
     "200 callers arrive while the primary's breaker is half-open and its probe hangs",

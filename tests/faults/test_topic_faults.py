@@ -140,6 +140,7 @@ async def test_poison_among_the_events_of_a_market_goes_to_the_dead_letters(stac
     seen(f"{sent} dead letters among {len(events)} events, whose features are exact")
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "C5",
     "The broker restarts with an empty log",

@@ -77,6 +77,7 @@ def held(port: int) -> int:
     return next(int(one.samples[0].value) for one in families if one.name == "pretrade_bars_partitions")
 
 
+@pytest.mark.long
 async def test_a_process_that_is_killed_goes_on_and_no_bar_is_missing_or_there_twice(
     kafka_bootstrap_servers: str, tmp_path: Path
 ) -> None:

@@ -149,6 +149,7 @@ async def test_brokers_that_are_down_delay_neither_decisions_nor_sql_and_get_the
     assert {int(dict(record.headers)["position"]) for record in records} == set(range(2, 3002))
 
 
+@pytest.mark.long
 async def test_a_journal_that_fills_up_lets_go_of_what_brokers_do_not_take_and_counts_it(
     tmp_path: Path, own_broker: Stack
 ) -> None:

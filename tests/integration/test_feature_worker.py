@@ -268,6 +268,7 @@ async def test_a_second_worker_takes_over_when_the_first_ends(stack: Stack, cach
     assert second.returncode == 0
 
 
+@pytest.mark.long
 async def test_a_broker_that_was_killed_and_lost_its_log_is_consumed_again(stack: Stack, cache: FeatureCache) -> None:
     events = market("EIGHT.SIM", 6)
     part = len(events) // 2

@@ -108,6 +108,7 @@ def rig(open_rig: OpenRig, replica_stack: Stack, store: Path, tmp_path: Path, mo
         set_map(rig)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)  # two minutes beside other tests on two cores
 async def test_two_models_with_different_sets_decide_different_orders_at_once_and_replay(
     rig: Rig, version: str, store: Path

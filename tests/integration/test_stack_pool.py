@@ -20,7 +20,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 pytestmark = pytest.mark.stack
 
 
-@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("replicas", [pytest.param(number, marks=pytest.mark.long) for number in (2, 4)])
 def test_half_of_the_primarys_servers_are_killed_and_no_call_fails(
     replicas: int, tmp_path: Path, model_store: Path
 ) -> None:

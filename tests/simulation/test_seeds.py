@@ -32,6 +32,7 @@ def simulate(*arguments: str, hash_seed: str = "0", **settings: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_a_seed_gives_the_same_history_in_any_process_whatever_ran_before_is_set_or_strings_hash_to() -> None:
     arguments = ("--first", "70", "--seeds", "14", "--hashes")
     one_after_another = simulate(*arguments, "--jobs", "1", hash_seed="1")

@@ -322,6 +322,7 @@ async def test_a_good_canary_becomes_the_champion_step_by_step() -> None:
         await until(lambda: w.one.loader.versions == {"primary": {NEW}, "secondary": {NEW}, "challenger": {NEW}})
 
 
+@pytest.mark.long
 async def test_a_canary_of_one_strategy_takes_its_steps_there_and_waits_for_an_operator_at_the_last() -> None:
     async with world() as w:
         held = Canary.start("canary-1", NEW, OLD, (0.5, 1.0), "ann", "better", w.one.wall(), strategy="s[0-4]*")

@@ -165,7 +165,7 @@ def finds_the_same(
             assert query.spread(spread, 30) == plain.spread(spread, 30)
 
 
-@pytest.mark.parametrize("examples", [60, pytest.param(600, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("examples", [30, pytest.param(600, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
 def test_a_filter_finds_the_same_with_ranges_and_without(examples: int) -> None:
     settings(max_examples=examples, deadline=None)(finds_the_same)()
 
