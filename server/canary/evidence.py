@@ -5,7 +5,7 @@ against its tolerance:
 
 * *errors*: batches of either model at the same time, one of each, of orders or of shadow rows;
 * *slow*: likewise batches of orders alone: one of shadow rows is large, and nobody waits for it. Where the champion has
-  hardly any order of its own, as at the last step, it says nothing, and nobody waits for it to;
+  hardly any order of its own, as at the last step, the canary's are held against the last ones that the champion had;
 * *fallback*: orders of either model's flows at the same time, one of each, that its first attempt left to another
   replica, both held against the shorter of what the two orders allowed; the canary's against none where the champion
   has hardly any order of its own, as at the last step;
@@ -341,9 +341,8 @@ class Evidence:
         self._batches: dict[str, dict[Side, deque[float]]] = {
             name: {side: deque(maxlen=_UNPAIRED) for side in Side} for name in self._of_batches
         }
-        self._incomparable = 0
-        """Batches of orders at this step that the champion had none to compare with at the time."""
-        self._enough = orders
+        self._champion_was_slow: deque[float] = deque(maxlen=NEW_BET)
+        """Of the champion's last batches of orders, which were; at this step or an earlier one."""
         self._orders: dict[Side, deque[FirstAttempt]] = {side: deque(maxlen=_UNPAIRED) for side in Side}
         self._unpaired: dict[str, ScoredPair] = {}
         """By instrument, the newest row that is in no pair of rows."""
@@ -380,8 +379,6 @@ class Evidence:
             self.checks[_BETTER].verdict is Verdict.BETTER_OR_EQUAL or any(self.checks[name].beyond for name in _ALIKE)
         )
         waived = _ALIKE if other else (_BETTER,)
-        if self._incomparable >= self._enough:
-            waived = (*waived, _SLOW)
         return [
             check for check in self.checks.values() if check.name not in waived and check.verdict is Verdict.NO_EVIDENCE
         ]
@@ -397,18 +394,24 @@ class Evidence:
         if outcome in _UNBLAMED:
             return
         self._pair("errors", side, float(outcome is not Outcome.SUCCESS))
-        if not math.isnan(seconds):
-            self._pair(_SLOW, side, float(seconds > self._slow_seconds))
+        if math.isnan(seconds):
+            return
+        is_slow, waiting = float(seconds > self._slow_seconds), self._batches[_SLOW][side]
+        if side is Side.CHAMPION:
+            self._champion_was_slow.append(is_slow)
+        elif len(waiting) == _UNPAIRED:
+            before = self._champion_was_slow
+            self._of_batches[_SLOW].observe(waiting.popleft(), sum(before) / len(before) if before else 0.0)
+        self._pair(_SLOW, side, is_slow)
 
     def _pair(self, check: str, side: Side, seen: float) -> None:
         """Compares a batch with the next one of the other model."""
-        waiting, other = self._batches[check][side], self._batches[check][Side(1 - side.value)]
+        other = self._batches[check][Side(1 - side.value)]
         if other:
             waited = other.popleft()
             self._of_batches[check].observe(*((seen, waited) if side is Side.CANARY else (waited, seen)))
-            return
-        self._incomparable += check == _SLOW and side is Side.CANARY and len(waiting) == _UNPAIRED
-        waiting.append(seen)
+        else:
+            self._batches[check][side].append(seen)
 
     def observe_order(self, side: Side, attempt: FirstAttempt) -> None:
         """Observes the first attempt at an order, and pairs it with the next one of the other model.
@@ -456,6 +459,5 @@ class Evidence:
 
     def restart(self) -> None:
         """A new step begins."""
-        self._incomparable = 0
         for check in self.checks.values():
             check.restart()

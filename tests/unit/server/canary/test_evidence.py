@@ -137,20 +137,28 @@ def test_how_long_large_batches_of_shadow_rows_take_is_held_against_nobody() -> 
     assert world.guilty() == {"slow"}, "what it takes with orders is"
 
 
-def test_whether_it_is_slow_is_not_waited_for_where_the_champion_has_no_orders_to_compare_with() -> None:
-    world = World(7)
-    for _ in range(1_000):
-        world.evidence.observe_batch(Side.CANARY, Outcome.SUCCESS, 0.003)
-        world.evidence.observe_batch(Side.CHAMPION, Outcome.SUCCESS, math.nan)
-        world.evidence.observe_order(Side.CANARY, attempt(answered=True))
-        scored = pair(*[float(world.random.beta(6, 4))] * 2)
-        world.evidence.observe_pair(NAME, scored)
-        world.evidence.observe_outcome(NAME, scored, bool(world.random.random() < scored.champion_score))
-        world.go_by()
-    assert (world.verdict, world.evidence.checks["slow"].samples) == (Verdict.BETTER_OR_EQUAL, 0)
-    world.evidence.restart()
-    world.go_on(5)
-    assert "slow" in world.evidence.reason, "the next step has to show it again"
+@pytest.mark.parametrize(
+    ("champion_seconds", "canary_seconds", "verdict"),
+    [
+        (0.003, 0.003, Verdict.BETTER_OR_EQUAL),
+        (0.003, 0.1, Verdict.WORSE),
+        (0.1, 0.1, Verdict.BETTER_OR_EQUAL),
+        (None, 0.003, Verdict.BETTER_OR_EQUAL),
+        (None, 0.1, Verdict.WORSE),
+    ],
+    ids=["both quick", "slower", "both slow", "never compared and quick", "never compared and slow"],
+)
+def test_where_the_champion_has_no_orders_the_canary_is_held_against_the_last_ones_it_had(
+    champion_seconds: float | None, canary_seconds: float, verdict: Verdict
+) -> None:
+    evidence = World(7).evidence
+    for _ in range(500 if champion_seconds else 0):
+        evidence.observe_batch(Side.CHAMPION, Outcome.SUCCESS, champion_seconds or 0.0)
+    evidence.restart()
+    for _ in range(500):
+        evidence.observe_batch(Side.CANARY, Outcome.SUCCESS, canary_seconds)
+        evidence.observe_batch(Side.CHAMPION, Outcome.SUCCESS, math.nan)  # it scores what the canary decides
+    assert evidence.checks["slow"].verdict is verdict
 
 
 def test_a_machine_that_is_slow_for_both_rolls_nothing_back() -> None:
