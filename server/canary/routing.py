@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from fallback.budget import Budget, BudgetSettings
@@ -157,11 +157,11 @@ class CanaryRouting:
         self._champion.on_free(listener)
         self._challenger.on_batch(lambda outcome, seconds: listener())
 
-    def parted(self, chosen: str, orders: Sequence[Order], places: Sequence[int]) -> Sequence[Sequence[int]]:
+    def parted(self, chosen: str, orders: Sequence[Order], places: Sequence[int]) -> Iterable[Sequence[int]]:
         """The orders of the canary's flows, and the others."""
         canary = self.canary
         if canary is None:
-            return (places,)
+            return self._champion.parted(chosen, orders, places)
         own, others = list[int](), list[int]()
         for place in places:
             (own if self._takes(canary, orders[place]) else others).append(place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fallback.budget import BudgetSettings
@@ -22,6 +22,7 @@ from server.timing.latency import LatencyWindow
 if TYPE_CHECKING:
     from fallback.block import Block
     from fallback.joint_case import JointCase
+    from fallback.order import Order
     from server.inference.batcher import MicroBatcher
     from server.inference.pool import Role
     from server.inference.replica import Replica
@@ -228,6 +229,10 @@ class Champion:
         """See `fallback.chain.BlockStage`."""
         for seat in self._seats:
             seat.role.on_batch(lambda outcome, seconds: listener())
+
+    def parted(self, chosen: str, orders: Sequence[Order], places: Sequence[int]) -> Iterable[Sequence[int]]:
+        """All of them: one model scores them."""
+        return (places,)
 
     def begin_block(self, block: Block) -> Taken:
         """Begins the first attempt of a block as `begin` does."""
