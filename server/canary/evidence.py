@@ -5,10 +5,10 @@ against its tolerance:
 
 * *errors*: batches of either model at the same time, one of each, of orders or of shadow rows;
 * *slow*: likewise batches of orders alone: one of shadow rows is large, and nobody waits for it. Where the champion has
-  hardly any order of its own, as at the last step, the canary's are held against the last ones that the champion had;
+  none, as at the last step, the canary's are held against those that it had in the minutes before, or against none;
 * *fallback*: orders of either model's flows at the same time, one of each, that its first attempt left to another
   replica, both held against the shorter of what the two orders allowed; the canary's against none where the champion
-  has hardly any order of its own, as at the last step;
+  has no order of its own, as at the last step;
 * *disagreement*, *score_shift*, *rank*: rows that both scored, whichever of them decided. For *rank* two such rows in a
   row, of one instrument, are a pair: are they ordered alike?
 * *brier*, *bad_trades*, *missed_trades*: such rows whose outcome the market has shown since;
@@ -16,7 +16,8 @@ against its tolerance:
 
 Rows are no observations. Those of one instrument within the horizon of the label know one state of the market and share
 its outcome, be they five or five thousand: the mean of their differences is one observation. Orders of a tenth of a
-second may have been in one batch, and are one observation of *fallback* for the same reason. What is assumed, and how
+second may have been in one batch, and are one observation of *fallback* for the same reason, as are the batches of a
+quarter of a second of *slow*. What is assumed, and how
 seldom and how soon a canary is rolled back, is in `docs/canary.md`.
 
 What a caller chooses is not evidence: see `Rollout` for what is left out.
@@ -31,11 +32,12 @@ from __future__ import annotations
 
 import enum
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
+from server.canary.pairing import Lately, Pairing, Side
 from server.canary.sequential import SequentialTest
 from server.canary.settings import CanarySettings
 from server.inference.outcome import Outcome
@@ -48,14 +50,16 @@ INDEPENDENT_SECONDS: Final = 5.0
 market outlast short horizons."""
 _BATCH_SECONDS: Final = 0.1
 """Orders within this time may have been in one batch."""
-_UNPAIRED: Final = 8
-"""Batches, or orders, of one model that wait for one of the other."""
+_SLOW_SECONDS: Final = 0.25
+"""Batches within this time are one observation of *slow*: a machine that stands still for two seconds is eight."""
+_REMEMBERED: Final = 1_200
+"""Such times with batches of the champion that are remembered: five minutes at least."""
 _UNBLAMED: Final = frozenset((Outcome.OVERLOAD, Outcome.IGNORED))
 """Outcomes that say nothing about the model."""
 
 _SENTENCES: Final = {
     "errors": ("{} of its batches failed, {} of the champion's; {} more is allowed", True),
-    "slow": ("{} of its batches were slow, {} of the champion's; {} more is allowed", True),
+    "slow": ("{} of its batches of orders were slow, {} of the champion's; {} more is allowed", True),
     "fallback": ("another replica answered {} of its orders and {} of the champion's; {} more is allowed", True),
     "disagreement": ("it decides {0} of the rows otherwise than the champion; {2} is allowed", True),
     "score_shift": ("its scores differ from the champion's by {0} on average; {2} is allowed", False),
@@ -80,13 +84,6 @@ class Verdict(enum.Enum):
     NO_EVIDENCE = "no evidence"
     BETTER_OR_EQUAL = "better or equal"
     WORSE = "worse"
-
-
-class Side(enum.Enum):
-    """Whose batch it was."""
-
-    CANARY = 0
-    CHAMPION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,19 +328,17 @@ class Evidence:
         }
         self._clock = clock
         self._slow_seconds = settings.slow_seconds
-        self._of_batches = {name: Check(name, terms.pop(name)) for name in ("errors", _SLOW)}
+        errors = Check("errors", terms.pop("errors"))
         independent_seconds = settings.independent_seconds or max(INDEPENDENT_SECONDS, span_seconds)
+        seconds = {"fallback": _BATCH_SECONDS, _SLOW: _SLOW_SECONDS}
         self._gathered = {
-            name: GatheredCheck(name, one, _BATCH_SECONDS if name == "fallback" else independent_seconds)
-            for name, one in terms.items()
+            name: GatheredCheck(name, one, seconds.get(name, independent_seconds)) for name, one in terms.items()
         }
-        self.checks: Final[Mapping[str, Check]] = {**self._of_batches, **self._gathered}
-        self._batches: dict[str, dict[Side, deque[float]]] = {
-            name: {side: deque(maxlen=_UNPAIRED) for side in Side} for name in self._of_batches
-        }
-        self._champion_was_slow: deque[float] = deque(maxlen=NEW_BET)
-        """Of the champion's last batches of orders, which were; at this step or an earlier one."""
-        self._orders: dict[Side, deque[FirstAttempt]] = {side: deque(maxlen=_UNPAIRED) for side in Side}
+        self.checks: Final[Mapping[str, Check]] = {"errors": errors, **self._gathered}
+        self._errors = Pairing[float](clock, errors.observe)
+        self._slow = Pairing[float](clock, partial(self._gather, _SLOW, ""), self._slow_alone)
+        self._champion_was_slow = Lately(clock, _SLOW_SECONDS, _REMEMBERED)
+        self._orders = Pairing[FirstAttempt](clock, self._compare_orders, self._order_alone)
         self._unpaired: dict[str, ScoredPair] = {}
         """By instrument, the newest row that is in no pair of rows."""
 
@@ -385,6 +380,8 @@ class Evidence:
 
     def settle(self) -> None:
         """Takes in the observations that are over by now."""
+        for pairing in (self._slow, self._orders):
+            pairing.drop_old()
         now = self._clock()
         for check in self._gathered.values():
             check.settle(now)
@@ -393,43 +390,31 @@ class Evidence:
         """How a batch of either model ended, and what it took, NaN for shadow rows. Waits for one of the other."""
         if outcome in _UNBLAMED:
             return
-        self._pair("errors", side, float(outcome is not Outcome.SUCCESS))
+        self._errors.see(side, float(outcome is not Outcome.SUCCESS))
         if math.isnan(seconds):
             return
-        is_slow, waiting = float(seconds > self._slow_seconds), self._batches[_SLOW][side]
+        is_slow = float(seconds > self._slow_seconds)
         if side is Side.CHAMPION:
-            self._champion_was_slow.append(is_slow)
-        elif len(waiting) == _UNPAIRED:
-            before = self._champion_was_slow
-            self._of_batches[_SLOW].observe(waiting.popleft(), sum(before) / len(before) if before else 0.0)
-        self._pair(_SLOW, side, is_slow)
+            self._champion_was_slow.see(is_slow)
+        self._slow.see(side, is_slow)
 
-    def _pair(self, check: str, side: Side, seen: float) -> None:
-        """Compares a batch with the next one of the other model."""
-        other = self._batches[check][Side(1 - side.value)]
-        if other:
-            waited = other.popleft()
-            self._of_batches[check].observe(*((seen, waited) if side is Side.CANARY else (waited, seen)))
-        else:
-            self._batches[check][side].append(seen)
+    def _slow_alone(self, is_slow: float) -> None:
+        self._gather(_SLOW, "", is_slow, self._champion_was_slow.mean)
 
     def observe_order(self, side: Side, attempt: FirstAttempt) -> None:
-        """Observes the first attempt at an order, and pairs it with the next one of the other model.
+        """Observes the first attempt at an order, and pairs it with one of the other model.
 
         Something that is slow for both, such as a stalled machine, therefore counts against neither. Nor does a caller
         with a short deadline: both orders of a pair are measured against the shorter deadline.
         """
-        waiting, other = self._orders[side], self._orders[Side(1 - side.value)]
-        if other:
-            waited = other.popleft()
-            within = min(attempt.allowed_seconds, waited.allowed_seconds)
-            canary, champion = (attempt, waited) if side is Side.CANARY else (waited, attempt)
-            self._gather("fallback", "", float(canary.seconds > within), float(champion.seconds > within))
-            return
-        if side is Side.CANARY and len(waiting) == _UNPAIRED:
-            alone = waiting.popleft()
-            self._gather("fallback", "", float(alone.seconds > alone.allowed_seconds), 0.0)
-        waiting.append(attempt)
+        self._orders.see(side, attempt)
+
+    def _compare_orders(self, canary: FirstAttempt, champion: FirstAttempt) -> None:
+        within = min(canary.allowed_seconds, champion.allowed_seconds)
+        self._gather("fallback", "", float(canary.seconds > within), float(champion.seconds > within))
+
+    def _order_alone(self, canary: FirstAttempt) -> None:
+        self._gather("fallback", "", float(canary.seconds > canary.allowed_seconds), 0.0)
 
     def observe_pair(self, instrument: str, pair: ScoredPair) -> None:
         """A row that both scored."""

@@ -11,6 +11,7 @@ becomes the champion is described in `server/models/deployment.py`.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
@@ -20,9 +21,10 @@ import structlog
 from pretrade.audit.v1 import packet_pb2
 from server.canary.burn import BurnRate, Objective, SloSettings
 from server.canary.events import EventLog
-from server.canary.evidence import Evidence, FirstAttempt, ScoredPair, Side, Verdict
+from server.canary.evidence import Evidence, FirstAttempt, ScoredPair, Verdict
 from server.canary.history import EvidenceHistory
 from server.canary.markouts import Markouts
+from server.canary.pairing import Side
 from server.canary.pairs import MOST_IN_ENTRY
 from server.canary.plan import Canary, StateName
 from server.canary.settings import CanarySettings
@@ -299,7 +301,7 @@ class Rollout:
             return  # not served here yet, and judged by those that serve it
         if not self._challenger.available and any(replica.available for replica in self._deployment.champions):
             # Nothing is sent to it any more: its being out is all there is to be seen.
-            self.evidence.observe_batch(Side.CANARY, Outcome.TRANSPORT, 0.0)
+            self.evidence.observe_batch(Side.CANARY, Outcome.TRANSPORT, math.nan)
         self.evidence.settle()
         verdict, now = self.evidence.verdict, self._wall_seconds()
         # What burned before its first order is not its doing.

@@ -10,7 +10,8 @@ from fallback.budget import Budget, BudgetSettings
 from fallback.chain import Taken
 from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.canary.evidence import FirstAttempt, Side
+from server.canary.evidence import FirstAttempt
+from server.canary.pairing import Side
 from server.inference.attempt import model_of, settle
 from server.inference.attempt_span import attempt_span
 from server.inference.outcome import Outcome

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from pretrade.admin.v1 import admin_pb2
 from server.canary.burn import Objective
 from server.canary.events import EventLog
-from server.canary.evidence import Side
 from server.canary.markouts import Markouts
+from server.canary.pairing import Side
 from server.canary.pairs import PairRecorder
 from server.canary.rollout import Rollout
 from server.canary.routing import CanaryRouting

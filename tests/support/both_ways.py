@@ -30,7 +30,8 @@ from feature_cache.token_bucket import TokenBuckets
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.canary.evidence import FirstAttempt, Side
+from server.canary.evidence import FirstAttempt
+from server.canary.pairing import Side
 from server.canary.plan import Canary
 from server.decision import blocks
 from server.errors import PretradeError

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from support.cases import Clock
 
-from server.canary.evidence import INDEPENDENT_SECONDS, Evidence, FirstAttempt, ScoredPair, Side, Verdict
+from server.canary.evidence import INDEPENDENT_SECONDS, Evidence, FirstAttempt, GatheredCheck, ScoredPair, Verdict
+from server.canary.pairing import Side
 from server.canary.settings import CanarySettings
 from server.inference.outcome import Outcome
 
@@ -148,17 +149,60 @@ def test_how_long_large_batches_of_shadow_rows_take_is_held_against_nobody() -> 
     ],
     ids=["both quick", "slower", "both slow", "never compared and quick", "never compared and slow"],
 )
-def test_where_the_champion_has_no_orders_the_canary_is_held_against_the_last_ones_it_had(
+def test_where_the_champion_has_no_orders_the_canary_is_held_against_those_that_it_had(
     champion_seconds: float | None, canary_seconds: float, verdict: Verdict
 ) -> None:
-    evidence = World(7).evidence
+    judge = Judge()
     for _ in range(500 if champion_seconds else 0):
-        evidence.observe_batch(Side.CHAMPION, Outcome.SUCCESS, champion_seconds or 0.0)
-    evidence.restart()
-    for _ in range(500):
-        evidence.observe_batch(Side.CANARY, Outcome.SUCCESS, canary_seconds)
-        evidence.observe_batch(Side.CHAMPION, Outcome.SUCCESS, math.nan)  # it scores what the canary decides
-    assert evidence.checks["slow"].verdict is verdict
+        judge.evidence.observe_batch(Side.CHAMPION, Outcome.SUCCESS, champion_seconds or 0.0)
+        judge.go_by(0.1)
+    judge.evidence.restart()
+    for _ in range(1_000):
+        judge.evidence.observe_batch(Side.CANARY, Outcome.SUCCESS, canary_seconds)
+        judge.evidence.observe_batch(Side.CHAMPION, Outcome.SUCCESS, math.nan)  # it scores what the canary decides
+        judge.go_by(0.1)
+    assert judge.evidence.checks["slow"].verdict is verdict
+
+
+def test_two_seconds_in_which_a_machine_stands_still_roll_back_no_canary_that_gets_all_orders() -> None:
+    judge = Judge()
+    for tenth in range(6_000):
+        stands_still = tenth % 600 >= 580  # two seconds a minute
+        for _ in range(10):
+            judge.evidence.observe_batch(Side.CANARY, Outcome.SUCCESS, 0.5 if stands_still else 0.003)
+        judge.go_by(0.1)
+    assert judge.evidence.checks["slow"].verdict is Verdict.BETTER_OR_EQUAL
+
+
+@pytest.mark.parametrize("size", [1, 16, 64, 256])
+def test_orders_in_columns_that_fail_for_both_speak_against_neither(size: int) -> None:
+    """Those of one model are told of together, after those of the other."""
+    world = World(8)
+    for _ in range(600):
+        fails = bool(world.random.random() < 0.15)
+        for side in (Side.CANARY, Side.CHAMPION):
+            for _ in range(size):
+                world.evidence.observe_order(side, attempt(not fails))
+        world.go_by(0.2)
+    fallback = world.evidence.checks["fallback"]
+    assert (fallback.verdict, fallback.samples) == (Verdict.BETTER_OR_EQUAL, 600)
+    assert fallback.canary == fallback.champion
+
+
+def test_orders_of_the_canarys_that_find_no_partner_say_nothing_while_the_champion_has_some() -> None:
+    judge = Judge()
+    for _ in range(100):
+        for side, orders in ((Side.CANARY, 90), (Side.CHAMPION, 10)):
+            for _ in range(orders):
+                judge.evidence.observe_order(side, attempt(answered=True))
+        judge.go_by(0.2)
+    fallback = judge.evidence.checks["fallback"]
+    assert isinstance(fallback, GatheredCheck)
+    assert fallback.samples == 100
+    for _ in range(100):
+        judge.evidence.observe_order(Side.CANARY, attempt(answered=False))
+        judge.go_by(0.2)
+    assert fallback.verdict is Verdict.WORSE, "without any, its own do"
 
 
 def test_a_machine_that_is_slow_for_both_rolls_nothing_back() -> None:
@@ -341,6 +385,7 @@ def test_a_batch_that_is_late_is_one_observation_however_many_orders_were_in_it(
     judge = Judge()
     for _ in range(64):
         judge.evidence.observe_order(Side.CANARY, attempt(False))
+    judge.go_by(0.2)
     judge.go_by(0.1)
     assert judge.evidence.checks["fallback"].samples == 1
     assert judge.evidence.verdict is Verdict.NO_EVIDENCE

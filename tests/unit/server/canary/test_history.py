@@ -8,8 +8,9 @@ from itertools import pairwise
 import pytest
 from support.cases import Clock
 
-from server.canary.evidence import Evidence, Side
+from server.canary.evidence import Evidence
 from server.canary.history import MOST, EvidenceHistory
+from server.canary.pairing import Side
 from server.canary.settings import CanarySettings
 from server.inference.outcome import Outcome
 

@@ -24,7 +24,8 @@ from feature_cache.feature_set import FeatureSet, SetRow
 from feature_cache.features import MF1
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.burn import Objective, SloSettings
-from server.canary.evidence import FirstAttempt, Side
+from server.canary.evidence import FirstAttempt
+from server.canary.pairing import Side
 from server.canary.plan import Canary
 from server.canary.routing import CanaryRouting
 from server.inference.batcher import BatcherSettings
