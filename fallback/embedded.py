@@ -71,6 +71,16 @@ class Holder(Protocol):
 class Trial(Protocol):
     """A model on trial. It is asked for its own orders first: where this stage comes first, it would get none."""
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether every order is its own."""
+
+    def is_busy(self, orders: int) -> bool:
+        """See `fallback.chain.BlockStage`."""
+
+    def on_free(self, listener: Callable[[], None]) -> None:
+        """The same."""
+
     def wants(self, case: Case) -> bool:
         """Whether an order is its own and it was not asked for it yet."""
 
@@ -193,14 +203,19 @@ class Embedded:
             case.set_result(result)
         return asked
 
-    answers_at_once: Final = True
+    @property
+    def answers_at_once(self) -> bool:
+        """True but where a model on trial gets all orders."""
+        return self._trial is None or not self._trial.takes_all
 
     def is_busy(self, orders: int) -> bool:
-        """False: it answers at once."""
-        return False
+        """False where it answers at once; else whether the model on trial is."""
+        return self._trial is not None and self._trial.takes_all and self._trial.is_busy(orders)
 
     def on_free(self, listener: Callable[[], None]) -> None:
-        """Nothing: it is never busy."""
+        """When a model on trial may be busy no longer; by itself it never is."""
+        if self._trial is not None:
+            self._trial.on_free(listener)
 
     def parted(self, chosen: str, orders: Sequence[Order], places: Sequence[int]) -> Iterable[Sequence[int]]:
         """Those of a model on trial by themselves."""

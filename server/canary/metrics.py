@@ -59,7 +59,7 @@ def of_canary(models: Iterable[tuple[str, CanaryRouting, Rollout, Objective]]) -
         canary = routing.canary
         weight.add_metric((model,), 0.0 if canary is None else canary.weight)
         orders.add_metric((model, "answered"), routing.answered)
-        orders.add_metric((model, "passed_over"), routing.orders - routing.answered)
+        orders.add_metric((model, "passed_over"), routing.passed_over)
         for turn in TURNS:
             turns.add_metric((model, turn), rollout.events.counts[turn])
         if canary is not None:

@@ -156,6 +156,7 @@ class Rollout:
         self._in_doubt.clear()
         if canary is None or not canary.running:
             self._routing.canary = None
+            self._routing.promoted = canary.model_version if canary is not None and canary.state == "promoted" else ""
             self._want(None)
             if self._promotion is not None and (canary is None or canary.state != "promoted"):
                 self._promotion.cancel()

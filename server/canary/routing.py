@@ -47,7 +47,7 @@ class CanaryRouting:
 
     The canary's time is limited so that the champion can still be asked. The canary is skipped if too little time is
     left or its breaker is open. Asking it costs one of the two attempts that an order has. A score of it that comes
-    when its trial has ended decides nothing.
+    when its trial has ended decides nothing, unless it was promoted.
 
     Orders in columns stay there: those of the canary's flows are asked of it together, and the others of the champion.
     What cannot be asked of the canary together goes on one by one.
@@ -86,10 +86,12 @@ class CanaryRouting:
         """Instrument and strategy of the orders that came while this canary ran."""
         self.canary: Canary | None = None
         """The version on trial; None without one."""
-        self.orders = 0
-        """Orders that belonged to a canary, since start."""
+        self.promoted = ""
+        """The version whose trial ended last, if that was promoted."""
         self.answered = 0
-        """Those that it answered."""
+        """Orders of a canary's flows that it answered, since start."""
+        self.passed_over = 0
+        """Those that it was not asked for, or that it did not answer."""
 
     def on_order(self, listener: Callable[[Side, FirstAttempt], None]) -> None:
         """Registers a function that is called, while a canary runs, for every order that gives a model a fair chance.
@@ -147,9 +149,14 @@ class CanaryRouting:
 
     answers_at_once: Final = False
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether the canary can be asked, and gets all orders."""
+        return self.canary is not None and self.canary.takes_all and self._challenger.available
+
     def is_busy(self, orders: int) -> bool:
         """See `Champion.is_busy`; that of the canary where it gets all orders."""
-        if self.canary is not None and self.canary.takes_all and self._challenger.available:
+        if self.takes_all:
             return self._challenger.would_wait(orders)
         return self._champion.is_busy(orders)
 
@@ -178,7 +185,11 @@ class CanaryRouting:
         return taken
 
     def begin_on_trial(self, block: Block) -> Taken | None:
-        """The same at the canary; None where no order of the block is of its flows."""
+        """The same at the canary; None where no order of the block is of its flows.
+
+        Where the last of its rows would not have its score in time, each goes alone: what its caller makes too long is
+        then passed over, and is no fault of the canary's.
+        """
         canary = self.canary
         own = 0 if canary is None else sum([self._takes(canary, order) for order in block.orders])
         if not own:
@@ -187,19 +198,18 @@ class CanaryRouting:
         if own < len(block) or replica is None:
             return Taken.LEFT
         rows, (allowed, _) = block.whole_rows_of(replica.feature_set), self._allowed(block.budget, now)
-        if rows is None or _is_at_fault(replica, allowed) or _is_busy(replica, allowed):
+        if rows is None or _is_at_fault(replica, allowed) or _is_busy(replica, allowed, own):
             return Taken.LEFT  # each finds out by itself, and tells of it
         block.asked_at, block.asked_of, block.allowed = now, replica.name, allowed
         replica.batcher.submit_block(RowBlock(rows, now + allowed, block, now), Lane.CANARY)
-        self.orders += own
         return Taken.BEGUN
 
     def settle_block(self, block: Block) -> bool:
         """See `Champion.settle_block`."""
         if not self.was_asked(block.asked_of):
             return self._champion.settle_block(block)
-        model, canary = model_of(block.results), self.canary
-        if model is None or canary is None or model.version != canary.model_version:
+        model = model_of(block.results)
+        if model is None or not self._may_decide(model.version):
             return False
         block.answered(pb.SOURCE_CANARY, model, self._clock() - block.asked_at)
         return True
@@ -213,6 +223,10 @@ class CanaryRouting:
         else:
             self._champion.count_block(block)
             self._note_block(Side.CHAMPION, block, block.used, block.asked_at)
+
+    def _may_decide(self, version: str) -> bool:
+        """Whether it is on trial, or has been promoted since it was asked."""
+        return version == (self.promoted if self.canary is None else self.canary.model_version)
 
     def was_asked(self, replica: str) -> bool:
         """Whether a replica of this name serves the canary."""
@@ -271,16 +285,17 @@ class CanaryRouting:
 
     async def _ask(self, case: Case) -> Answer | None:
         """One attempt at the canary; written into the ledger and the case."""
-        self.orders += 1
         replica, now = self._challenger.pick(), self._clock()
         allowed, reserve = self._allowed(case.budget, now)
         row = None if replica is None else case.row_of(replica.feature_set)
         if replica is not None and row is None:  # of its set's features, which is no fault of the model's
+            self.passed_over += 1
             case.budget.skip(pb.STAGE_CANARY, max(allowed, 0.0), pb.DEGRADATION_FEATURES_OF_SET_MISSING)
             case.degradations.append(pb.DEGRADATION_FEATURES_OF_SET_MISSING)
             return None
         at_fault = replica is None or _is_at_fault(replica, allowed)
-        if replica is None or row is None or at_fault or _is_busy(replica, allowed):
+        if replica is None or row is None or at_fault or _is_busy(replica, allowed, 1):
+            self.passed_over += 1
             case.budget.skip(pb.STAGE_CANARY, max(allowed, 0.0), pb.DEGRADATION_CANARY_PASSED_OVER)
             case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
             if at_fault:
@@ -297,10 +312,11 @@ class CanaryRouting:
         """Writes an attempt that has ended into the ledger and the case, and tells of it."""
         canary, used = self.canary, self._clock() - asked_at
         case.budget.charge(pb.STAGE_CANARY, allowed, used)
-        if isinstance(result, Scored) and (canary is None or result.model.version != canary.model_version):
+        if isinstance(result, Scored) and not self._may_decide(result.model.version):
             result = Outcome.IGNORED if canary is None else Outcome.BAD_ANSWER
         answer = settle(case, replica, pb.SOURCE_CANARY, result, used, span_id)
         if answer is None:
+            self.passed_over += 1
             case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
         else:
             self.answered += 1
@@ -315,10 +331,10 @@ def _is_at_fault(replica: Replica, allowed: float) -> bool:
     return replica.batcher.stuck or allowed < replica.latency.expected
 
 
-def _is_busy(replica: Replica, allowed: float) -> bool:
-    """Whether others are before what would be asked of it now: a long queue is made by callers."""
+def _is_busy(replica: Replica, allowed: float, rows: int) -> bool:
+    """Whether the last of so many rows that were asked for now would be too late: a long queue is made by callers."""
     batcher = replica.batcher
-    return batcher.full_for(Lane.CANARY) or allowed < batcher.expected_seconds_in(Lane.CANARY)
+    return batcher.full_for(Lane.CANARY) or allowed < batcher.expected_seconds_in(Lane.CANARY, rows)
 
 
 def _was_asked(case: Case) -> bool:

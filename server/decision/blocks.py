@@ -6,7 +6,7 @@ An order that meets anything but the usual goes on alone from there, see `fallba
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from fallback.block import Own
@@ -99,9 +99,12 @@ class Blocks:
         views = self._views(orders, groups, now)
         for model, places in groups.items():
             usual = [place for place in places if views[place] is not None]
-            for part in self._parted(model, orders, usual):
+            parts = self._parted(model, orders, usual)
+            for part in parts:
                 block = self._begin(orders, views, part, Budget(arrived, deadline), model, now, self._of_one_call)
                 yield model, block, part, {} if block is not None else dict.fromkeys(part, "stage")
+            if usual and not parts:
+                yield model, None, (), dict.fromkeys(usual, "bug")
             if len(usual) < len(places):
                 why = self._why_no_view()
                 yield model, None, (), {place: why for place in places if views[place] is None}
@@ -119,7 +122,9 @@ class Blocks:
             alone[self._why_no_view()] += unseen
         for model, places in groups.items():
             usual = [place for place in places if views[place] is not None]
-            for part in self._parted(model, orders, usual):
+            parts = self._parted(model, orders, usual)
+            alone["bug"] += 0 if parts else len(usual)
+            for part in parts:
                 left = len(part)
                 for near in _near(part, waiting, now):
                     left -= len(near)
@@ -162,10 +167,16 @@ class Blocks:
         """The places of the orders by their models; one without a name where there is one model."""
         return {"": range(len(orders))} if self._models is None else self._models.groups(orders)
 
-    def _parted(self, model: str, orders: Sequence[Order], places: Sequence[int]) -> Iterable[Sequence[int]]:
-        """The orders of a model at these places by who is asked to score them."""
-        stage = self._chain.for_blocks().stage
-        return stage.parted(model, orders, places) if stage is not None and places else ()
+    def _parted(self, model: str, orders: Sequence[Order], places: Sequence[int]) -> Sequence[Sequence[int]]:
+        """The orders of a model at these places by who is asked to score them; none where that met a bug."""
+        asked = self._chain.for_blocks()
+        if asked.stage is None or not places:
+            return ()
+        try:
+            return list(asked.stage.parted(model, orders, places))
+        except Exception:
+            self._chain.broke(asked.asked[0][0])
+            return ()
 
     def _views(self, orders: Sequence[Order], groups: Mapping[str, Sequence[int]], now: float) -> Sequence[View | None]:
         """What is known of the orders' instruments; None of those that cannot be decided in columns."""

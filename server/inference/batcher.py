@@ -216,15 +216,18 @@ class MicroBatcher:
         """Expected time to a score for a live row that arrives now."""
         return self.expected_seconds_in(Lane.LIVE)
 
-    def expected_seconds_in(self, lane: Lane) -> float:
-        """Expected time to a score for a row that arrives now: parts and full batches ahead of it, then its own."""
-        return self._latency.expected * self.expected_batches(lane)
+    def expected_seconds_in(self, lane: Lane, rows: int = 1) -> float:
+        """Expected time to a score for the last of some rows that arrive now.
 
-    def expected_batches(self, lane: Lane) -> float:
+        Parts and full batches ahead of it, then its own.
+        """
+        return self._latency.expected * self.expected_batches(lane, rows)
+
+    def expected_batches(self, lane: Lane, rows: int = 1) -> float:
         """The same in times that a batch takes; half of one for a batch that is under way."""
-        rows = len(self._live) + (len(self._canary) if lane is Lane.CANARY else 0)
+        ahead = rows - 1 + len(self._live) + (len(self._canary) if lane is Lane.CANARY else 0)
         slots = self._settings.slots
-        batches_ahead = (len(self._parts) + rows // self._row_limit.limit) / slots
+        batches_ahead = (len(self._parts) + ahead // self._row_limit.limit) / slots
         waits = self._active >= slots
         return batches_ahead + 1 + 0.5 * waits
 

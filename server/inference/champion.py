@@ -196,7 +196,7 @@ class Champion:
                 _pass_over(case, passed_over, 0.0, _closed(passed_over))
             case.asked_at, case.asked_of, case.allowed = now, name, allowed
             begun.append(case)
-            rows.append(Row(row, now + allowed, case, now))
+            rows.append(Row(row, now + allowed, case, now, from_caller=case.is_callers(feature_set)))
         _submit(batcher, rows)
         if begun:
             self._retry_budget.count_attempts(len(begun))

@@ -443,7 +443,7 @@ async def _found(p: Plane, outcomes: Outcomes, about: Circumstances) -> Found:
         "cancelled": metrics.cancelled,
         "shadow": p.shadow.fates(),
         "remembered": {asked: one.answer.model_version for asked, one in p.cached_scores._scores.items()},
-        "canary": (p.routing.orders, p.routing.answered),
+        "canary": (p.routing.answered, p.routing.passed_over),
         # A champion that cannot be asked is told of once more where no other stage takes the block.
         "observed": set(+p.observed) if about.out else +p.observed,
         "checks": dict(p.check.fates),

@@ -188,7 +188,7 @@ async def test_orders_in_columns_are_asked_of_one_model_each() -> None:
             assert d.routing.settle_block(block)
             assert block.source == source
             d.routing.count_block(block)
-        assert (d.primary.calls, d.canary.calls, d.routing.orders, d.routing.answered) == (1, 1, 1, 1)
+        assert (d.primary.calls, d.canary.calls, d.routing.answered, d.routing.passed_over) == (1, 1, 1, 0)
         assert (d.observed, d.controls) == ([True], []), "orders that it does not cover tell nothing of it"
         d.routing.canary = None
         assert d.routing.parted("", orders, range(3)) == (range(3),)
@@ -198,7 +198,7 @@ async def test_a_canary_that_cannot_be_asked_leaves_its_columns_to_be_asked_one_
     async with desk(answers(0.75, version=VERSION)) as d:
         d.canary.breaker.force(Mode.FORCED_OPEN)
         assert d.routing.begin_block(Columns([d.case()])) is Taken.LEFT
-        assert (d.primary.calls, d.routing.orders, d.observed) == (0, 0, []), "each of them says so"
+        assert (d.primary.calls, d.routing.passed_over, d.observed) == (0, 0, []), "each of them says so"
 
 
 async def test_columns_that_no_champion_can_be_asked_for_speak_against_it() -> None:
@@ -242,7 +242,95 @@ async def test_a_score_that_comes_when_its_trial_has_ended_decides_nothing(in_co
             assert (answer.source, case.degradations) == (pb.SOURCE_PRIMARY, PASSED_OVER)
             outcomes = [one.outcome for one in case.attempts]
             assert outcomes == ["ignored" if after is None else "bad_answer", "success"]
-        assert (d.canary.calls, d.routing.answered) == (1, 0)
+        assert (d.canary.calls, d.routing.answered, d.routing.passed_over) == (1, 0, not in_columns)
+        assert d.observed == ([False] if after and not in_columns else [])
+
+
+@pytest.mark.parametrize("in_columns", [True, False])
+async def test_a_score_of_the_version_that_was_promoted_meanwhile_decides(in_columns: bool) -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        block = Columns([d.case()])
+        assert d.routing.begin_block(block) is Taken.BEGUN
+        call = asyncio.create_task(d.routing.answer(d.case()))
+        await asyncio.sleep(0)
+        d.routing.canary, d.routing.promoted = None, VERSION
+        if in_columns:
+            await block.ended.wait()
+            assert d.routing.settle_block(block)
+        answer = await call
+        assert answer is not None
+        assert answer.source == pb.SOURCE_CANARY
+
+
+async def test_an_overload_of_the_canary_speaks_against_nobody() -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        call = asyncio.create_task(d.routing.answer(d.case()))
+        await asyncio.sleep(0)
+        await d.canary.batcher.close()
+        answer = await call
+        assert answer is not None
+        assert (answer.source, d.routing.passed_over, d.observed) == (pb.SOURCE_PRIMARY, 1, [])
+
+
+async def test_columns_of_the_canarys_that_are_too_many_for_their_time_go_one_by_one() -> None:
+    async with desk(answers(0.75, after_seconds=0.006, version=VERSION), batcher=BatcherSettings(max_rows=32)) as d:
+        for _ in range(10):  # so it is known to take 6 ms
+            await d.routing.answer(d.case())
+        d.observed.clear()
+        few = Columns([d.case()] * 64)
+        assert d.routing.begin_block(few) is Taken.BEGUN
+        await few.ended.wait()
+        many = Columns([d.case()] * 256)
+        assert d.routing.begin_block(many) is Taken.LEFT, "four batches in each slot"
+        await asyncio.gather(*(d.routing.answer(d.case()) for _ in range(256)))
+        assert False not in d.observed, "what a caller makes too long is no fault of the canary's"
+        assert d.routing.passed_over > 64
+
+
+async def test_columns_that_would_be_late_at_a_slow_canary_go_one_by_one() -> None:
+    async with desk(answers(0.75, after_seconds=0.02, version=VERSION)) as d:
+        for _ in range(10):
+            await d.routing.answer(d.case(timeout_seconds=1.0))
+        assert d.routing.begin_block(Columns([d.case(timeout_seconds=1.0)])) is Taken.BEGUN
+        assert d.routing.begin_block(Columns([d.case(timeout_seconds=0.04)])) is Taken.LEFT
+
+
+async def test_columns_without_what_the_canary_reads_go_one_by_one() -> None:
+    async with desk(answers(0.75, version=VERSION), feature_set=MIXED) as d:
+        assert d.routing.begin_block(Columns([d.case()])) is Taken.LEFT
+        assert d.canary.calls == 0
+
+
+async def test_columns_of_the_canarys_wait_behind_live_rows_and_no_longer_than_they_may() -> None:
+    patient = BatcherSettings(max_rows=1, slots=1, min_patience_seconds=10, max_patience_seconds=10)
+    async with desk(hangs, batcher=patient) as d:
+        live = [d.canary.batcher.submit(bytes(100), d.clock() + 1.0) for _ in range(2)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        block = Columns([d.case(timeout_seconds=1.0)])
+        assert d.routing.begin_block(block) is Taken.BEGUN
+        assert d.canary.batcher.expected_batches(Lane.LIVE) < d.canary.batcher.expected_batches(Lane.CANARY)
+        began = d.clock()
+        await block.ended.wait()
+        assert block.results[0] is Outcome.TIMEOUT
+        assert d.clock() - began == pytest.approx(block.allowed, abs=0.01)
+        assert block.allowed < 0.6, "the champion has its share of the second"
+        for one in live:
+            one.cancel()
+
+
+async def test_what_a_caller_brings_may_fail_the_champion_in_company_as_alone() -> None:
+    async with desk(answers(0.75, version=VERSION), fails(Outcome.MODEL_ERROR), feature_set=MIXED) as d:
+        told: list[Outcome] = []
+        d.primary.on_batch(lambda outcome, seconds: told.append(outcome))
+        d.routing.canary = CANARY.weighted(0.0, held=True, now=0.0)
+        alone = d.case_that_brings()
+        case = JointCase(alone.order, alone.budget, asyncio.Future(), lambda case: None)
+        case.features, case.others = alone.features, alone.others
+        assert list(d.routing.begin([case])) == [case]
+        await asyncio.sleep(0.01)
+        assert case.result is Outcome.MODEL_ERROR
+        assert told == []
 
 
 async def test_whether_it_is_busy_is_asked_of_the_model_that_gets_all_orders() -> None:
