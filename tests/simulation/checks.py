@@ -5,6 +5,7 @@ They are called I1 to I8 as in `tests/support/invariants.py`, which checks the s
 * I1 Every decision that a caller heard has exactly one row, and no row is there twice. A row counts as replied exactly
   if its bytes were handed to the transport; but of a process that was killed the last ones may say `killed`,
   `unsent` where its caller had not read for seconds, or `repeated` where a repeat heard what the first call had not.
+  `unsent` also stands where the process stood still from the moment of handing over until the deadline.
 * I2 Reply and row agree. Every chain verifies, in the journals and in the database.
 * I3 No reply comes after its caller's deadline, and no ledger says that it used more than it was allowed.
 * I4 Nobody trades on an unusable score, on stale features whoever brought them, or without a durable row.
@@ -78,6 +79,8 @@ def check_decisions(scene: Scene, audit: Audit) -> list[str]:
     """Orders whose callers may not read. Of all others the edges say how their calls ended."""
     outlived: set[str] = set()
     """Those of `audited` whose server ended after somebody had heard them."""
+    in_doubt: set[str] = set()
+    """Those of `audited` whose process stood still during the call: it may have found their deadlines passed."""
     unaudited: set[str] = set()
     """Decisions of which somebody was told that they are not recorded."""
     for asked in history.asked:
@@ -91,6 +94,7 @@ def check_decisions(scene: Scene, audit: Audit) -> list[str]:
         elif not _is_withdrawn(reply, audit):
             audited.add(reply.decision_id)
             outlived |= {reply.decision_id} if _ended_since(scene, asked) else set()
+            in_doubt |= {reply.decision_id} if _stood_still_over(scene, asked) else set()
     for decision_id, rows in audit.decisions.items():
         if len(rows) > 1:
             found.append(f"I1: {decision_id} has {len(rows)} rows")
@@ -99,13 +103,14 @@ def check_decisions(scene: Scene, audit: Audit) -> list[str]:
         notes = audit.unconfirmed(decision_id)
         ref = packet.order.order_ref
         by_death = notes and (notes[-1] == "killed" or (decision_id in outlived and _nobody_knows(notes[-1])))
-        if notes and not by_death and decision_id in audited:
+        is_in_doubt = notes and notes[-1] == "unsent" and decision_id in in_doubt
+        if notes and not (by_death or is_in_doubt) and decision_id in audited:
             found.append(f"I1: {ref} was heard, and its row says it is unconfirmed: {', '.join(notes)}")
         if not notes and decision_id in unaudited - audited:
             found.append(f"I2: {ref} was told that it is not audited, and its row says it was replied")
         if not notes and decision_id not in handed:
             found.append(f"I1: {ref} was never handed to the transport, and its row says it was replied")
-        if notes and notes[-1] == "unsent" and ref not in streamed:
+        if notes and notes[-1] == "unsent" and not is_in_doubt and ref not in streamed:
             found.append(f"I1: {ref} ended, and its row says no more than that nobody took the reply")
     return found
 
@@ -118,6 +123,15 @@ def _nobody_knows(cause: str) -> bool:
 def _ended_since(scene: Scene, asked: Asked) -> bool:
     """Whether the process that answered has ended by now: it may not have noted what its caller heard."""
     return any(life.began <= asked.sent_at <= life.ended < math.inf for life in scene.history.lives[asked.server])
+
+
+def _stood_still_over(scene: Scene, asked: Asked) -> bool:
+    """Whether a process was stopped or stalled while this call had time."""
+    return any(
+        f" {kind} " in what and asked.deadline is not None and asked.sent_at <= at <= asked.deadline
+        for at, what in scene.history.faults
+        for kind in ("stop", "stall")
+    )
 
 
 def _is_withdrawn(reply: pb.Decision, audit: Audit) -> bool:
