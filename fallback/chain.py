@@ -100,7 +100,7 @@ class BlockStage(Protocol):
 
     @property
     def answers_at_once(self) -> bool:
-        """Whether a block has its results when it was begun."""
+        """Whether a block has its results when it was begun, but perhaps for those of a model on trial."""
         ...
 
     def is_busy(self, orders: int) -> bool:

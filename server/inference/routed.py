@@ -72,7 +72,7 @@ class Mirror(Protocol):
         """Offers the rows of cases that have features, with their answers and ids, to those who did not decide them."""
 
     def mirror_block(self, block: Block, ids: Sequence[str]) -> None:
-        """Offers the rows of decisions that the champion has made in columns."""
+        """Offers the rows of decisions that one model has made in columns."""
 
 
 class Check(Protocol):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.cases import Clock, new_case
 
-from fallback.block import Block
+from fallback.block import Block, View
 from fallback.chain import Taken
 from fallback.embedded import Embedded
 from fallback.joint_case import JointCase
@@ -177,6 +178,22 @@ async def test_a_caller_who_leaves_meanwhile_has_nothing_scored() -> None:
     assert [len(rows) for rows in model.rows] == [features.MF1.row_bytes]
 
 
+class Columns(Block):
+    """Orders in columns whose results nobody waits for."""
+
+    def complete(self) -> None:
+        """Nothing."""
+
+    def is_left(self) -> bool:
+        return False
+
+    def is_gone(self, place: int) -> bool:
+        return False
+
+    def put_failure(self, place: int, result: Any) -> None:
+        raise AssertionError
+
+
 class OnTrial:
     """A model that answers the orders of one strategy, one by one.
 
@@ -186,6 +203,15 @@ class OnTrial:
     def __init__(self, strategy: str, says: Answer | None = None) -> None:
         self._strategy = strategy
         self._says = says
+
+        self.takes_all = False
+        self.listeners = 0
+
+    def is_busy(self, orders: int) -> bool:
+        return True
+
+    def on_free(self, listener: Callable[[], None]) -> None:
+        self.listeners += 1
 
     def wants(self, case: Case) -> bool:
         return case.order.strategy == self._strategy
@@ -220,6 +246,28 @@ async def test_a_model_on_trial_is_asked_for_its_orders_first() -> None:
     answer = await Embedded(Held(model), Clock(), trial=OnTrial("others", canary)).answer(new_case())
     assert answer is not None
     assert answer.source == pb.SOURCE_EMBEDDED
+
+
+async def test_a_stage_that_is_switched_off_asks_no_model_on_trial_through_it() -> None:
+    case = new_case()
+    assert case.features is not None
+    snapshot = new_case(sequence=1).snapshot
+    assert snapshot is not None
+    columns = Columns([case.order], [View(snapshot, 0.0, 100.0, case.features, case.row())], case.budget)
+    off = Embedded(Held(Model()), Clock(), enabled=lambda: False, trial=OnTrial("alpha"))
+    assert off.begin_block(columns) is Taken.PASSED_OVER
+    assert columns.degradations == [pb.DEGRADATION_EMBEDDED_OFF]
+
+
+@pytest.mark.parametrize("takes_all", [True, False])
+async def test_it_answers_at_once_unless_a_model_on_trial_gets_all_orders(takes_all: bool) -> None:
+    trial = OnTrial("alpha")
+    trial.takes_all = takes_all
+    embedded = Embedded(Held(Model()), Clock(), trial=trial)
+    assert (embedded.answers_at_once, embedded.is_busy(1)) == (not takes_all, takes_all)
+    embedded.on_free(lambda: None)
+    assert trial.listeners == 1
+    assert Embedded(Held(Model()), Clock()).answers_at_once
 
 
 def joint(value: float | None, told: list[JointCase]) -> JointCase:

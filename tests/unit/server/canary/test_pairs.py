@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.pairs import PairRecorder
@@ -57,10 +59,12 @@ def together(ids: list[str], ours: list[float], theirs: list[float]) -> Pairs:
     return Pairs(ids, names, sides, views, "aa" * 8, 0.5, ours, "bb" * 8, 0.4, theirs, 0.0015)
 
 
-def test_pairs_of_columns_are_recorded_as_one_by_one() -> None:
+@pytest.mark.parametrize("challenger_decided", [False, True])
+def test_pairs_of_columns_are_recorded_as_one_by_one(challenger_decided: bool) -> None:
     scores = [0.0, 0.3, 0.5, 1.0]
     ours, theirs = [one for one in scores for _ in scores], scores * len(scores)
     pairs = together([f"decision-{place}" for place in range(len(ours))], ours, theirs)
+    pairs = pairs._replace(challenger_decided=challenger_decided)
     apart, columns = Entries(), Entries()
     one_by_one, at_once = PairRecorder(apart, lambda: 42), PairRecorder(columns, lambda: 42)
     for each in pairs.each():
@@ -69,6 +73,7 @@ def test_pairs_of_columns_are_recorded_as_one_by_one() -> None:
     one_by_one.flush()
     at_once.flush()
     assert columns.entries == apart.entries
+    assert {one.challenger_decided for one in columns.entries[0].score_pairs.pairs} == {challenger_decided}
     assert {(one.champion_trades, one.challenger_trades) for one in columns.entries[0].score_pairs.pairs} == {
         (False, False), (False, True), (True, False), (True, True)
     }  # fmt: skip

@@ -171,6 +171,20 @@ async def test_a_bug_while_they_are_written_down_is_told_to_every_caller(
 
 
 @WAYS
+async def test_a_bug_while_they_are_parted_has_each_of_them_go_alone(
+    together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        monkeypatch.setattr(p.routing, "parted", lambda *_: 1 / 0)
+        for one in await Asking(p, together).outcomes():
+            assert isinstance(one, pb.Decision)
+            assert one.source == pb.SOURCE_PRIMARY
+        assert (p.metrics.alone["bug"], p.admission.in_flight) == (ORDERS, 0)
+        assert p.chain.broken == {"model": 1}
+        assert in_columns(p) == 0
+
+
+@WAYS
 async def test_a_bug_in_what_is_known_of_the_market_has_each_of_them_go_alone(
     together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

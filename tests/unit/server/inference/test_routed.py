@@ -41,6 +41,10 @@ class Stage:
         self.begun.append([case.order.strategy for case in cases])
         return cases[:-1]
 
+    def parted(self, chosen: str, orders: Sequence[Any], places: Sequence[int]) -> list[list[int]]:
+        assert chosen == self.name
+        return [[place] for place in places]
+
     def settle(self, case: Any) -> Answer | None:
         return self._answer(case) if case.order.strategy != "again" else None
 
@@ -73,6 +77,12 @@ async def test_orders_that_come_together_are_begun_in_one_group_for_each_model()
     assert two.map.of(again) == DEFAULT
     assert two.stage.settle(again) is None
     assert cast(Answer, await two.stage.go_on(again)).model_name == DEFAULT
+
+
+def test_orders_in_columns_are_parted_by_their_own_model() -> None:
+    two, orders = Two(), [case.order for case in cases_of("s1", "a", "s2")]
+    assert list(two.stage.parted("scalper", orders, [0, 2])) == [[0], [2]]
+    assert list(two.stage.parted("elsewhere", orders, [0, 2])) == [[0, 2]]
 
 
 async def test_a_model_that_is_not_here_costs_its_orders_the_stage_and_asks_no_other_model() -> None:

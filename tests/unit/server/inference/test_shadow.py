@@ -164,6 +164,26 @@ async def test_columns_that_a_challenger_does_not_score_are_counted_one_by_one()
     await challenger.batcher.close()
 
 
+async def test_of_a_canarys_columns_a_row_that_goes_on_alone_still_says_who_decided() -> None:
+    async def odd(rows: list[bytes]) -> ScoreBatch:
+        scores = np.full(len(rows), 0.7, dtype=np.float32)
+        scores[0] = math.nan
+        return ScoreBatch(ModelIdentity("champion", CHAMPION, 0.6, 0, MF1), scores)
+
+    champion = ScriptedReplica("primary", odd)
+    pairs: list[Pair] = []
+    shadow = Shadow([], [champion], observe=pairs.append)
+    shadow.mirror_block(Decided([0.1, 0.5, 0.9], pb.SOURCE_CANARY), ["a", "b", "c"])
+    await asyncio.sleep(0.5)
+    assert [(one.decision_id, one.challenger_decided, one.challenger.score) for one in pairs] == [
+        ("b", True, 0.5),
+        ("c", True, 0.9),
+    ]
+    assert {one.champion.version for one in pairs} == {CHAMPION}
+    assert {one.challenger_seconds for one in pairs} == {0.001}
+    await champion.batcher.close()
+
+
 async def test_columns_are_compared_although_one_score_is_none() -> None:
     async def odd(rows: list[bytes]) -> ScoreBatch:
         scores = np.full(len(rows), 0.7, dtype=np.float32)
