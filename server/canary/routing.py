@@ -198,7 +198,7 @@ class CanaryRouting:
         if own < len(block) or replica is None:
             return Taken.LEFT
         rows, (allowed, _) = block.whole_rows_of(replica.feature_set), self._allowed(block.budget, now)
-        if rows is None or _is_at_fault(replica, allowed) or _is_busy(replica, allowed, own):
+        if rows is None or _is_busy(replica, allowed, own):
             return Taken.LEFT  # each finds out by itself, and tells of it
         block.asked_at, block.asked_of, block.allowed = now, replica.name, allowed
         replica.batcher.submit_block(RowBlock(rows, now + allowed, block, now), Lane.CANARY)

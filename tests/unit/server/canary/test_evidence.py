@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.cases import Clock
 
-from server.canary.evidence import INDEPENDENT_SECONDS, Evidence, FirstAttempt, GatheredCheck, ScoredPair, Verdict
+from server.canary.evidence import INDEPENDENT_SECONDS, Evidence, FirstAttempt, ScoredPair, Verdict
 from server.canary.pairing import Side
 from server.canary.settings import CanarySettings
 from server.inference.outcome import Outcome
@@ -193,12 +193,11 @@ def test_orders_of_the_canarys_that_find_no_partner_say_nothing_while_the_champi
     judge = Judge()
     for _ in range(100):
         for side, orders in ((Side.CANARY, 90), (Side.CHAMPION, 10)):
-            for _ in range(orders):
-                judge.evidence.observe_order(side, attempt(answered=True))
+            for number in range(orders):
+                judge.evidence.observe_order(side, attempt(answered=number < 10))
         judge.go_by(0.2)
     fallback = judge.evidence.checks["fallback"]
-    assert isinstance(fallback, GatheredCheck)
-    assert fallback.samples == 100
+    assert (fallback.samples, fallback.canary, fallback.verdict) == (100, 0.0, Verdict.BETTER_OR_EQUAL)
     for _ in range(100):
         judge.evidence.observe_order(Side.CANARY, attempt(answered=False))
         judge.go_by(0.2)

@@ -221,6 +221,20 @@ async def test_columns_with_too_little_time_speak_for_nobody() -> None:
         assert d.controls == []
 
 
+async def test_columns_without_time_for_two_attempts_such_as_the_champions_speak_for_nobody() -> None:
+    async with desk(answers(0.75, version=VERSION), answers(0.25, after_seconds=0.012)) as d:
+        d.routing.canary = CANARY.weighted(0.0, held=True, now=0.0)
+        for _ in range(10):
+            await d.champion.answer(d.case(timeout_seconds=1.0))
+        for timeout_seconds, told in ((0.025, []), (1.0, [True])):
+            block = Columns([d.case(timeout_seconds=timeout_seconds)])
+            assert d.routing.begin_block(block) is Taken.BEGUN
+            await block.ended.wait()
+            assert d.routing.settle_block(block)
+            d.routing.count_block(block)
+            assert d.controls == told
+
+
 @pytest.mark.parametrize("in_columns", [True, False])
 @pytest.mark.parametrize("ended", ["ended", "another"])
 async def test_a_score_that_comes_when_its_trial_has_ended_decides_nothing(in_columns: bool, ended: str) -> None:
