@@ -15,7 +15,7 @@ from fuzz.targets import TARGETS
 
 HERE: Final = Path(__file__).parent
 INPUTS: Final = sorted(path for folder in ("corpus", "crashes") for path in (HERE / folder).glob("*/*"))
-SECONDS: Final = os.environ.get("FUZZ_SECONDS", "3")
+SECONDS: Final = os.environ.get("FUZZ_SECONDS", "2")
 
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: f"{path.parent.name}-{path.name[:20]}")

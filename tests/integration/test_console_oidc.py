@@ -332,6 +332,7 @@ def test_a_session_outlives_its_first_token_and_ends_when_the_provider_renews_no
         provider.lifetime = 300
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_a_live_page_outlives_its_first_token(deployment: Deployment, visitor: Visitor) -> None:
     provider = deployment.provider

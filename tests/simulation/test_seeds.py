@@ -12,7 +12,7 @@ import pytest
 
 TESTS: Final = Path(__file__).parents[1]
 CANNOT: Final = 77
-SECONDS: Final = os.environ.get("SIMULATE_SECONDS", "30")
+SECONDS: Final = os.environ.get("SIMULATE_SECONDS", "20")
 
 
 def simulate(*arguments: str, hash_seed: str = "0", **settings: str) -> str:
