@@ -29,8 +29,8 @@ class CanarySettings(BaseModel):
     what the canary's label looks ahead if that is longer. Raise it to the time that a state of your market lasts; lower
     it only to try a canary out, because it is then rolled back and promoted by chance."""
     min_orders: int = Field(default=100, ge=1, le=1_000_000)
-    """Batches of the canary, batches of its own orders, and tenths of a second with such orders, that a step must have
-    had, in the process that takes the next one."""
+    """Batches of the canary, quarters of a second with batches of its own orders, and tenths with such orders, that a
+    step must have had, in the process that takes the next one."""
     min_pairs: int = Field(default=60, ge=1, le=10_000_000)
     """Observations of rows that both models scored that a step must have had, likewise."""
     min_outcomes: int = Field(default=100, ge=0, le=10_000_000)
