@@ -252,8 +252,8 @@ class Embedded:
 
     def settle_block(self, block: Block) -> bool:
         """Makes the results of a block answers, if all of them are scores."""
-        if self._trial is not None and self._trial.was_asked(block.asked_of):
-            return self._trial.settle_block(block)
+        if trial := self._asked_instead(block.asked_of):
+            return trial.settle_block(block)
         scores, used = block.results, self._clock() - block.asked_at
         if not isinstance(scores, Scores) or not all(0.0 <= score <= 1.0 for score in scores.values):
             return False
@@ -262,24 +262,26 @@ class Embedded:
 
     def count_block(self, block: Block) -> None:
         """Counts the orders that a block still has, and writes the attempt into the ledger."""
-        if self._trial is not None and self._trial.was_asked(block.asked_of):
-            self._trial.count_block(block)
+        if trial := self._asked_instead(block.asked_of):
+            trial.count_block(block)
             return
         self.scored += len(block)
         block.budget.charge(pb.STAGE_EMBEDDED, block.allowed, block.used)
 
     def settle(self, case: JointCase) -> Answer | None:
         """The answer of a case whose row was scored with others; None without a usable score."""
-        if self._trial is not None and self._trial.was_asked(case.asked_of):
-            return self._trial.settle(case)
+        if trial := self._asked_instead(case.asked_of):
+            return trial.settle(case)
         scored: _Scored = case.result
         return self._answered(case, scored, case.allowed, self._clock() - case.asked_at)
 
     async def go_on(self, case: JointCase) -> Answer | None:
         """None where the model has said what it has to say; its answer where another on trial had none."""
-        if self._trial is not None and self._trial.was_asked(case.asked_of):
-            return await self.answer(case)
-        return None
+        return await self.answer(case) if self._asked_instead(case.asked_of) else None
+
+    def _asked_instead(self, replica: str) -> Trial | None:
+        """The model on trial, if a replica of this name serves it."""
+        return self._trial if self._trial is not None and self._trial.was_asked(replica) else None
 
     async def _with_others(self, case: Case, scorer: Scorer) -> Answer | None:
         """The model's answer to one row, which is scored with all that come in the same turn of the event loop.

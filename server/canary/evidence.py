@@ -17,8 +17,8 @@ against its tolerance:
 Rows are no observations. Those of one instrument within the horizon of the label know one state of the market and share
 its outcome, be they five or five thousand: the mean of their differences is one observation. Orders of a tenth of a
 second may have been in one batch, and are one observation of *fallback* for the same reason, as are the batches of a
-quarter of a second of *slow*. What is assumed, and how
-seldom and how soon a canary is rolled back, is in `docs/canary.md`.
+quarter of a second of *slow*. What is assumed, and how seldom and how soon a canary is rolled back, is in
+`docs/canary.md`.
 
 What a caller chooses is not evidence: see `Rollout` for what is left out.
 

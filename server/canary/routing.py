@@ -102,16 +102,14 @@ class CanaryRouting:
 
     async def answer(self, case: Case) -> Answer | None:
         """The canary's or the champion's answer, or None. Cancelling it harms no other caller."""
-        canary = self.canary
-        if canary is None or case.features is None or case.from_caller or not self.tells(case.order):
-            return await self._champion.answer(case)
-        if not self._takes(canary, case.order):
-            started = self._clock()
-            answer = await self._champion.answer(case)
-            self._note_champion(case, started)
+        answer = await self.answer_on_trial(case)
+        if answer is not None:
             return answer
-        answer = None if _was_asked(case) else await self._ask(case)
-        return answer if answer is not None else await self._champion.answer(case)
+        started, is_control = self._clock(), self.canary is not None and not _was_asked(case)
+        answer = await self._champion.answer(case)
+        if is_control:
+            self._note_champion(case, started)
+        return answer
 
     def _takes(self, canary: Canary, order: Order) -> bool:
         """True when the order's flow is the canary's. Remembers the flow."""
@@ -191,7 +189,7 @@ class CanaryRouting:
         then passed over, and is no fault of the canary's.
         """
         canary = self.canary
-        own = 0 if canary is None else sum([self._takes(canary, order) for order in block.orders])
+        own = 0 if canary is None else sum([canary.takes(one.instrument, one.strategy) for one in block.orders])
         if not own:
             return None
         replica, now = self._challenger.pick(), self._clock()
@@ -321,8 +319,8 @@ class CanaryRouting:
         else:
             self.answered += 1
         if canary is not None and result is not Outcome.OVERLOAD:
-            _, reserve = self._allowed(case.budget, asked_at)
-            self._note(Side.CANARY, case, math.inf if answer is None else used, allowed, reserve)
+            seconds = math.inf if answer is None else used
+            self._note(Side.CANARY, case, seconds, allowed, self._reserve_seconds())
         return answer
 
 

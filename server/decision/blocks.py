@@ -123,7 +123,8 @@ class Blocks:
         for model, places in groups.items():
             usual = [place for place in places if views[place] is not None]
             parts = self._parted(model, orders, usual)
-            alone["bug"] += 0 if parts else len(usual)
+            if not parts:
+                alone["bug"] += len(usual)
             for part in parts:
                 left = len(part)
                 for near in _near(part, waiting, now):

@@ -191,13 +191,13 @@ class Shadow:
         return next((one for role in self._champions if (one := role.pick()) is not None), None)
 
     def _offer(self, replica: Replica | None, block: Block, ids: Sequence[str], places: Sequence[int]) -> None:
-        found = {} if replica is None else dict(enumerate(block.rows_of(replica.feature_set)))
-        sent = [(place, payload) for place in places if (payload := found.get(place)) is not None]
+        found = [] if replica is None or not places else block.rows_of(replica.feature_set)
+        sent = [place for place in places if found[place] is not None] if found else []
+        whole = [row for place in sent if (row := found[place]) is not None]
         rows: list[RowBlock] = []
-        if sent:
-            sent_places, payloads = zip(*sent, strict=True)
-            mirrored = _MirroredBlock(self._compare, self._compare_together, block, ids, sent_places)
-            rows.append(RowBlock(payloads, math.inf, mirrored, math.nan))
+        if whole:
+            mirrored = _MirroredBlock(self._compare, self._compare_together, block, ids, sent)
+            rows.append(RowBlock(whole, math.inf, mirrored, math.nan))
         self._submit(replica, rows, len(places))
 
     def _submit(self, replica: Replica | None, rows: Sequence[Row | RowBlock], offered: int) -> None:

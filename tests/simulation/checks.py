@@ -94,7 +94,8 @@ def check_decisions(scene: Scene, audit: Audit) -> list[str]:
         elif not _is_withdrawn(reply, audit):
             audited.add(reply.decision_id)
             outlived |= {reply.decision_id} if _ended_since(scene, asked) else set()
-            in_doubt |= {reply.decision_id} if _stood_still_over(scene, asked) else set()
+            if asked.deadline is not None and _stood_still(scene, asked.sent_at, asked.deadline):
+                in_doubt.add(reply.decision_id)
     for decision_id, rows in audit.decisions.items():
         if len(rows) > 1:
             found.append(f"I1: {decision_id} has {len(rows)} rows")
@@ -123,15 +124,6 @@ def _nobody_knows(cause: str) -> bool:
 def _ended_since(scene: Scene, asked: Asked) -> bool:
     """Whether the process that answered has ended by now: it may not have noted what its caller heard."""
     return any(life.began <= asked.sent_at <= life.ended < math.inf for life in scene.history.lives[asked.server])
-
-
-def _stood_still_over(scene: Scene, asked: Asked) -> bool:
-    """Whether a process was stopped or stalled while this call had time."""
-    return any(
-        f" {kind} " in what and asked.deadline is not None and asked.sent_at <= at <= asked.deadline
-        for at, what in scene.history.faults
-        for kind in ("stop", "stall")
-    )
 
 
 def _is_withdrawn(reply: pb.Decision, audit: Audit) -> bool:
@@ -392,7 +384,7 @@ def check_health(scene: Scene) -> list[str]:
                     told_by >= until
                     or not watch.began_at < since
                     or watch.ended_at < told_by
-                    or _stood_still(scene, since, told_by)
+                    or _stood_still(scene, since - 2.0, told_by)
                 ):
                     continue
                 heard = [serving for at, serving in watch.heard if at <= told_by]
@@ -404,9 +396,9 @@ def check_health(scene: Scene) -> list[str]:
 
 
 def _stood_still(scene: Scene, since: float, until: float) -> bool:
-    """Whether a process was stopped or stalled about then."""
+    """Whether a process was stopped or stalled at a moment of this time."""
     return any(
-        kind in what and since - 2.0 <= at <= until for at, what in scene.history.faults for kind in ("stop", "stall")
+        f" {kind} " in what and since <= at <= until for at, what in scene.history.faults for kind in ("stop", "stall")
     )
 
 

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.cases import Clock, new_case
+from support.columns import Columns
 
 from fallback.block import Block, View
 from fallback.chain import Taken
@@ -176,22 +176,6 @@ async def test_a_caller_who_leaves_meanwhile_has_nothing_scored() -> None:
     leaver.cancel()
     assert await other is not None
     assert [len(rows) for rows in model.rows] == [features.MF1.row_bytes]
-
-
-class Columns(Block):
-    """Orders in columns whose results nobody waits for."""
-
-    def complete(self) -> None:
-        """Nothing."""
-
-    def is_left(self) -> bool:
-        return False
-
-    def is_gone(self, place: int) -> bool:
-        return False
-
-    def put_failure(self, place: int, result: Any) -> None:
-        raise AssertionError
 
 
 class OnTrial:

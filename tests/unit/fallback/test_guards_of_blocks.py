@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.both_ways import DOMAIN
 from support.cases import Clock
+from support.columns import Columns
 
-from fallback.block import Block, View
+from fallback.block import View
 from fallback.budget import Budget
 from fallback.guards import Guarded, Guards, GuardSettings, OrderLimit
 from fallback.model_limits import NO_LIMITS, UNKNOWN, LimitGuards, ModelLimits, limits_of
@@ -29,22 +29,6 @@ UNIX_NOW = 1_800_000_000
 NAMES = ("BTCUSDT.BINANCE", "ETHUSDT.BINANCE", "XRPUSDT.BINANCE")
 STUCK = DOMAIN | {"most_same": [0, 0]}
 """Of a model to which a value is stuck that is the same twice while the other one changes."""
-
-
-class Together(Block):
-    """A block of which nobody waits for a result."""
-
-    def complete(self) -> None:
-        """All are there."""
-
-    def is_left(self) -> bool:
-        return False
-
-    def is_gone(self, place: int) -> bool:
-        return False
-
-    def put_failure(self, place: int, result: Any) -> None:
-        raise AssertionError("there is none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,13 +111,13 @@ LIMITS = st.sampled_from(
 SCORES = st.sampled_from([float(np.float32(one)) for one in (0.9, 0.1, 0.44, 0.45, 0.5, 0.6, 0.61, 0.0, 1.0)])
 
 
-def block_of(orders: Sequence[Order], markets: Sequence[Market], scores: Sequence[float], expires_at: int) -> Together:
+def block_of(orders: Sequence[Order], markets: Sequence[Market], scores: Sequence[float], expires_at: int) -> Columns:
     """A block that one model has scored."""
     known: dict[tuple[str, int], View] = {}
     for order in orders:
         key = order.instrument, order.side
         known.setdefault(key, markets[NAMES.index(order.instrument)].view(*key))
-    made = Together(orders, [known[order.instrument, order.side] for order in orders], Budget(1_000.0, 1_000.05, 0.0))
+    made = Columns(orders, [known[order.instrument, order.side] for order in orders], Budget(1_000.0, 1_000.05, 0.0))
     model = ModelIdentity("champion", "aa" * 8, 0.5, expires_at)
     for place, score in enumerate(scores):
         made.put(place, Scored(score, model))
@@ -141,13 +125,13 @@ def block_of(orders: Sequence[Order], markets: Sequence[Market], scores: Sequenc
     return made
 
 
-def in_columns(guards: Guards, block: Together) -> dict[int, Guarded]:
+def in_columns(guards: Guards, block: Columns) -> dict[int, Guarded]:
     """What the guards say of the orders that stay in the block, by place."""
     leave = guards.settle_block(block)
     return {place: (block.actions[place], block.reasons_of(place)) for place in range(len(block)) if place not in leave}
 
 
-def alone(guards: Guards, block: Together) -> tuple[list[Guarded], list[list[pb.Degradation.ValueType]]]:
+def alone(guards: Guards, block: Columns) -> tuple[list[Guarded], list[list[pb.Degradation.ValueType]]]:
     """What `apply` says of each order by itself, and the degradations that go with it."""
     said, degradations = [], []
     for case, answer in block.each():

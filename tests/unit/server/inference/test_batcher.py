@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from support.batcher_bench import MODEL, ONE_SLOT, Bench, Call, bench, payload, 
 
 from server.inference.batcher import BatcherSettings
 from server.inference.outcome import Outcome
-from server.inference.rows import Lane, Result, RowBlock, Scored
+from server.inference.rows import Lane, Result, Scored
 
 
 async def test_rows_gather_while_the_slot_is_taken_and_each_caller_gets_its_own_answer() -> None:
@@ -696,49 +695,6 @@ async def test_live_rows_leave_before_canary_rows_and_these_before_shadow_rows()
         *_, third, fourth = await b.calls(4)
         assert third.rows == [payload(2)]
         assert fourth.rows == [payload(7)]
-
-
-async def test_a_canarys_block_that_gives_its_places_up_is_counted_by_its_rows() -> None:
-    async with bench(BatcherSettings(slots=1, max_rows=4, max_queued_rows=3)) as b:
-        b.submit(0)
-        (first,) = await b.calls(1)
-        now, taken = asyncio.get_running_loop().time(), list[Outcome]()
-
-        class Orders:
-            missing = 3
-
-            def is_left(self) -> bool:
-                return not self.missing
-
-            def has_left(self) -> bool:
-                return False
-
-            def is_gone(self, place: int) -> bool:
-                return False
-
-            def put_all(self, scores: Any) -> None:
-                raise AssertionError
-
-            def put(self, place: int, result: Any) -> None:
-                raise AssertionError
-
-            def put_failure(self, place: int, result: Any) -> None:
-                self.missing -= 1
-                taken.append(result)
-
-        b.batcher.submit_block(
-            RowBlock([payload(number) for number in (1, 2, 3)], now + 0.05, Orders(), now), Lane.CANARY
-        )
-        assert b.batcher.full_for(Lane.CANARY)
-        b.submit(4)
-        assert (taken, b.batcher.displaced) == ([Outcome.OVERLOAD] * 3, 3)
-        second = Orders()
-        b.batcher.submit_block(
-            RowBlock([payload(number) for number in (5, 6, 7)], now + 0.05, second, now), Lane.CANARY
-        )
-        assert b.batcher.queued == 3, "two of its rows find a place, as rows of the canary"
-        assert (second.missing, b.batcher.full, b.batcher.full_for(Lane.CANARY)) == (2, False, True)
-        first.answer_each_its_own()
 
 
 async def test_in_a_full_queue_a_live_row_takes_the_place_of_the_canary_row_with_the_latest_deadline() -> None:

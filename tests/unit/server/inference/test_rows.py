@@ -11,8 +11,9 @@ from support.batcher_bench import ONE_SLOT, Bench, bench, payload, scored
 
 from fallback.block import Block, Scores
 from fallback.budget import Budget
+from server.inference.batcher import BatcherSettings
 from server.inference.outcome import Outcome
-from server.inference.rows import Result, RowBlock
+from server.inference.rows import Lane, Result, RowBlock
 
 WIDE = ONE_SLOT.model_copy(update={"max_rows": 8})
 
@@ -41,11 +42,11 @@ class Orders(Block):
         self.put(place, result)
 
 
-def submit(b: Bench, first: int, orders: int, timeout_seconds: float = 0.05) -> Orders:
+def submit(b: Bench, first: int, orders: int, timeout_seconds: float = 0.05, lane: Lane = Lane.LIVE) -> Orders:
     """A block whose rows are numbered from `first`."""
     block, now = Orders(orders), b.loop.time()
     rows = [payload(number) for number in range(first, first + orders)]
-    b.batcher.submit_block(RowBlock(rows, now + timeout_seconds, block, now))
+    b.batcher.submit_block(RowBlock(rows, now + timeout_seconds, block, now), lane)
     return block
 
 
@@ -247,3 +248,18 @@ async def test_a_scored_block_whose_callers_still_wait_for_the_audit_takes_no_se
         await b.calls(1)
         await asyncio.sleep(0.02)
         assert (block.ends, block.missing, block.failed) == (1, 0, {})
+
+
+async def test_a_canarys_block_that_gives_its_places_up_is_counted_by_its_rows() -> None:
+    async with bench(BatcherSettings(slots=1, max_rows=4, max_queued_rows=3)) as b:
+        b.submit(0)
+        (first,) = await b.calls(1)
+        displaced = submit(b, 1, 3, lane=Lane.CANARY)
+        assert b.batcher.full_for(Lane.CANARY)
+        b.submit(4)
+        assert displaced.failed == dict.fromkeys(range(3), Outcome.OVERLOAD)
+        assert b.batcher.displaced == 3
+        late = submit(b, 5, 3, lane=Lane.CANARY)
+        assert b.batcher.queued == 3, "two of its rows find a place, as rows of the canary"
+        assert (late.missing, b.batcher.full, b.batcher.full_for(Lane.CANARY)) == (2, False, True)
+        first.answer_each_its_own()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.cases import new_case
-from support.scripted_replica import ScriptedReplica, answers, fails, hangs
+from support.scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 
 from fallback.block import Block, Scores, View
 from fallback.budget import Budget
@@ -164,13 +164,19 @@ async def test_columns_that_a_challenger_does_not_score_are_counted_one_by_one()
     await challenger.batcher.close()
 
 
-async def test_of_a_canarys_columns_a_row_that_goes_on_alone_still_says_who_decided() -> None:
-    async def odd(rows: list[bytes]) -> ScoreBatch:
+def odd(version: str) -> Script:
+    """Gives no score to the first row."""
+
+    async def script(rows: list[bytes]) -> ScoreBatch:
         scores = np.full(len(rows), 0.7, dtype=np.float32)
         scores[0] = math.nan
-        return ScoreBatch(ModelIdentity("champion", CHAMPION, 0.6, 0, MF1), scores)
+        return ScoreBatch(ModelIdentity("champion", version, 0.6, 0, MF1), scores)
 
-    champion = ScriptedReplica("primary", odd)
+    return script
+
+
+async def test_of_a_canarys_columns_a_row_that_goes_on_alone_still_says_who_decided() -> None:
+    champion = ScriptedReplica("primary", odd(CHAMPION))
     pairs: list[Pair] = []
     shadow = Shadow([], [champion], observe=pairs.append)
     shadow.mirror_block(Decided([0.1, 0.5, 0.9], pb.SOURCE_CANARY), ["a", "b", "c"])
@@ -185,12 +191,7 @@ async def test_of_a_canarys_columns_a_row_that_goes_on_alone_still_says_who_deci
 
 
 async def test_columns_are_compared_although_one_score_is_none() -> None:
-    async def odd(rows: list[bytes]) -> ScoreBatch:
-        scores = np.full(len(rows), 0.7, dtype=np.float32)
-        scores[0] = math.nan
-        return ScoreBatch(ModelIdentity("champion", CANARY, 0.6, 0, MF1), scores)
-
-    challenger = ScriptedReplica("challenger", odd)
+    challenger = ScriptedReplica("challenger", odd(CANARY))
     pairs: list[Pair] = []
     shadow = Shadow([challenger], observe=pairs.append)
     shadow.mirror_block(Decided([0.1, 0.5, 0.9]), ["a", "b", "c"])
