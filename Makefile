@@ -10,6 +10,8 @@ RATE ?= 150
 WITH_DATA = $(if $(DATA),--data "$(DATA)")
 WITH_JSON = $(if $(JSON),--json "$(JSON)")
 WITH_EDGE = $(if $(EDGE),--edge $(EDGE))
+# Where an image sets it, every process that is started would compile all of pretrade anew, for a second of a core.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all clean check check-deploy js protos lock pages test-long test-plain simulate simulate-mutations fuzz sanitize faults mlserver models canaries bench bench-compare bench-copy bench-costs bench-path bench-client bench-client-js bench-faults bench-flips bench-features bench-guests bench-indicators bench-lookups bench-serving sizing soak

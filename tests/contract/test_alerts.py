@@ -13,8 +13,9 @@ from typing import Any, Final
 import pytest
 import yaml
 from support.dashboards import DASHBOARDS, OBSERVABILITY, RULES, queries, rules, series_asked_for, series_that_exist
-from support.healthy_hours import EDGES, LOADS, RECORDINGS, STEP_SECONDS, hour
+from support.healthy_hours import LOADS, RECORDINGS, STEP_SECONDS, hour
 from support.pages import complaint_about
+from support.server_group import RARELY_ON_GRPC_AIO
 
 from local.stack.stack import PARTS
 
@@ -99,7 +100,7 @@ def test_budgets_page_when_they_burn_and_not_for_few_calls() -> None:
     promtool("test", "rules", "slo.test.yaml")
 
 
-@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("edge", RARELY_ON_GRPC_AIO)
 def test_no_alert_fires_in_an_hour_in_which_nothing_is_wrong(edge: str, tmp_path: Path) -> None:
     """What a real stack's metrics did under each load, repeated for an hour: see `support.healthy_hours`."""
     recording = json.loads((RECORDINGS / f"{edge}.json").read_text())

@@ -516,6 +516,7 @@ def test_a_server_that_stops_does_not_wait_for_those_who_watch(tmp_path: Path, e
         assert group.supervisor.wait(60) == 0
 
 
+@pytest.mark.long
 def test_calls_under_way_are_answered_when_the_server_stops(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     settings = {"PRETRADE_GRPC__EDGE": "grpcio", "PRETRADE_HTTP__PORT": str(port)}

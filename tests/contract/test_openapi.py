@@ -48,7 +48,7 @@ _OF_SECONDS: Final = r"^(-?[1-9][0-9]{0,11}(\.[0-9]{1,9})?|-?0)s$"
 """An order's own time: a second at least, or none or less, which is refused."""
 
 
-@pytest.fixture(params=["http port", "envoy"])
+@pytest.fixture(params=[pytest.param("http port", marks=pytest.mark.long), "envoy"])
 def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
     (port,) = free_ports(1)
     edge = "envoy" if request.param == "envoy" else "grpcio"

@@ -332,13 +332,13 @@ def kill_again_and_again(product: Product, times: int, seed: int, seen: Callable
 
 @pytest.mark.fault(
     "D2",
-    "The server is killed with SIGKILL five times under load",
+    "The server is killed with SIGKILL twice under load",
     "Every decision that a caller received is in the audit exactly once.",
 )
-def test_a_server_killed_five_times_has_audited_every_decision_that_a_client_received(
+def test_a_server_killed_twice_has_audited_every_decision_that_a_client_received(
     own_database: Product, seed: int, seen: Callable[[str], None]
 ) -> None:
-    kill_again_and_again(own_database, 5, seed, seen)
+    kill_again_and_again(own_database, 2, seed, seen)
 
 
 @pytest.mark.long

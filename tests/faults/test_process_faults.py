@@ -70,6 +70,7 @@ def replaced_under_load(product: Product, directory: Path, edge: str, times: int
         seen(f"{len(audited)} audit rows, one for each reply; chains sound")
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "F3",
     "Servers are replaced one by one under load",
@@ -204,6 +205,7 @@ def test_a_key_is_decided_once_whichever_process_is_asked(tmp_path: Path, edge: 
         seen("1 decision, 1 audit row, told 48 times")
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "D5",
     "Trading is halted between a call and its repeats",
@@ -259,6 +261,7 @@ def test_a_halt_holds_for_repeats_whichever_process_is_asked(
         seen("16 of 16 heard NO_TRADE, 1 row, noted")
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "F3",
     "A service manager sends SIGTERM to every process at once",
@@ -459,6 +462,7 @@ def test_a_process_that_hangs_in_its_start_is_started_again(tmp_path: Path, seen
     seen(f"two processes again after {took:.0f} s")
 
 
+@pytest.mark.long
 @pytest.mark.fault("F3", "The supervisor is killed with SIGKILL", "Its processes drain and end.")
 @pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
 def test_processes_whose_supervisor_died_drain_and_end(tmp_path: Path, edge: str) -> None:
@@ -505,6 +509,7 @@ def in_sql(group: Group) -> int:
         return 0
 
 
+@pytest.mark.long
 def test_one_admin_address_reaches_every_process(tmp_path: Path) -> None:
     with server_group(tmp_path, 2) as group:
         with admin_channel(group.env) as channel:

@@ -178,6 +178,7 @@ async def test_a_log_that_was_lost_makes_books_unknown_until_the_new_one_has_tol
     seen(f"unknown {noticed:.1f} s after the restart, counted {counted:.0f} times, valid again with the snapshot")
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "C6",
     "60,000 events of one instrument arrive in a burst",

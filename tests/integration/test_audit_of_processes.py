@@ -64,6 +64,7 @@ def record(
         return error.code()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_every_process_sees_the_audit_of_all_before_anything_was_shipped(tmp_path: Path) -> None:
     with server_group(tmp_path, 2, **OF_BARE_SERVERS) as group, nothing_shipped(group), ExitStack() as stack:

@@ -15,6 +15,7 @@ from local.stack.ports import free_ports
 pytestmark = pytest.mark.stack
 
 
+@pytest.mark.long
 def test_every_command_of_the_page_prints_what_the_page_shows(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     settings = {"PRETRADE_GRPC__EDGE": "grpcio", "PRETRADE_HTTP__PORT": str(port)}

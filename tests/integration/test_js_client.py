@@ -36,6 +36,7 @@ def test_its_own_tests_pass() -> None:
     node_tests(*sorted(map(str, (PACKAGE / "test").glob("*.test.js"))))
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_it_shows_its_token_and_its_certificate_over_tls(tmp_path: Path) -> None:
     server = SecureServer(tmp_path, "token")

@@ -97,6 +97,7 @@ def settings_of(tmp_path: Path, servers: dict[str, Triton], registry: Registry) 
     }
 
 
+@pytest.mark.long
 def test_three_models_of_one_server_are_described_loaded_tried_and_promoted_each_by_itself(
     tmp_path: Path, registry: Registry, redis_url: str
 ) -> None:

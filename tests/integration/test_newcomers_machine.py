@@ -145,6 +145,7 @@ def test_what_the_stack_keeps_is_for_its_user_alone_whatever_the_umask(tmp_path:
         os.umask(before)
 
 
+@pytest.mark.long
 def test_two_stacks_run_side_by_side_with_their_usual_ports_taken(tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     parts = ("valkey", "server")

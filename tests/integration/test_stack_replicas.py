@@ -34,6 +34,7 @@ def predict(address: str | None, model: str) -> bytes:
         return InferenceAPIsServiceStub(channel).Predictions(request, timeout=5.0).prediction
 
 
+@pytest.mark.long
 def test_both_replicas_serve_the_same_champion_and_the_third_the_challenger(stack: Stack) -> None:
     endpoints = stack.endpoints
     champion = predict(endpoints.primary, "champion")
@@ -43,6 +44,7 @@ def test_both_replicas_serve_the_same_champion_and_the_third_the_challenger(stac
     assert challenger != champion
 
 
+@pytest.mark.long
 def test_killing_a_replica_ends_its_python_worker_and_a_restart_serves_the_same_address(stack: Stack) -> None:
     primary = stack["primary"]
     before = predict(stack.endpoints.primary, "champion")

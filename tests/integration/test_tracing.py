@@ -151,6 +151,7 @@ def test_what_failed_or_the_caller_keeps_is_told_of_and_other_good_decisions_are
     assert (line["error"], line["cause"]) == ("DEADLINE_EXPIRED", "failed")
 
 
+@pytest.mark.long
 def test_one_in_n_decisions_is_told_of(open_rig: OpenRig, collector: OtlpCollector) -> None:
     rig = open_rig(settings(collector, TRACING__ONE_IN="4", DECISION_LOG__ONE_IN="8"), warm_up_calls=0)
     made = [decide(rig, f"one-{number}") for number in range(40)]

@@ -61,6 +61,7 @@ def forced(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return store, said
 
 
+@pytest.mark.long
 def test_what_does_not_beat_the_baselines_is_published_only_by_force(dataset: Path, tmp_path: Path) -> None:
     samples = read_dataset(dataset)
     # All that there is to learn is one feature's sign, which a logistic regression learns as well as any model.
@@ -140,6 +141,7 @@ def test_a_model_of_another_set_is_measured_described_and_usable_like_one_of_mf1
     assert "monotone trees look at features of mf1 alone: train xgboost or torch" in " ".join(refused.output.split())
 
 
+@pytest.mark.long
 def test_the_same_input_gives_the_same_version_and_the_same_card(
     dataset: Path, forced: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
