@@ -18,8 +18,10 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import CodeType
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -216,6 +218,14 @@ def of_packages() -> list[Registered]:
     return found
 
 
+class _Source(SourceFileLoader):
+    """Runs what a file holds now. Bytecode of it is known by its size and the second it was written in alone."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compiles it."""
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def of_file(path: Path) -> list[Registered]:
     """The sets of a file.
 
@@ -223,7 +233,7 @@ def of_file(path: Path) -> list[Registered]:
         FeatureSetError: It cannot be read or run, or has no list of sets.
     """
     name = f"pretrade_feature_sets_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, str(path)))
     if path.suffix != ".py" or spec is None or spec.loader is None:
         raise FeatureSetError(f"{path}: must be a Python file, and end with .py")
     if not path.is_file():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,10 +69,15 @@ def test_show_says_which_sets_there_are_instead_of_one_that_is_not_known() -> No
     assert (ended.exit_code, "'mf9' is no set known here: mf1" in ended.stderr) == (2, True)
 
 
-def test_check_shows_the_sets_of_a_sound_file_and_names_what_is_wrong_with_another(file: Path) -> None:
+def test_check_shows_the_sets_of_a_sound_file_and_names_what_is_wrong_with_another(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     ended = features("check", file)
     assert (ended.exit_code, "urgency" in ended.stdout) == (0, True), ended.stderr
+    written_at = file.stat().st_mtime
     file.write_text(FILE.replace('source="mf1"', 'source="mf9"'))
+    os.utime(file, (written_at, written_at))  # in the same second, and as long
     ended = features("check", file)
     assert (ended.exit_code, "mine.spread_bps" in ended.stderr) == (1, True)
     assert "its source 'mf9' is no set known here" in ended.stderr
