@@ -78,9 +78,6 @@ class Trial(Protocol):
     def is_busy(self, orders: int) -> bool:
         """See `fallback.chain.BlockStage`."""
 
-    def on_free(self, listener: Callable[[], None]) -> None:
-        """The same."""
-
     def wants(self, case: Case) -> bool:
         """Whether an order is its own and it was not asked for it yet."""
 
@@ -213,9 +210,7 @@ class Embedded:
         return self._trial is not None and self._trial.takes_all and self._trial.is_busy(orders)
 
     def on_free(self, listener: Callable[[], None]) -> None:
-        """When a model on trial may be busy no longer; by itself it never is."""
-        if self._trial is not None:
-            self._trial.on_free(listener)
+        """Never: it is not busy by itself, and a model on trial says so through the champion's stage."""
 
     def parted(self, chosen: str, orders: Sequence[Order], places: Sequence[int]) -> Iterable[Sequence[int]]:
         """Those of a model on trial by themselves."""

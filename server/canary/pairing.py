@@ -57,6 +57,10 @@ class Pairing(Generic[T]):
         if not other:
             self._waiting[side].append((now, value))
             return
+        # Of those that wait the nearest in time. The oldest may be of before a standstill: with a canary of few flows
+        # the champion, of which much is seen, would show only what was before it.
+        while len(other) > 1 and other[0][0] < now - _AT_ONCE_SECONDS:
+            other.popleft()
         _, waited = other.popleft()
         if side is Side.CANARY:
             self._paired(value, waited)

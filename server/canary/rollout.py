@@ -213,35 +213,39 @@ class Rollout:
         """A row that both models scored."""
         if self._recorder is not None:
             self._recorder.add(pair)
-        self._judge_by(pair)
+        is_of_this = self._is_of_this(pair.champion.version, pair.challenger.version)
+        if is_of_this and self._is_new(pair.instrument, pair.side, pair.sequence):
+            self._judge_by(pair)
 
     def observe_pairs(self, pairs: Pairs) -> None:
         """Rows that were decided and scored by the other model in columns."""
         if self._recorder is not None:
             self._recorder.add_together(pairs)
-        if self._routing.canary is not None:
-            for pair in pairs.each():
-                self._judge_by(pair)
+        if self._is_of_this(pairs.champion_version, pairs.challenger_version):
+            # Most rows of a block say nothing new, and no pair is made of them: this is a turn of the event loop.
+            questions = zip(pairs.instruments, pairs.sides, pairs.views, strict=True)
+            for place, (instrument, side, view) in enumerate(questions):
+                if self._is_new(instrument, side, view.snapshot.sequence):
+                    self._judge_by(pairs.pair(place))
+
+    def _is_of_this(self, champion_version: str, challenger_version: str) -> bool:
+        """Whether what these versions say of one row is evidence about this canary."""
+        canary = self._routing.canary
+        versions = champion_version, challenger_version
+        return canary is not None and versions == (canary.champion_version, canary.model_version)
+
+    def _is_new(self, instrument: str, side: pb.Side.ValueType, sequence: int | None) -> bool:
+        """True when the market has moved since the newest row of this instrument and side that both models scored."""
+        question = instrument, side
+        if sequence is None or sequence <= self._seen.get(question, -1):
+            return False
+        self._seen[question] = sequence
+        return True
 
     def _judge_by(self, pair: Pair) -> None:
-        """Counts a pair as evidence, if it is one of this canary's and says something new."""
-        canary = self._routing.canary
-        if (
-            canary is not None
-            and pair.challenger.version == canary.model_version
-            and pair.champion.version == canary.champion_version
-            and self._is_new(pair)
-        ):
-            self.evidence.observe_pair(pair.instrument, _scored(pair))
-            self._markouts.add(pair)
-
-    def _is_new(self, pair: Pair) -> bool:
-        """True when the market has moved since the newest row of this instrument and side that both models scored."""
-        question = pair.instrument, pair.side
-        if pair.sequence is None or pair.sequence <= self._seen.get(question, -1):
-            return False
-        self._seen[question] = pair.sequence
-        return True
+        """Counts a pair of this canary's that says something new as evidence."""
+        self.evidence.observe_pair(pair.instrument, _scored(pair))
+        self._markouts.add(pair)
 
     def observe_decision(self, decision_id: str) -> None:
         """A decision that the canary answered."""

@@ -129,9 +129,9 @@ class CanaryRouting:
         self._flows.clear()
 
     def wants(self, case: Case) -> bool:
-        """Whether an order is to be asked of the canary, and was not yet."""
+        """Whether an order is to be asked of the canary: of its flows, and asked of no model yet."""
         canary = self.canary
-        if canary is None or case.features is None or case.from_caller or _was_asked(case):
+        if canary is None or case.features is None or case.from_caller or case.attempts or _was_asked(case):
             return False
         return self._takes(canary, case.order)
 
@@ -291,12 +291,11 @@ class CanaryRouting:
             case.budget.skip(pb.STAGE_CANARY, max(allowed, 0.0), pb.DEGRADATION_FEATURES_OF_SET_MISSING)
             case.degradations.append(pb.DEGRADATION_FEATURES_OF_SET_MISSING)
             return None
-        at_fault = replica is None or _is_at_fault(replica, allowed)
-        if replica is None or row is None or at_fault or _is_busy(replica, allowed, 1):
+        if replica is None or row is None or _is_busy(replica, allowed, 1):
             self.passed_over += 1
             case.budget.skip(pb.STAGE_CANARY, max(allowed, 0.0), pb.DEGRADATION_CANARY_PASSED_OVER)
             case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
-            if at_fault:
+            if replica is None or _is_at_fault(replica, allowed):
                 self._note(Side.CANARY, case, math.inf, allowed, reserve)
             return None
         span_id, traceparent = attempt_span(case)

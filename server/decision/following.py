@@ -117,10 +117,10 @@ class Following:
         block, count = decided.block, len(decided)
         if block.source in CHAMPION_SOURCES:  # see `cases`
             self._cached_scores.remember_block(block, decided.ids)
-        if self._control.shadow or block.source == pb.SOURCE_CANARY:
-            self._shadow.mirror_block(block, decided.ids)
         self._embedded_check.sample_block(block, decided.ids)
         self._reports.decided_block(decided, now)
+        if self._control.shadow or block.source == pb.SOURCE_CANARY:
+            self._shadow.mirror_block(block, decided.ids)
         # Where all this met no bug, nothing is counted twice.
         self._objective.note_block(block)
         if block.own is None:

@@ -135,8 +135,8 @@ class RoutedStage:
 
     @property
     def answers_at_once(self) -> bool:
-        """See `fallback.chain.BlockStage`; the same for all models."""
-        return all(stage.answers_at_once for stage in self._stages.values())
+        """Whether that of any model does: its orders do not wait for another's model on trial."""
+        return any(stage.answers_at_once for stage in self._stages.values())
 
     def is_busy(self, orders: int) -> bool:
         """Whether the stages of all models are: the orders may be those of any."""

@@ -72,19 +72,22 @@ class Pairs(NamedTuple):
 
     def each(self) -> Iterator[Pair]:
         """The rows one by one."""
-        for place, decision_id in enumerate(self.decision_ids):
-            view = self.views[place]
-            yield Pair(
-                decision_id,
-                self.instruments[place],
-                self.sides[place],
-                view.mid,
-                Opinion(self.champion_version, self.champion_scores[place], self.champion_threshold),
-                Opinion(self.challenger_version, self.challenger_scores[place], self.challenger_threshold),
-                self.challenger_decided,
-                self.challenger_seconds,
-                view.snapshot.sequence,
-            )
+        return map(self.pair, range(len(self.decision_ids)))
+
+    def pair(self, place: int) -> Pair:
+        """The row at this place."""
+        view = self.views[place]
+        return Pair(
+            self.decision_ids[place],
+            self.instruments[place],
+            self.sides[place],
+            view.mid,
+            Opinion(self.champion_version, self.champion_scores[place], self.champion_threshold),
+            Opinion(self.challenger_version, self.challenger_scores[place], self.challenger_threshold),
+            self.challenger_decided,
+            self.challenger_seconds,
+            view.snapshot.sequence,
+        )
 
 
 class Shadow:

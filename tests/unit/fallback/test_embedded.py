@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -189,13 +189,9 @@ class OnTrial:
         self._says = says
 
         self.takes_all = False
-        self.listeners = 0
 
     def is_busy(self, orders: int) -> bool:
         return True
-
-    def on_free(self, listener: Callable[[], None]) -> None:
-        self.listeners += 1
 
     def wants(self, case: Case) -> bool:
         return case.order.strategy == self._strategy
@@ -249,8 +245,6 @@ async def test_it_answers_at_once_unless_a_model_on_trial_gets_all_orders(takes_
     trial.takes_all = takes_all
     embedded = Embedded(Held(Model()), Clock(), trial=trial)
     assert (embedded.answers_at_once, embedded.is_busy(1)) == (not takes_all, takes_all)
-    embedded.on_free(lambda: None)
-    assert trial.listeners == 1
     assert Embedded(Held(Model()), Clock()).answers_at_once
 
 

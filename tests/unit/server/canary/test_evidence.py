@@ -204,6 +204,24 @@ def test_orders_of_the_canarys_that_find_no_partner_say_nothing_while_the_champi
     assert fallback.verdict is Verdict.WORSE, "without any, its own do"
 
 
+@pytest.mark.parametrize("rare", Side)
+def test_standstills_that_are_slow_for_both_speak_against_neither_however_few_batches_one_has(rare: Side) -> None:
+    """Of the model that has many batches, seven from before a standstill wait for a partner."""
+    judge, often = Judge(), Side(1 - rare.value)
+    for _ in range(400):
+        for number in range(100):
+            judge.go_by(0.01)
+            judge.evidence.observe_batch(often, Outcome.SUCCESS, 0.001)
+            if number % 20 == 0:
+                judge.evidence.observe_batch(rare, Outcome.SUCCESS, 0.001)
+        judge.go_by(0.3)
+        for side in (often, rare):
+            judge.evidence.observe_batch(side, Outcome.SUCCESS, 0.3)
+    slow = judge.evidence.checks["slow"]
+    assert slow.canary == slow.champion > 0.0
+    assert slow.verdict is Verdict.BETTER_OR_EQUAL
+
+
 def test_a_machine_that_is_slow_for_both_rolls_nothing_back() -> None:
     world = World(5, CanarySettings(slow_seconds=0.001))
     assert world.go_on(2_000) is None

@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from server.errors import ChangeInDoubtError, ChangeRefusedError
 from server.inference.champion import Champion
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
-from server.inference.shadow import Shadow
+from server.inference.shadow import Pairs, Shadow
 from server.inference.wire import ModelIdentity, ScoreBatch
 from server.journal.journal import Journal, JournalSettings
 from server.models.deployment import Deployment, DeploymentError
@@ -382,6 +383,34 @@ async def test_a_bad_canary_is_out_within_seconds_in_every_process(script: Scrip
         assert w.one.rollout.decisions == answered_before
         assert set(w.one.sources[-100:]) == {pb.SOURCE_PRIMARY}
         await until(lambda: NEW not in w.one.loader.versions["challenger"])
+
+
+@pytest.mark.parametrize("in_columns", [True, False])
+async def test_rows_are_evidence_once_for_each_state_of_the_market(
+    in_columns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world() as w:
+        await w.start()
+        await until(lambda: w.one.routing.canary is not None)
+        judged: list[float] = []
+        rollout = w.one.rollout
+        monkeypatch.setattr(rollout.evidence, "observe_pair", lambda name, pair: judged.append(pair.canary_score))
+
+        def see(version: str, *rows: tuple[pb.Side.ValueType, int, float]) -> None:
+            ids, names = [str(place) for place in range(len(rows))], ["ETHUSDT.BINANCE"] * len(rows)
+            sides, sequences, says = zip(*rows, strict=True)
+            views: list[Any] = [SimpleNamespace(mid=1.0, snapshot=SimpleNamespace(sequence=one)) for one in sequences]
+            pairs = Pairs(ids, names, sides, views, OLD, 0.5, says, version, 0.5, says, 0.001)
+            if in_columns:
+                rollout.observe_pairs(pairs)
+            else:
+                for pair in pairs.each():
+                    rollout.observe_pair(pair)
+
+        see(NEW, (pb.SIDE_BUY, 7, 0.1), (pb.SIDE_BUY, 7, 0.2), (pb.SIDE_SELL, 7, 0.3), (pb.SIDE_BUY, 8, 0.4))
+        see(NEW, (pb.SIDE_BUY, 8, 0.5), (pb.SIDE_SELL, 9, 0.6))
+        see("cc" * 8, (pb.SIDE_BUY, 10, 0.7))
+        assert judged == [0.1, 0.3, 0.4, 0.6]
 
 
 async def test_a_canary_that_turns_bad_late_is_out_as_soon() -> None:

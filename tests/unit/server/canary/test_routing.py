@@ -442,6 +442,17 @@ async def test_an_order_has_two_attempts_the_canarys_included() -> None:
         assert d.secondary.calls == 0
 
 
+async def test_an_order_that_was_under_way_when_its_canary_began_is_asked_of_no_third_model() -> None:
+    async with desk(answers(0.75, version=VERSION), fails(Outcome.MODEL_ERROR)) as d:
+        d.secondary.script, d.routing.canary = fails(Outcome.MODEL_ERROR), None
+        case = d.case()
+        assert await d.routing.answer(case) is None
+        d.routing.canary = CANARY
+        assert await d.routing.answer_on_trial(case) is None  # as a stage after the champion's asks
+        assert [one.replica for one in case.attempts] == ["primary", "secondary"]
+        assert (case.degradations.count(pb.DEGRADATION_CANARY_PASSED_OVER), d.observed) == (0, [])
+
+
 async def test_a_canary_whose_breaker_is_open_costs_nothing_and_counts_as_its_failure() -> None:
     async with desk(answers(0.75, version=VERSION)) as d:
         d.canary.breaker.force(Mode.FORCED_OPEN)

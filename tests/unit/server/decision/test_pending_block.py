@@ -275,6 +275,21 @@ async def test_a_bug_that_one_order_meets_after_its_decision_costs_the_others_no
         assert (p.objective.met, p.admission.in_flight, p.replies.owed) == (5, 0, 6)
 
 
+async def test_a_bug_that_a_block_meets_after_its_decisions_mirrors_none_of_them_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
+
+        def broken(*_: Any) -> None:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(p.control, "shadow", True)
+        monkeypatch.setattr(p.dataplane._following._reports, "decided_block", broken)
+        block = await in_columns(p, orders_of(Random(1), 6))
+        assert len(block.apart) == 6
+        assert p.shadow.offered == 6
+
+
 async def test_a_block_that_was_answered_leaves_the_collector_nothing(tmp_path: Path) -> None:
     async with busy_plane(tmp_path, answers(0.75), answers(0.75)) as p:
         gc.collect()

@@ -25,6 +25,7 @@ class Stage:
         self.name = name
         self.begun: list[list[str]] = []
         self.broken = False
+        self.answers_at_once = True
 
     def _answer(self, case: Case) -> Answer:
         assert case.model == self.name
@@ -83,6 +84,16 @@ def test_orders_in_columns_are_parted_by_their_own_model() -> None:
     two, orders = Two(), [case.order for case in cases_of("s1", "a", "s2")]
     assert list(two.stage.parted("scalper", orders, [0, 2])) == [[0], [2]]
     assert list(two.stage.parted("elsewhere", orders, [0, 2])) == [[0, 2]]
+
+
+@pytest.mark.parametrize(("of_each", "says"), [((True, True), True), ((True, False), True), ((False, False), False)])
+def test_orders_of_a_model_that_answers_at_once_do_not_wait_for_the_trial_of_another(
+    of_each: Sequence[bool], says: bool
+) -> None:
+    two = Two()
+    for stage, answers_at_once in zip(two.stages.values(), of_each, strict=True):
+        stage.answers_at_once = answers_at_once
+    assert two.stage.answers_at_once is says
 
 
 async def test_a_model_that_is_not_here_costs_its_orders_the_stage_and_asks_no_other_model() -> None:
