@@ -160,7 +160,7 @@ test("a program ends when its client is closed, also while another server cannot
 
 test("where no server can be reached, the error says which one was asked and what to look at", async (t) => {
   const server = await serve(t, {});
-  const client = await connect(t, server.address, { timeoutMs: 300 });
+  const client = await connect(t, server.address, { timeoutMs: 1_000 });
   server.stop();
   await assert.rejects(client.decide(order), (error) => {
     assert.ok(error instanceof PretradeError);

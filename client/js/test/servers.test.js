@@ -91,7 +91,7 @@ for (const way of Object.keys(WAYS)) {
     const server = await start(t);
     const ask = await asking(t, way, [server]);
     await server.stop();
-    await assert.rejects(ask(order, { timeoutMs: 300 }), ({ status, server: named }) => {
+    await assert.rejects(ask(order, { timeoutMs: 1_000 }), ({ status, server: named }) => {
       // Who shares a call may be told at the end of its own deadline, before the call says why it fails.
       if (way.startsWith("shared") && status === "DEADLINE_EXCEEDED") return true;
       assert.deepEqual([status, named], ["UNAVAILABLE", nameOf(way, server)]);

@@ -186,7 +186,7 @@ test("a server that cannot be reached is waited for, and in the end the error na
   await server.restart();
   const client = await connecting;
   await server.stop();
-  await assert.rejects(client.decide(order, { timeoutMs: 100 }), { status: "UNAVAILABLE", server: url });
+  await assert.rejects(client.decide(order, { timeoutMs: 1_000 }), { status: "UNAVAILABLE", server: url });
   await assert.rejects(Client.connect(url, { connectMs: 200 }), { status: "UNAVAILABLE", server: url });
   await assert.rejects(Client.connect([]), { reason: "MISSING_SERVER" });
 });
