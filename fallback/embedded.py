@@ -79,7 +79,7 @@ class Trial(Protocol):
         """See `fallback.chain.BlockStage`."""
 
     def wants(self, case: Case) -> bool:
-        """Whether an order is its own and it was not asked for it yet."""
+        """Whether an order is its own, and no model was asked for it yet."""
 
     async def answer_on_trial(self, case: Case) -> Answer | None:
         """Its answer to an order that it wants; None for others."""

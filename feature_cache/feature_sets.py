@@ -219,7 +219,7 @@ def of_packages() -> list[Registered]:
 
 
 class _Source(SourceFileLoader):
-    """Runs what a file holds now. Bytecode of it is known by its size and the second it was written in alone."""
+    """Runs what a file holds now. Bytecode is told by the size and the second of its source, which may be the same."""
 
     def get_code(self, fullname: str) -> CodeType:
         """Compiles it."""

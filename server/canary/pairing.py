@@ -57,8 +57,8 @@ class Pairing(Generic[T]):
         if not other:
             self._waiting[side].append((now, value))
             return
-        # Of those that wait the nearest in time. The oldest may be of before a standstill: with a canary of few flows
-        # the champion, of which much is seen, would show only what was before it.
+        # One of this moment, where there is one: the oldest may be from before a standstill. Of a busy champion, and a
+        # canary of few flows, the canary alone would then look slow.
         while len(other) > 1 and other[0][0] < now - _AT_ONCE_SECONDS:
             other.popleft()
         _, waited = other.popleft()
