@@ -35,7 +35,7 @@ demo: setup  ## the whole stack on this machine, orders, a replica failure, a su
 	$(BIN)/pretrade demo --duration $(DURATION) --rate $(RATE) $(WITH_DATA) $(WITH_JSON) $(if $(SVG),--svg "$(SVG)")
 
 test: setup  ## all tests but those that take minutes, against real servers, three files at a time: 13 to 28 minutes on two cores; it says what it left out
-	$(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart=0
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 test-all: setup  ## everything, for a night: test, test-long, MLServer, faults on both edges, an hour of simulation, fuzzing, sanitizers
 	@failed=; for part in test test-long test-plain mlserver 'faults EDGE=grpcio' 'faults EDGE=envoy' 'simulate SECONDS=3600' 'fuzz SECONDS=600' sanitize; do \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import warnings
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ pytest_plugins = (
     "support.left_out",
     "support.own_logs",
     "support.seeds",
+    "support.side_by_side",
 )
 
 
@@ -81,7 +83,24 @@ def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="session")
 def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a champion and a challenger, trained in a second on random rows whose first feature decides."""
+    """Directory of a champion and a challenger, trained on random rows whose first feature decides.
+
+    Of the processes that run tests side by side (`-n`) the first one that needs it makes it for all.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    store = folder / "models"
+    with (folder / "models.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not store.is_dir():
+            made = tmp_path_factory.mktemp("models") / "store"
+            _write_models(made)
+            made.rename(store)
+    return store
+
+
+def _write_models(store: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # TorchServe's package leaves a file open when it is imported
         # Here, because every run of a single unit test would pay for importing torch.
@@ -107,10 +126,9 @@ def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label=label,
     )
     settings = TrainingSettings(trees=20, epochs=2, label=label, valid_days=None)
-    store = tmp_path_factory.mktemp("models")
+    store.mkdir()
     # Trees on all features, whose scores differ from row to row: the rows of tests are random, too.
     kinds: dict[str, Kind] = {"champion": "xgboost", "challenger": "torch"}
     for name, kind in kinds.items():
         model = train(name, samples, settings, kind)
         write_archive(model, metadata_of(model, samples, settings), store)
-    return store

@@ -41,6 +41,7 @@ def test_prometheus_takes_the_rules() -> None:
     promtool("check", "rules", *(path.name for path in RULES.glob("*.rules.yaml")))
 
 
+@pytest.mark.long
 def test_each_alert_fires_when_it_should_and_nothing_else_does() -> None:
     promtool("test", "rules", "alerts.test.yaml")
 
@@ -100,6 +101,7 @@ def test_budgets_page_when_they_burn_and_not_for_few_calls() -> None:
     promtool("test", "rules", "slo.test.yaml")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("edge", RARELY_ON_GRPC_AIO)
 def test_no_alert_fires_in_an_hour_in_which_nothing_is_wrong(edge: str, tmp_path: Path) -> None:
     """What a real stack's metrics did under each load, repeated for an hour: see `support.healthy_hours`."""

@@ -130,6 +130,7 @@ def expected(wanted: audit_pb2.DecisionFilter, bounds: Bounds) -> list[int]:
     return found[::-1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("walks", [(3, 7), (1, 1), (50, 100), (50_000, 500_000)])
 def test_a_list_holds_what_matches_whether_it_was_walked_to_or_searched_for(
     store: Store, monkeypatch: pytest.MonkeyPatch, walks: tuple[int, int]

@@ -127,6 +127,7 @@ def test_the_server_takes_its_settings_and_finds_everybody() -> None:
         assert re.search(r"(//|@)(redis|postgres):", SERVICES["server"]["environment"][variable])
 
 
+@pytest.mark.long
 def test_the_console_reaches_the_admin_port_and_is_published_on_loopback_without_credentials() -> None:
     service = SERVICES["console"]
     assert service["network_mode"] == "service:server"

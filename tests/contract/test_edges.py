@@ -495,6 +495,7 @@ def test_envoy_refuses_calls_beyond_the_limit_before_anybody_takes_them_up(tmp_p
         eventually(lambda: refusal(stub, request), lambda refused: refused is None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("edge", ["envoy", "grpcio"])
 def test_batches_are_decided_where_there_is_no_place_for_all_of_their_orders(tmp_path: Path, edge: str) -> None:
     limit, size, callers = 40, 192, 4
@@ -558,6 +559,7 @@ def _base64_parts(content: bytes) -> list[bytes]:
     return [content[start : start + 4] for start in range(0, len(content), 4)]
 
 
+@pytest.mark.long
 def test_without_envoy_the_start_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "pyvoy.py").write_text("raise ImportError('there is no pyvoy here')")
     env = server_environment(tmp_path, PRETRADE_GRPC__EDGE="envoy")
@@ -571,6 +573,7 @@ def test_an_edge_that_nobody_chose_is_envoy_and_the_log_says_so(envoy: Group) ->
     assert [line["edge"] for line in log_lines(envoy, "started")] == ["envoy"]
 
 
+@pytest.mark.long
 def test_where_envoy_cannot_run_grpc_aio_serves_and_the_log_says_why(tmp_path: Path) -> None:
     (tmp_path / "pyvoy.py").write_text("raise ImportError('there is no pyvoy here')")
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
@@ -586,6 +589,7 @@ def log_lines(group: Group, event: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == event]
 
 
+@pytest.mark.long
 def test_a_server_that_cannot_start_inside_envoy_ends_it(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -40,6 +40,7 @@ def order(ref: str = "mine", **changes: object) -> Order:
     return Order(order_ref=ref, **(fields | changes))  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_a_sound_order_has_a_decision_with_id_reference_time_and_reasons(client: Client) -> None:
     found = client.decide(order())
     assert uuid.UUID(found.decision_id)

@@ -36,6 +36,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Arch
         yield str(stack.endpoints.primary), read_archive(Path(store) / "champion.mar")
 
 
+@pytest.mark.long
 async def test_a_replica_learns_the_set_of_its_model_and_scores_as_the_model_does(
     served: tuple[str, Archive], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,6 +187,7 @@ def test_the_page_sends_what_is_typed_and_shows_the_answer(served: Served) -> No
         assert json.loads(status["answer"])["ready"] is True
 
 
+@pytest.mark.long
 def test_the_page_has_fields_for_path_and_query_and_shows_events(served: Served, web: httpx.Client) -> None:
     if not served.of_all_services:
         return
@@ -503,6 +504,7 @@ def test_what_the_transport_says_of_a_caller_is_not_believed_if_the_caller_says_
     assert web.post("/pretrade.admin.v1.AdminService/GetStatus", json={}, headers=late).status_code in (401, 404)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("edge", RARELY_ON_GRPC_AIO)
 def test_a_server_that_stops_does_not_wait_for_those_who_watch(tmp_path: Path, edge: str) -> None:
     (port,) = free_ports(1)

@@ -13,9 +13,8 @@ import grpc
 import grpc.aio
 import pytest
 from support.decision_server import DecisionServer
-from support.harness import Market, eventually
+from support.harness import ROOMY, Market, eventually
 from support.model_server import VERSION, Models
-from support.rig import ROOMY
 
 from feature_cache.ending import end
 from feature_cache.features import MF1
@@ -148,6 +147,7 @@ def model_server_at(address: str) -> Iterator[Models]:
         loop.close()
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_a_server_decides_by_the_endpoints_that_a_name_leads_to(tmp_path: Path, model_store: Path) -> None:
     (port,) = free_ports(1)

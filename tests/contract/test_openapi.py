@@ -74,6 +74,7 @@ def called(served: Served, directory: Path, timeout: str, *arguments: str) -> tu
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_no_call_that_the_document_allows_or_forbids_ends_with_a_fault_of_the_server(
     served: Served, tmp_path: Path
 ) -> None:

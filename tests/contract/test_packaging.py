@@ -56,19 +56,27 @@ def project(name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    found = {}
-    for name, folder in FOLDERS.items():
-        out = tmp_path_factory.mktemp("wheel")
+class Wheels(dict[str, Path]):
+    """Our wheels by the name of their distribution, each built when it is asked for: one of them takes a minute."""
+
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self._folders = folders
+
+    def __missing__(self, name: str) -> Path:
+        out = self._folders.mktemp("wheel")
         command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        (found[name],) = out.glob("*.whl")
-    return found
+        subprocess.run(command, cwd=FOLDERS[name], check=True, capture_output=True)
+        (self[name],) = out.glob("*.whl")
+        return self[name]
 
 
-@pytest.fixture(params=FOLDERS)
-def wheel(request: pytest.FixtureRequest, wheels: dict[str, Path]) -> Iterator[zipfile.ZipFile]:
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
+    return Wheels(tmp_path_factory)
+
+
+@pytest.fixture(params=["pretrade", pytest.param("pretrade-server", marks=pytest.mark.long)])
+def wheel(request: pytest.FixtureRequest, wheels: Wheels) -> Iterator[zipfile.ZipFile]:
     with zipfile.ZipFile(wheels[request.param]) as opened:
         yield opened
 
@@ -118,24 +126,24 @@ def with_what_they_require(names: set[str]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def of_a_caller(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def of_a_caller(wheels: Wheels, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return Environment(tmp_path_factory.mktemp("caller"), LIGHT, wheels["pretrade"])
 
 
 @pytest.fixture(scope="module")
-def of_an_operator(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def of_an_operator(wheels: Wheels, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return Environment(tmp_path_factory.mktemp("operator"), LIGHT | COMMAND_LINE, wheels["pretrade"])
 
 
 @pytest.fixture(scope="module")
-def of_a_console(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def of_a_console(wheels: Wheels, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     required = LIGHT | COMMAND_LINE | CONSOLE
     return Environment(tmp_path_factory.mktemp("console"), required, wheels["pretrade"])
 
 
 @pytest.fixture(scope="module")
-def without_extras(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return Environment(tmp_path_factory.mktemp("both"), LIGHT | COMMAND_LINE, *wheels.values())
+def without_extras(wheels: Wheels, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return Environment(tmp_path_factory.mktemp("both"), LIGHT | COMMAND_LINE, *(wheels[name] for name in FOLDERS))
 
 
 def test_each_folder_is_ours_and_not_another_package_of_that_name() -> None:
@@ -144,7 +152,8 @@ def test_each_folder_is_ours_and_not_another_package_of_that_name() -> None:
         assert Path(module.__file__).is_relative_to(ROOT)
 
 
-def test_the_wheels_hold_the_product_and_nothing_else(wheels: dict[str, Path]) -> None:
+@pytest.mark.long
+def test_the_wheels_hold_the_product_and_nothing_else(wheels: Wheels) -> None:
     light, heavy = (names_in(wheels[name]) for name in FOLDERS)
     assert {name.split("/")[0] for name in light} == {"pretrade"}
     assert {name.split("/")[0] for name in heavy} == set(OURS)
@@ -155,7 +164,8 @@ def test_the_wheels_hold_the_product_and_nothing_else(wheels: dict[str, Path]) -
     assert not light & heavy
 
 
-def test_the_wheel_of_a_server_carries_its_compiled_modules(wheels: dict[str, Path]) -> None:
+@pytest.mark.long
+def test_the_wheel_of_a_server_carries_its_compiled_modules(wheels: Wheels) -> None:
     if not in_use():  # nothing can be compiled here
         assert wheels["pretrade-server"].name.endswith("-py3-none-any.whl")
         return
@@ -167,13 +177,14 @@ def test_the_wheel_of_a_server_carries_its_compiled_modules(wheels: dict[str, Pa
     assert f"-cp{sys.version_info.major}{sys.version_info.minor}-" in wheels["pretrade-server"].name
 
 
-def test_the_wheel_of_a_server_carries_what_its_http_port_serves(wheels: dict[str, Path]) -> None:
+@pytest.mark.long
+def test_the_wheel_of_a_server_carries_what_its_http_port_serves(wheels: Wheels) -> None:
     served = {path.relative_to(ROOT).as_posix() for path in (ROOT / "server/http/static").iterdir()}
     assert "server/http/static/openapi.json" in served
     assert served <= names_in(wheels["pretrade-server"])
 
 
-def test_pretrade_is_a_namespace_of_stubs_and_client(wheels: dict[str, Path]) -> None:
+def test_pretrade_is_a_namespace_of_stubs_and_client(wheels: Wheels) -> None:
     light = names_in(wheels["pretrade"])
     assert {"pretrade/client/credentials.py", "pretrade/decision/v1/decision_pb2.py"} <= light
     assert "pretrade/__init__.py" not in light
@@ -212,7 +223,7 @@ def test_each_image_can_build_the_wheels_from_what_its_ignore_file_lets_through(
         assert done.returncode == 0, done.stderr
 
 
-def test_the_stubs_are_typed_and_work_without_the_rest(wheels: dict[str, Path], of_a_caller: Environment) -> None:
+def test_the_stubs_are_typed_and_work_without_the_rest(wheels: Wheels, of_a_caller: Environment) -> None:
     assert {"pretrade/py.typed", "pretrade/decision/v1/decision_pb2.pyi"} <= names_in(wheels["pretrade"])
     found = of_a_caller.run("python", "-c", "from pretrade.decision.v1 import decision_pb2_grpc")
     assert found.returncode == 0, found.stderr
@@ -246,7 +257,7 @@ def test_who_installs_pretrade_gets_nothing_that_serves(of_a_caller: Environment
 
 
 def test_every_module_of_the_light_distribution_needs_nothing_but_what_it_requires(
-    wheels: dict[str, Path], of_a_caller: Environment, of_an_operator: Environment, of_a_console: Environment
+    wheels: Wheels, of_a_caller: Environment, of_an_operator: Environment, of_a_console: Environment
 ) -> None:
     paths = sorted(name for name in names_in(wheels["pretrade"]) if name.endswith(".py"))
     modules = [path.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".") for path in paths]
@@ -322,6 +333,7 @@ def test_a_command_that_is_not_installed_says_where_it_is_to_be_had(of_an_operat
     assert "Did you mean 'status'" in unknown.stderr
 
 
+@pytest.mark.long
 def test_the_server_adds_its_commands_and_an_extra_that_is_missing_is_named(without_extras: Environment) -> None:
     listed = without_extras.run("pretrade", "--help")
     assert listed.returncode == 0, listed.stderr

@@ -199,6 +199,7 @@ async def test_files_that_are_no_good_leave_the_last_in_force(tmp_path: Path) ->
             await made.ask([_ROW], None)
 
 
+@pytest.mark.long
 async def test_good_files_that_the_server_does_not_believe_cost_no_connection(tmp_path: Path) -> None:
     """A client that was given its new certificate before the server was told to believe it."""
     authority, later = TrialAuthority(), TrialAuthority("later")
@@ -240,6 +241,7 @@ def torchserve_over_tls(directory: Path, store: Path, pair: KeyPair) -> Iterator
             process.wait(30)
 
 
+@pytest.mark.long
 @pytest.mark.stack
 async def test_torchserve_itself_speaks_tls_for_scores_and_for_models(tmp_path: Path, model_store: Path) -> None:
     authority = TrialAuthority()

@@ -213,6 +213,7 @@ def test_a_model_that_is_not_there_is_a_model_error(ask: Ask, model: str, versio
     assert classify(status, told) is Outcome.MODEL_ERROR
 
 
+@pytest.mark.long
 def test_a_full_queue_is_overload_and_refuses_at_once(ask: Ask) -> None:
     calls = [ask("sleep", timeout=30.0) for _ in range(40)]
     endings = [ended(call) for call in calls]
@@ -237,6 +238,7 @@ def test_a_float_of_nan_comes_as_text_and_is_a_bad_answer(ask: Ask) -> None:
     assert failure.value.outcome is Outcome.BAD_ANSWER
 
 
+@pytest.mark.long
 def test_an_idle_worker_that_was_killed_and_a_dead_jvm(torchserve: Stack, ask: Ask) -> None:
     worker = next(process for process in torchserve["primary"].tree() if "python" in process.name())
     worker.kill()

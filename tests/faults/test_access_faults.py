@@ -236,6 +236,7 @@ def test_who_may_see_the_server_over_http_is_decided_by_the_same_roles(server: S
         assert web.get("/health").json() == {"status": "SERVING"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["decisions", "signals"])
 async def test_what_is_watched_over_http_ends_with_the_credentials(server: SecureServer, what: str) -> None:
     trusting = ssl.create_default_context(cadata=server.authority.pem.decode())

@@ -448,6 +448,7 @@ def test_a_full_disk_abstains_until_there_is_space(
         assert_abstains_until_healed(product, full(product), seen)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace to inject the error")
 @pytest.mark.parametrize(
     ("calls", "error"),
@@ -479,6 +480,7 @@ def test_a_disk_that_fails_abstains_until_it_works(
         assert_abstains_until_healed(product, injecting(product, calls, error), seen)
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "D3",
     "PostgreSQL is frozen until the journal reaches its size limit",
@@ -491,6 +493,7 @@ def test_a_journal_that_nobody_empties_abstains_rather_than_lose_a_row(
         assert_abstains_until_healed(product, frozen(product), seen)
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "D6", "A bit of the newest journal rows flips on disk", "The server refuses to start and names the changed row."
 )

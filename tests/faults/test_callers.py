@@ -130,6 +130,7 @@ def test_an_open_stream_is_as_good_as_its_callers_credentials(
     seen("denied, demoted, revoked and expired callers: streams ended, the others went on")
 
 
+@pytest.mark.long
 def test_a_watcher_of_the_audit_is_looked_at_as_well(server: SecureServer) -> None:
     with server.channel(server.admin) as channel:
         stub = audit_pb2_grpc.AuditServiceStub(channel)
@@ -270,6 +271,7 @@ def test_an_outcome_is_its_callers_report(server: SecureServer) -> None:
         assert sorted(outcome.reporter for outcome in found.outcomes) == ["ems-1", "mallory"]
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "F6", "On an open stream the client certificate expires or is revoked", "The stream ends within seconds."
 )

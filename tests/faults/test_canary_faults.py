@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from support.figures import Figure
-from support.harness import Product, eventually
-from support.rig import ROOMY, OpenRig, Rig, wait_for_more
+from support.harness import ROOMY, Product, eventually
+from support.rig import OpenRig, Rig, wait_for_more
 from support.server_group import Callers, beside, server_group
 from support.tcp_proxy import Fault
 

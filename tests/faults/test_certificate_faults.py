@@ -126,6 +126,7 @@ def test_a_certificate_is_replaced_under_load(server: SecureServer, seen: Callab
     )
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "F5",
     "A new certificate is expired, half written, missing, or does not fit its key",

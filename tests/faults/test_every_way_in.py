@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import pytest
 import sqlalchemy as sa
-from support.harness import EDGE, eventually
+from support.harness import EDGE, ROOMY, eventually
 from support.open_loop import LEFT, Call, OpenLoop, Shape, summary
-from support.rig import ROOMY, OpenRig, Rig, heal, wait_for_more
+from support.rig import OpenRig, Rig, heal, wait_for_more
 from support.scripted_peer import ScriptedPeer, scored
 from support.tcp_proxy import BLACK_HOLE, Fault, TcpProxy
 

@@ -75,6 +75,7 @@ def disk(path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", path], check=True)
 
 
+@pytest.mark.long
 @pytest.mark.stack
 @pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
 @pytest.mark.fault(

@@ -116,6 +116,7 @@ def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: P
     seen(f"audit: wall clocks {max(walls) - min(walls)} s apart, monotonic ones {spread:.0f} s")
 
 
+@pytest.mark.long
 @pytest.mark.fault("F2", "The server gets no CPU for 500 ms, three times", "No breaker opens. Stalls are counted.")
 def test_a_standstill_of_the_server_opens_no_breaker(product: Product, seen: Seen) -> None:
     process = deciding(product.stack["server"].pid)
@@ -143,6 +144,7 @@ def transitions(product: Product, replica: str) -> float:
     return product.metric("pretrade_breaker_transitions_total", replica=replica, state="open")
 
 
+@pytest.mark.long
 @pytest.mark.fault("F2", "Other processes take every core for 3 s", "No breaker opens. Every call is answered.")
 def test_others_who_take_every_core_open_no_breaker(product: Product, seen: Seen) -> None:
     opened = {name: transitions(product, name) for name in ("primary", "secondary")}

@@ -11,9 +11,9 @@ from typing import Final
 
 import h2.errors
 import pytest
-from support.harness import EDGE, INSTRUMENTS, MID, eventually
+from support.harness import EDGE, INSTRUMENTS, MID, ROOMY, eventually
 from support.open_loop import summary
-from support.rig import ROOMY, OpenRig, Rig
+from support.rig import OpenRig, Rig
 from support.wire import STREAM, Caller, framed
 
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -108,6 +108,7 @@ def test_a_thousand_idle_connections_cost_little(open_rig: OpenRig, seen: Seen) 
         assert rig.server.decide().source == pb.SOURCE_PRIMARY
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "E2",
     "200 connections send their first bytes very slowly",
@@ -130,6 +131,7 @@ def test_connections_that_never_say_hello_are_closed(open_rig: OpenRig, seen: Se
         seen(f"all closed after {time.monotonic() - started:.1f} s of the {HANDSHAKE_SECONDS:.0f} s allowed")
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "E2",
     "A client floods a connection with pings",

@@ -90,6 +90,7 @@ def told(events: list[str]) -> str:
     return f"{acknowledged} acknowledged and there, {refused} refused"
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "D2",
     "The process of a busy journal is killed with SIGKILL ten times",

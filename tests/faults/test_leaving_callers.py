@@ -14,9 +14,9 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 import pytest
-from support.harness import INSTRUMENTS, MID, eventually
+from support.harness import INSTRUMENTS, MID, ROOMY, eventually
 from support.open_loop import LEFT, Call, summary
-from support.rig import CHAMPIONS, ROOMY, ROOMY_SECONDS, OpenRig, Rig
+from support.rig import CHAMPIONS, ROOMY_SECONDS, OpenRig, Rig
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -75,6 +75,7 @@ async def leave_at_random(address: str, seed: int) -> list[Call]:
     return calls
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "E5",
     "Callers cancel at every stage of a call",
@@ -146,21 +147,21 @@ def test_a_key_asked_for_many_times_at_once_is_decided_once(open_rig: OpenRig, s
     "D5", "An idempotency key is used for another order", "ALREADY_EXISTS. The first order is not affected."
 )
 def test_a_key_for_another_order_is_refused_even_while_the_first_is_decided(open_rig: OpenRig, seen: Seen) -> None:
-    rig = open_rig(warm_up_calls=10)
+    rig = open_rig(PATIENT, warm_up_calls=10)
     stub = rig.server.decisions
     for name in CHAMPIONS:
         rig.stack[name].pause()
     request = pb.DecideRequest(order=order(order_ref="first", idempotency_key="k"))
     other = pb.DecideRequest(order=order(order_ref="first", idempotency_key="k", quantity=0.02))
-    first = stub.Decide.future(request, timeout=5.0)
+    first = stub.Decide.future(request, timeout=10.0)
     # The replicas hang, so the first is still being decided when the others come.
     eventually(lambda: rig.server.metric("pretrade_in_flight"), lambda in_flight: in_flight == 1)
-    refused, repeat = stub.Decide.future(other, timeout=5.0), stub.Decide.future(request, timeout=5.0)
+    refused, repeat = stub.Decide.future(other, timeout=10.0), stub.Decide.future(request, timeout=10.0)
     assert refused.code() is grpc.StatusCode.ALREADY_EXISTS
     assert not first.done(), "refused without waiting"
     assert repeat.result() == first.result()
     for name in CHAMPIONS:
         rig.stack[name].resume()
-    later = stub.Decide.future(other, timeout=5.0)
+    later = stub.Decide.future(other, timeout=10.0)
     assert later.code() is grpc.StatusCode.ALREADY_EXISTS
     seen("refused at once while the first was decided, and after; repeat and first got the same decision")

@@ -19,10 +19,10 @@ from grpc_status import rpc_status
 from support import flood
 from support.figures import Figure
 from support.flood import Flood, Outcome
-from support.harness import INSTRUMENTS, MID, PATIENCE_SECONDS, eventually
+from support.harness import INSTRUMENTS, MID, PATIENCE_SECONDS, ROOMY, eventually
 from support.leash import LeashedPopen
 from support.open_loop import summary
-from support.rig import CHAMPIONS, REPLICAS, ROOMY, OpenRig, Rig
+from support.rig import CHAMPIONS, REPLICAS, OpenRig, Rig
 
 from pretrade.client.retries import retry_delay
 from pretrade.decision.v1 import decision_pb2 as pb

@@ -14,9 +14,9 @@ from typing import Final
 
 import pytest
 from support.figures import Figure
-from support.harness import eventually
+from support.harness import ROOMY, eventually
 from support.open_loop import summary
-from support.rig import ROOMY, OpenRig, wait_for_more
+from support.rig import OpenRig, wait_for_more
 from support.scripted_peer import PeerCall, ScriptedPeer, scored
 
 from pretrade.decision.v1 import decision_pb2 as pb

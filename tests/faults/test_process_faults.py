@@ -177,6 +177,7 @@ def test_sigterm_during_start_is_clean(tmp_path: Path, edge: str, seen: Seen) ->
         assert group.stop() == 0
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "D5",
     "24 connections to two processes use one idempotency key, and again after both were replaced",
@@ -485,6 +486,7 @@ def test_a_replacement_that_cannot_start_leaves_the_old_processes(tmp_path: Path
         assert group.processes() == before
 
 
+@pytest.mark.long
 @pytest.mark.fault("F3", "The database is down while processes are replaced", "Their journals are shipped later.")
 def test_what_a_replaced_process_could_not_ship_is_shipped_for_it(tmp_path: Path, seen: Seen) -> None:
     (tmp_path / "audit.db").mkdir()  # no database can be opened there

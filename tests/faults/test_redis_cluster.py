@@ -150,6 +150,7 @@ async def test_reports_are_on_every_node_and_follow_slots_that_move(
         seen(f"moved there and back in {time.monotonic() - began:.1f} s")
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "B1",
     "A node of a Redis Cluster is killed with SIGKILL",

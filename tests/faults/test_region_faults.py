@@ -13,8 +13,8 @@ import pytest
 from support.decision_server import DecisionServer
 from support.every_way import EveryWay
 from support.figures import Figure
-from support.harness import INSTRUMENTS, eventually
-from support.rig import ROOMY, ROOMY_SECONDS, OpenRig
+from support.harness import INSTRUMENTS, ROOMY, eventually
+from support.rig import ROOMY_SECONDS, OpenRig
 from support.server_group import server_group
 from support.tcp_proxy import BLACK_HOLE, TcpProxy
 

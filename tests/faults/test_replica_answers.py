@@ -14,9 +14,9 @@ from typing import Final
 
 import pytest
 from support.decision_server import DecisionServer
-from support.harness import calm_values, eventually
+from support.harness import ROOMY, calm_values, eventually
 from support.open_loop import summary
-from support.rig import ROOMY, OpenRig, Rig, wait_for_more
+from support.rig import OpenRig, Rig, wait_for_more
 from support.scripted_peer import VERSION, PeerCall, Script, ScriptedPeer, scored
 
 from feature_cache import features

@@ -65,6 +65,7 @@ def test_without_replicas_the_last_score_answers_then_the_rules_then_nobody(prod
     assert pb.DEGRADATION_FEATURES_STALE in nobody.degradations
 
 
+@pytest.mark.long
 @pytest.mark.fault("C7", "An instrument's features stop", "ABSTAIN with FEATURES_STALE, then with FEATURES_MISSING.")
 def test_features_that_expired_are_missing_and_decide_nothing(product: Product) -> None:
     product.market.pause()

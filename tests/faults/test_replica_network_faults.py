@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Final
 
 import pytest
-from support.harness import eventually
+from support.harness import ROOMY, eventually
 from support.open_loop import summary
-from support.rig import ROOMY, OpenRig, wait_for_more
+from support.rig import OpenRig, wait_for_more
 from support.tcp_proxy import BLACK_HOLE, HALF_OPEN, Fault, TcpProxy
 
 from pretrade.admin.v1 import admin_pb2

@@ -30,6 +30,7 @@ RATE = 50.0
 Seen = Callable[[str], None]
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "A1",
     "The primary is killed with SIGKILL under load",

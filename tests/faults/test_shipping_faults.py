@@ -105,6 +105,7 @@ def kill_the_shipping_process() -> None:
             child.kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "on_committed",
     [

@@ -16,8 +16,8 @@ import grpc
 import pytest
 from support.bare_server import environment, is_ready
 from support.decision_server import NOWHERE
-from support.harness import eventually
-from support.rig import ROOMY, OpenRig, Rig
+from support.harness import ROOMY, eventually
+from support.rig import OpenRig, Rig
 
 from loadtest.generators.measurement import percentile
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -49,6 +49,7 @@ def timed(rig: Rig) -> list[float]:
     return seconds
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "F8",
     "The trace collector accepts connections and never answers",
@@ -96,6 +97,7 @@ def test_scrapers_that_never_read_cost_no_decision(open_rig: OpenRig, seen: Seen
     seen(f"{DECISIONS} of {DECISIONS} by a replica, p99 {1e3 * percentile(seconds, 0.99):.0f} ms")
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "F8", "Nothing reads the log's pipe", "Decisions are not affected. Log lines are dropped and counted."
 )

@@ -23,6 +23,7 @@ def test_a_kept_input_breaks_no_promise(path: Path) -> None:
     TARGETS[path.parent.name](path.read_bytes())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_fuzzer_finds_no_input_that_breaks_a_promise(target: str) -> None:
     if importlib.util.find_spec("atheris") is None:

@@ -106,6 +106,7 @@ def test_the_sockets_between_processes_are_the_servers_own(two: SecureServer) ->
     assert not [one for one in listening if not str(one.laddr).startswith("/")], "an abstract one has no permissions"
 
 
+@pytest.mark.long
 def test_refusals_can_be_listed(two: SecureServer) -> None:
     with two.channel(two.admin) as channel:
         assert refused(halt, channel, two.token("viewer", sub="eve\x07")) is _CODES.UNAUTHENTICATED

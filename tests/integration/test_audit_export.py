@@ -138,6 +138,7 @@ def test_duckdb_and_pandas_open_the_export_and_the_evidence_in_it_verifies(
     assert set(frame["features"].map(len)) == {len(MF1)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("known", "names"), [((REGISTERED,), MIXED.names), ((), ("0", "1", "2"))])
 def test_what_models_of_another_set_scored_is_queried_by_name_where_the_set_is_known(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: tuple[Registered, ...], names: tuple[str, ...]
@@ -180,6 +181,7 @@ def test_a_packet_takes_little_space(url: str, tmp_path: Path) -> None:
     assert size / ROWS <= 605
 
 
+@pytest.mark.long
 def test_an_export_that_is_repeated_gives_the_same_files_and_one_that_was_interrupted_is_completed(
     url: str, tmp_path: Path
 ) -> None:

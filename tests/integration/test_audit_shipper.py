@@ -121,6 +121,7 @@ async def test_a_database_that_is_down_delays_nothing_and_gets_everything_once_i
     assert stored_in_order(url) == [f"{when}-{i}" for when in ("before", "during", "still") for i in range(500)]
 
 
+@pytest.mark.long
 async def test_a_killed_shipping_process_is_replaced_and_nothing_is_lost_or_doubled(
     tmp_path: Path, database_url: str
 ) -> None:
@@ -139,6 +140,7 @@ async def test_a_killed_shipping_process_is_replaced_and_nothing_is_lost_or_doub
     assert not shipping_processes(os.getpid())
 
 
+@pytest.mark.long
 async def test_the_outage_is_over_when_the_replacement_has_nothing_to_ship(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'audit.db'}"
     async with journal_in(tmp_path) as journal, Shipper(journal, url, shipping()) as shipper:
@@ -166,6 +168,7 @@ async def test_shipped_rows_are_trimmed_and_found_in_the_database(tmp_path: Path
     assert [(one.where, one.last) for one in verified] == [("database", 5000), ("journal", 5000)]
 
 
+@pytest.mark.long
 async def test_a_journal_that_few_large_rows_fill_takes_more_as_soon_as_they_are_shipped(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'audit.db'}"
     packet = packet_pb2.JournalEntry()
@@ -182,6 +185,7 @@ async def test_a_journal_that_few_large_rows_fill_takes_more_as_soon_as_they_are
     assert stored_in_order(url) == [str(i) for i in range(300)]
 
 
+@pytest.mark.long
 async def test_verification_beside_a_busy_server_raises_no_false_alarm(tmp_path: Path, database_url: str) -> None:
     path = tmp_path / "journal.db"
     settings = shipping(retained_rows=0, batch_rows=100)
@@ -230,6 +234,7 @@ def test_the_shipping_process_ends_when_its_input_does(tmp_path: Path) -> None:
             process.kill()
 
 
+@pytest.mark.long
 def test_the_shipping_process_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'audit.db'}"
     with subprocess.Popen(

@@ -163,6 +163,7 @@ def test_a_canary_with_inverted_scores_is_out_by_itself_and_all_of_it_is_in_the_
     assert shipped[1] == ["started", "rolled_back"]
 
 
+@pytest.mark.long
 def test_a_canary_decides_its_flows_until_an_operator_ends_it(
     product: Product, admin: admin_pb2_grpc.AdminServiceStub, registry: Registry, champion: str
 ) -> None:

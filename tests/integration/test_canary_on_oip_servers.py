@@ -18,9 +18,8 @@ import grpc
 import pytest
 from support.decision_server import DecisionServer
 from support.guest_model import registry_with_one
-from support.harness import Market, eventually
+from support.harness import ROOMY, Market, eventually
 from support.mlserver import MLSERVER, serving
-from support.rig import ROOMY
 from support.triton import tritons
 
 from local.demo.variants import recalibrated
@@ -168,6 +167,7 @@ def settings_of(servers: Servers, registry: Registry) -> dict[str, str]:
     }
 
 
+@pytest.mark.long
 def test_a_version_is_tried_rolled_back_tried_again_promoted_and_taken_back(
     tmp_path: Path, registry: Registry, redis_url: str, servers: Servers
 ) -> None:

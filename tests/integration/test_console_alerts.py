@@ -96,6 +96,7 @@ def test_an_operator_silences_an_alert_and_ends_the_silence_by_name(
         assert not Alertmanager(url).silences()
 
 
+@pytest.mark.long
 def test_a_viewer_sees_alerts_and_silences_none_and_a_trader_sees_none(
     server: SecureServer, url: str, console: RunningConsole
 ) -> None:
@@ -114,6 +115,7 @@ def test_a_viewer_sees_alerts_and_silences_none_and_a_trader_sees_none(
     assert not Alertmanager(url).silences()
 
 
+@pytest.mark.long
 def test_who_is_denied_silences_nothing_any_more_although_the_console_knew_him(
     server: SecureServer, url: str, console: RunningConsole
 ) -> None:
@@ -138,6 +140,7 @@ def test_who_is_denied_silences_nothing_any_more_although_the_console_knew_him(
     assert not Alertmanager(url).silences()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -171,6 +174,7 @@ def test_an_alertmanager_that_is_away_takes_nothing_else_with_it(server: SecureS
         assert "does not answer" in olga.get("/alerts/silences/any").text
 
 
+@pytest.mark.long
 def test_without_an_alertmanager_the_page_of_alerts_has_the_rules_alone(server: SecureServer) -> None:
     with (
         running_console(clean_environment(server), "--target", server.admin) as console,

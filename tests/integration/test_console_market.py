@@ -73,6 +73,7 @@ def bars_of(admin: admin_pb2_grpc.AdminServiceStub, count: int, token: str = "")
     return admin.ListBars(request, timeout=20.0)
 
 
+@pytest.mark.long
 def test_bars_of_a_market_that_goes_on_are_those_of_the_table(
     stack: Stack, admin: admin_pb2_grpc.AdminServiceStub
 ) -> None:
@@ -154,6 +155,7 @@ def test_the_page_has_bars_and_the_decisions_of_their_time_with_links(stack: Sta
     assert "Newest bar:" in chart["newest"]
 
 
+@pytest.mark.long
 def test_indicators_are_drawn_below_where_they_are_defined(visitor: Visitor) -> None:
     """Those of 14 bars after 15 seconds."""
     path = f"{CHART}&pane=rsi_14"

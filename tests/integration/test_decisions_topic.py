@@ -122,6 +122,7 @@ async def test_decisions_of_one_entry_are_published_each_by_itself(tmp_path: Pat
         assert rows == sorted(rows)
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "D1",
     "The brokers of the topic `decisions` are down",

@@ -28,7 +28,7 @@ from fallback.order import MODEL_SOURCES
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600), pytest.mark.long]
 README = (Path(__file__).parents[2] / "README.md").read_text()
 AFTERNOON = "own-afternoon.md"
 CLIENT, JS_CLIENT, TEN_MINUTES = "client-python.md", "client-js.md", "ten-minutes.md"
@@ -148,7 +148,6 @@ def test_the_curl_commands_of_the_ten_minutes_print_what_they_show(desk: Desk) -
         assert shown in _whatever_the_market(text), (command.text, text)
 
 
-@pytest.mark.long
 def test_what_the_ten_minutes_have_installed_runs_their_programs(desk: Desk, js_client: Path, tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, os.environ)
     try:
@@ -213,7 +212,6 @@ def test_the_commands_of_the_afternoon_are_some_that_the_tool_takes(
         assert complaint_about(arguments) is None, one
 
 
-@pytest.mark.long
 def test_the_commands_of_the_afternoon_print_what_the_page_shows(printed: list[tuple[Command, str]]) -> None:
     assert sum(len(command.shown) for command, _ in printed) > 10
     for command, text in printed:
@@ -229,7 +227,6 @@ def _by_a_model(line: str) -> str:
     )
 
 
-@pytest.mark.long
 def test_the_caller_brings_one_feature_and_the_model_sees_all_six(printed: list[tuple[Command, str]]) -> None:
     (shown,) = (text for command, text in printed if command.text.endswith("--explain"))
     _, _, explained = shown.partition("sampled_shapley")
@@ -240,7 +237,6 @@ def test_the_caller_brings_one_feature_and_the_model_sees_all_six(printed: list[
     assert re.search(r" urgency +│ +0\.9 ", explained), explained
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("printed")  # the last of which has the map lead the desk's orders to its own model
 def test_two_models_with_different_sets_decide_side_by_side_under_load_and_replay_to_the_bit(desk: Desk) -> None:
     brought = pb.FeatureVector(feature_set_id="numbers", values=[math.nan] * 5 + [0.9])

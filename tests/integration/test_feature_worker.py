@@ -215,6 +215,7 @@ async def test_poison_goes_to_the_dead_letters_and_its_neighbours_are_taken(stac
     assert all(dict(letter.headers)["position"].startswith(b"market.events/") for letter in found)
 
 
+@pytest.mark.long
 async def test_a_killed_worker_rebuilds_its_books_and_windows_from_the_log(stack: Stack, cache: FeatureCache) -> None:
     events = market("FIVE.SIM", 9)  # one snapshot only, at the start
     part = len(events) // 2
@@ -301,6 +302,7 @@ class Nowhere:
         return 0
 
 
+@pytest.mark.long
 async def test_history_is_read_no_faster_than_a_guest_can_take_it(
     kafka_bootstrap_servers: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -331,6 +333,7 @@ async def test_history_is_read_no_faster_than_a_guest_can_take_it(
     assert not guest.suspensions, "it would have fallen behind, and lost the history"
 
 
+@pytest.mark.long
 async def test_a_worker_beside_a_set_that_keeps_the_interpreter_for_ever_publishes_mf1_and_ends_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +377,7 @@ async def test_the_replay_command_publishes_a_recording_until_it_is_interrupted(
     assert "events replayed to market.events" in shown
 
 
+@pytest.mark.long
 def test_a_replay_without_a_broker_or_a_recording_says_so(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, message in (

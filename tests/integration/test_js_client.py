@@ -32,6 +32,7 @@ _CALLERS = 8
 _SECONDS = 120.0
 
 
+@pytest.mark.long
 def test_its_own_tests_pass() -> None:
     node_tests(*sorted(map(str, (PACKAGE / "test").glob("*.test.js"))))
 

@@ -351,6 +351,7 @@ async def test_latency_in_an_open_loop_counts_from_when_a_call_was_due() -> None
     assert sum(latency > 0.1 for latency in measured.latencies) > 25
 
 
+@pytest.mark.long
 async def test_the_benchmark_of_a_target_measures_every_load_and_writes_json(tmp_path: Path) -> None:
     json_path = tmp_path / "bench.json"
     options = ["--quick", "--seconds", "0.1", "--rounds", "2", "--deadline-ms", "10000", "--json", str(json_path)]

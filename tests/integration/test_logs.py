@@ -67,6 +67,7 @@ def decide(port: int) -> None:
         stub.Decide(pb.DecideRequest(order=order), timeout=5.0, metadata=(("x-correlation-id", "basket-7"),))
 
 
+@pytest.mark.long
 def test_every_line_is_json_with_time_level_and_component(said: tuple[list[str], str]) -> None:
     lines = [json.loads(line) for line in said[0]]
     assert all({"event", "timestamp", "level"} <= set(line) for line in lines)

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from support.guest_model import write_guest_model
 from support.guest_sets import know
-from support.harness import INSTRUMENTS, eventually
-from support.rig import ROOMY, OpenRig, Rig
+from support.harness import INSTRUMENTS, ROOMY, eventually
+from support.rig import OpenRig, Rig
 from typer.testing import CliRunner
 
 from feature_cache.feature_set import Feature, FeatureSet, SetRow

@@ -73,6 +73,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         yield World(archive, later, desk)
 
 
+@pytest.mark.long
 async def test_it_is_explained_replayed_compared_and_held_to_what_it_has_seen(world: World) -> None:
     archive, desk = world.archive, world.desk
     packets = [await world.decide(number) for number in range(0, len(world.later.rows), 3)]

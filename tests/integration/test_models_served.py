@@ -106,6 +106,7 @@ def test_a_process_listens_on_loopback_only(stack: Stack) -> None:
     assert set(listening) == {"127.0.0.1"}
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_is_replaced(stack: Stack) -> None:
     before = predict(stack, "challenger", bytes(100))
     (worker,) = [process for process in stack["challenger"].tree() if process.name().startswith("python")]

@@ -13,8 +13,7 @@ import pytest
 from support.decision_server import DecisionServer
 from support.guest_model import write_guest_model
 from support.guest_sets import know
-from support.harness import INSTRUMENTS, Market, eventually
-from support.rig import ROOMY
+from support.harness import INSTRUMENTS, ROOMY, Market, eventually
 from support.triton import Triton, tritons
 
 from feature_cache.feature_set import Feature, FeatureSet

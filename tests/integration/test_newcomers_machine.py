@@ -23,7 +23,7 @@ from support.up_command import DEADLINE_SECONDS, up
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(300), pytest.mark.long]
 
 PARTS: Final = ("valkey", "broker", "postgres", "server")
 NOWHERE: Final = {
@@ -145,7 +145,6 @@ def test_what_the_stack_keeps_is_for_its_user_alone_whatever_the_umask(tmp_path:
         os.umask(before)
 
 
-@pytest.mark.long
 def test_two_stacks_run_side_by_side_with_their_usual_ports_taken(tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     parts = ("valkey", "server")
@@ -177,7 +176,6 @@ def test_a_port_that_was_asked_for_and_is_taken_is_named(tmp_path: Path) -> None
         assert said.startswith(f"PRETRADE_LOCAL_DECISION_PORT: something else listens on 127.0.0.1:{port}; ")
 
 
-@pytest.mark.long
 def test_a_replica_starts_where_its_files_are(tmp_path: Path, model_store: Path) -> None:
     directory = tmp_path / ALL_AT_ONCE.folder
     directory.mkdir(parents=True)
@@ -188,7 +186,6 @@ def test_a_replica_starts_where_its_files_are(tmp_path: Path, model_store: Path)
         command.wait_until_up()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("edge", ["grpcio", "envoy"])
 def test_the_whole_demo_runs_on_a_machine_that_differs_in_everything(tmp_path: Path, edge: str, figure: Figure) -> None:
     summary = tmp_path / "summary.json"

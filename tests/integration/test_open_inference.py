@@ -21,9 +21,8 @@ import pytest
 from numpy.typing import NDArray
 from support.decision_server import DecisionServer
 from support.guest_model import write_guest_model
-from support.harness import INSTRUMENTS, eventually
+from support.harness import INSTRUMENTS, ROOMY, eventually
 from support.mlserver import MLSERVER, serving
-from support.rig import ROOMY
 
 from feature_cache import features
 from feature_cache.features import MF1

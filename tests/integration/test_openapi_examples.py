@@ -62,6 +62,7 @@ def challenger(product: Product) -> Iterator[str]:
         product.admin.AbortCanary(admin_pb2.AbortCanaryRequest(author="test", reason="heal"))
 
 
+@pytest.mark.long
 def test_every_example_is_answered_and_what_is_shown_is_an_answer(
     product: Product, web: httpx.Client, challenger: str
 ) -> None:

@@ -98,6 +98,7 @@ def test_the_command_finds_the_token_where_the_server_runs(group: Group) -> None
     assert "operator-token" in elsewhere.stderr, "says what to do"
 
 
+@pytest.mark.long
 def test_processes_that_are_replaced_know_the_same_token_and_a_new_server_another(group: Group) -> None:
     before = token_file(group).read_text()
     group.replace()
@@ -128,6 +129,7 @@ def test_whatever_a_server_writes_is_its_own_users_alone(group: Group) -> None:
     assert not open_to_others
 
 
+@pytest.mark.long
 def test_a_token_that_cannot_be_written_keeps_a_server_from_starting(tmp_path: Path) -> None:
     from support.bare_server import environment  # noqa: PLC0415
 

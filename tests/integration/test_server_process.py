@@ -57,6 +57,7 @@ def test_with_nothing_around_it_every_order_gets_an_audited_abstain(
     assert ids == [decision.decision_id]
 
 
+@pytest.mark.long
 def test_its_log_is_json_with_one_line_for_a_degraded_decision(alone: tuple[subprocess.Popen[bytes], int]) -> None:
     process, port = alone
     decision = decide(port)
@@ -67,6 +68,7 @@ def test_its_log_is_json_with_one_line_for_a_degraded_decision(alone: tuple[subp
     assert [line["event"] for line in lines if line.get("decision_id") == decision.decision_id] == ["decision"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
@@ -138,6 +140,7 @@ def test_a_control_state_that_cannot_be_read_halts_trading(tmp_path: Path) -> No
             process.kill()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux makes huge pages of small ones")
 def test_no_process_of_a_server_waits_for_huge_pages(tmp_path: Path) -> None:
     env = environment(tmp_path, PRETRADE_GRPC__EDGE="envoy")

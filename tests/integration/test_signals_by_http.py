@@ -14,8 +14,8 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from redis import Redis
 from support.guest_model import write_guest_model
 from support.guest_sets import know
-from support.harness import INSTRUMENTS, MID, Product, eventually
-from support.rig import ROOMY, OpenRig
+from support.harness import INSTRUMENTS, MID, ROOMY, Product, eventually
+from support.rig import OpenRig
 
 from feature_cache.feature_set import Feature, FeatureSet
 from feature_cache.feature_sets import Registered
@@ -116,7 +116,8 @@ def test_the_features_of_a_set_that_a_model_takes_are_shown_and_watched_beside_t
 ) -> None:
     know(monkeypatch, Registered(SWELL, lambda instrument: None, "this test"))  # type: ignore[arg-type, return-value]
     archive = write_guest_model(SWELL, tmp_path / "swell.mar", "swell")
-    (model_store / "versions" / f"{archive.version}.mar").write_bytes((tmp_path / "swell.mar").read_bytes())
+    # At once, because tests in other processes read the store.
+    (tmp_path / "swell.mar").rename(model_store / "versions" / f"{archive.version}.mar")
     (tmp_path / "sets.py").write_text(_SETS)
     (port,) = free_ports(1)
     settings = {

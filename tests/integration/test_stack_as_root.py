@@ -84,6 +84,7 @@ def assert_usable(command: Up) -> psutil.Process:
     return postgres
 
 
+@pytest.mark.long
 def test_postgres_runs_from_a_copy_that_ends_with_the_stack(closed: Path, places: list[Path]) -> None:
     before = copies(places)
     with up(closed, "postgres", **environment(closed)) as command:

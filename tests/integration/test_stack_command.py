@@ -42,6 +42,7 @@ def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals) -> No
     assert not (tmp_path / "stack.json").exists()
 
 
+@pytest.mark.long
 def test_kill_9_leaves_no_process_and_the_directory_is_free_again(tmp_path: Path, model_store: Path) -> None:
     with up(tmp_path, *SERVERS, "primary", PRETRADE_LOCAL_MODEL_STORE=str(model_store)) as command:
         stack = command.wait_until_up()
@@ -68,6 +69,7 @@ ALONE: Final = {
 """Settings of a server that finds no replica, and that takes a minute to drain."""
 
 
+@pytest.mark.long
 def test_each_process_of_a_server_has_a_port_for_its_metrics_and_the_stack_uses_none_of_them(tmp_path: Path) -> None:
     with up(tmp_path, "valkey", "server", PRETRADE_LOCAL_PROCESSES="2", **ALONE) as command:
         endpoints = command.wait_until_up().endpoints
@@ -143,6 +145,7 @@ def test_an_interrupt_during_the_start_stops_what_was_started(tmp_path: Path) ->
     assert "Traceback" not in command.output
 
 
+@pytest.mark.long
 def test_a_second_signal_leaves_the_rest_to_the_guard(tmp_path: Path) -> None:
     patient = {"PRETRADE_LOCAL_STOP_TIMEOUT_SECONDS": "600", "PRETRADE_LOCAL_GUARD_GRACE_SECONDS": "1"}
     with up(tmp_path, "postgres", **patient) as command:

@@ -9,8 +9,7 @@ from typing import Any, cast
 
 import pytest
 from support.decision_server import DecisionServer
-from support.harness import Load, Market, eventually
-from support.rig import ROOMY
+from support.harness import ROOMY, Load, Market, eventually
 
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack

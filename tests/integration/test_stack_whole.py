@@ -28,7 +28,7 @@ from pretrade.console.cli import login_link
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 from server.audit.store.schema import DECISIONS
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.long]
 
 GIBIBYTE = 2**30
 DEADLINE_SECONDS = 30.0

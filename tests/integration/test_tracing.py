@@ -12,9 +12,9 @@ from opentelemetry.instrumentation.grpc.grpcext import intercept_channel
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from support.harness import DEADLINE_SECONDS, INSTRUMENTS, MID, eventually
+from support.harness import DEADLINE_SECONDS, INSTRUMENTS, MID, ROOMY, eventually
 from support.otlp_collector import OtlpCollector, Received
-from support.rig import ROOMY, OpenRig, Rig
+from support.rig import OpenRig, Rig
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -130,6 +130,7 @@ def test_a_decision_that_retried_is_one_tree_from_caller_to_torchserve(
     assert (packet.trace_id, packet.correlation_id) == (trace_id, "basket-7")
 
 
+@pytest.mark.long
 def test_what_failed_or_the_caller_keeps_is_told_of_and_other_good_decisions_are_not(
     open_rig: OpenRig, collector: OtlpCollector
 ) -> None:
@@ -172,6 +173,7 @@ def test_one_in_n_decisions_is_told_of(open_rig: OpenRig, collector: OtlpCollect
     assert len(named) == len(made) // 4
 
 
+@pytest.mark.long
 def test_a_slow_decision_is_in_the_trace_that_has_its_own_id(open_rig: OpenRig, collector: OtlpCollector) -> None:
     rig = open_rig(settings(collector, TRACING__SLOW_SECONDS="0.000001"), warm_up_calls=0)
     decision = decide(rig, "slow")

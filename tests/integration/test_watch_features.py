@@ -135,6 +135,7 @@ async def test_features_are_shown_again_whenever_they_change(redis: Redis, redis
     assert seen == sorted(set(seen))
 
 
+@pytest.mark.long
 def test_another_set_is_watched_by_its_own_names(redis: Redis, redis_url: str, tmp_path: Path) -> None:
     (tmp_path / "sets.py").write_text(SETS)
     name = "features:tide:{WATCH.SIM}"

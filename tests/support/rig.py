@@ -18,7 +18,7 @@ from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2
 from support.decision_server import DecisionServer
-from support.harness import CAP_SECONDS, INSTRUMENTS, Market, eventually
+from support.harness import CAP_SECONDS, INSTRUMENTS, ROOMY, Market, eventually
 from support.invariants import Steered, Usage, check
 from support.open_loop import Call, OpenLoop, Shape
 from support.tcp_proxy import TcpProxy
@@ -26,16 +26,6 @@ from support.tcp_proxy import TcpProxy
 REPLICAS: Final = ("primary", "secondary", "challenger")
 CHAMPIONS: Final = ("primary", "secondary")
 
-ROOMY: Final = {
-    "BUDGET__CAP_SECONDS": str(CAP_SECONDS),
-    "BUDGET__AUDIT_RESERVE_SECONDS": "0.5",
-    "BREAKER__SLOW_SECONDS": "0.3",
-    "BATCHER__MIN_PATIENCE_SECONDS": "0.1",
-    "BATCHER__MAX_PATIENCE_SECONDS": "0.2",
-    "ADMISSION__TARGET_SECONDS": "1",
-    "GRPC__MAX_PENDING_CALLS": "1000",
-}
-"""Settings for tests of who answers, not of how fast: other work on the machine must not decide what they see."""
 ROOMY_SECONDS: Final = CAP_SECONDS
 """Deadline of calls under `ROOMY`."""
 

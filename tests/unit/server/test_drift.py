@@ -521,6 +521,7 @@ def test_another_mixture_of_the_same_instruments_is_no_drift() -> None:
     assert len(drifted) == len(features.MF1) - len(features.MF1.ages)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("memory_seconds", [1.0, 30.0])
 def test_a_slow_market_without_drift_raises_no_false_alarm(memory_seconds: float) -> None:
     """Ten minutes to learn from, a quarter of an hour to compare, as on a new stack: values with a long memory."""
@@ -545,6 +546,7 @@ def test_a_slow_market_without_drift_raises_no_false_alarm(memory_seconds: float
     assert np.median(independent) == pytest.approx(900 / (2 * memory_seconds), rel=0.5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("memory_seconds", "window_seconds"), [(0.5, 900.0), (5.0, 900.0), (30.0, 3_600.0)])
 def test_false_alarms_are_rare_and_a_shift_is_seen_in_a_market_with_a_memory(
     memory_seconds: float, window_seconds: float

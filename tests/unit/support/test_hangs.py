@@ -35,6 +35,7 @@ def result(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
 
 
+@pytest.mark.long
 def test_a_teardown_that_hangs_after_its_test_failed_ends_the_run_and_is_named(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(HANGING)
     found = result(pytester, "-n", "1", "--dist", "loadfile", "--max-worker-restart=0")  # as `make test`

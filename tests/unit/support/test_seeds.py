@@ -45,6 +45,7 @@ def test_a_test_draws_a_new_seed_each_time(pytester: pytest.Pytester) -> None:
     assert len(drawn) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [(), ("-p", "xdist.plugin", "-n", "2")])
 def test_a_seed_that_fails_is_printed_kept_and_used_in_every_later_run(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, processes: tuple[str, ...]

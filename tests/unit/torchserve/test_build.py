@@ -57,6 +57,7 @@ def test_an_up_to_date_store_is_left_alone(store: Path) -> None:
     assert set(versions) == set(NAMES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["another seed", "archive gone", "unreadable inputs"])
 def test_any_other_store_is_made_anew(damage: str, store: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(store, tmp_path / "store")

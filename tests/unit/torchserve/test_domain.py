@@ -37,6 +37,7 @@ def fitted(model: TrainedModel) -> Fitted:
     return Fitted(model.weights, model.network, model.rounds)
 
 
+@pytest.mark.long
 def test_trees_read_what_they_split_by_and_a_network_reads_all(
     models: dict[str, TrainedModel], samples: Samples
 ) -> None:

@@ -18,6 +18,7 @@ from torchserve.export import metadata_of, write_archive
 from torchserve.training import KINDS, TrainedModel, TrainingSettings, train
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", KINDS)
 def test_the_same_samples_give_the_same_archive(
     name: str, samples: Samples, settings: TrainingSettings, tmp_path: Path

@@ -51,6 +51,7 @@ def row(one: Studied) -> tuple[Any, ...]:
     return one.figures.precision, one.figures.coverage, one.traded, one.independent
 
 
+@pytest.mark.long
 def test_every_label_has_its_row_and_every_delay_its_choice(studied: list[Studied]) -> None:
     rows = [(horizon, delay) for delay in (0.0, 0.2) for horizon in ("1", "2", WIDEST)]
     assert [(one.horizon, one.delay_seconds) for one in studied] == rows

@@ -199,6 +199,7 @@ def test_orders_must_have_a_column_for_what_callers_bring(tmp_path: Path, desk: 
         read_orders(path, desk)
 
 
+@pytest.mark.long
 def test_without_recordings_the_command_takes_the_session_that_datasets_are_built_of(
     tmp_path: Path, desk: FeatureSet
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_file_of_a_set_that_is_not_known_or_of_other_content_is_refused(sample
         read_dataset(tmp_path / "text.parquet")
 
 
+@pytest.mark.long
 def test_a_file_of_another_set_has_its_features_and_those_of_mf1_beside_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def test_a_set_has_a_part_of_each_source_but_the_callers() -> None:
     assert [part.source for part in parts_of(MIXED)] == ["mf1", "mixed"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("side", [pb.SIDE_BUY, pb.SIDE_SELL])
 async def test_training_has_the_vector_that_worker_and_server_make_to_the_bit(side: pb.Side.ValueType) -> None:
     guests = Guests([Guest(one, launcher(one, FILE)) for one in ALL])

@@ -185,6 +185,7 @@ def test_features_are_those_of_the_definitions_in_a_simulated_market() -> None:
     assert np.isfinite(engine.snapshot().values).all(), "45 s are enough for every window"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not DATA.is_dir(), reason="the recorded sessions are not there")
 @pytest.mark.parametrize("symbol", ["BTCUSDT", "ETHUSDT"])
 def test_features_are_those_of_the_definitions_at_every_event_of_a_recorded_minute(symbol: str) -> None:

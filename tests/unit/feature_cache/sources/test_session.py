@@ -64,6 +64,7 @@ def walks() -> dict[str, Walk]:
     return walks
 
 
+@pytest.mark.long
 @recorded
 @pytest.mark.parametrize(("name", "shared"), [(BTC, 1059), (ETH, 992)])
 def test_our_best_levels_equal_book_ticker_at_every_shared_update_id(

@@ -20,6 +20,7 @@ def events() -> list[pb.MarketEvent]:
     return list(simulate(3, ["BTCUSDT.SIM"], duration_seconds=45))
 
 
+@pytest.mark.long
 def test_pandas_and_the_engine_give_the_same_features(events: list[pb.MarketEvent]) -> None:
     computed = pandas_features(frame_of(events)).to_numpy(dtype=np.float64)
     engine = FeatureEngine("BTCUSDT.SIM")

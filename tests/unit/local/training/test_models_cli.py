@@ -81,6 +81,7 @@ def test_what_was_added_is_the_candidate_and_says_where_it_comes_from(registry: 
     assert "**This model was brought, not trained here.**" in standing.card.read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["mean", "stack"])
 def test_models_are_combined_and_an_explanation_shows_the_parts(how: str, registry: Registry, files: Path) -> None:
     by_kind = versions(registry)

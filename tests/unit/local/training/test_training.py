@@ -89,6 +89,7 @@ def test_what_does_not_beat_the_baselines_is_published_only_by_force(dataset: Pa
         assert "xported by force, if at all." in verdict
 
 
+@pytest.mark.long
 def test_a_model_that_knows_nothing_is_not_published_by_force_either(dataset: Path, tmp_path: Path) -> None:
     samples = read_dataset(dataset)
     # What it learns holds until it is calibrated, and is wrong from then on.
@@ -101,6 +102,7 @@ def test_a_model_that_knows_nothing_is_not_published_by_force_either(dataset: Pa
     assert not list(tmp_path.rglob("*.mar"))
 
 
+@pytest.mark.long
 def test_a_model_of_another_set_is_measured_described_and_usable_like_one_of_mf1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +158,7 @@ def test_the_same_input_gives_the_same_version_and_the_same_card(
             assert (tmp_path / card).read_bytes() == (store / card).read_bytes()
 
 
+@pytest.mark.long
 def test_a_published_version_is_a_candidate_and_not_what_the_stack_starts_with(
     forced: tuple[Path, dict[str, Any]],
 ) -> None:

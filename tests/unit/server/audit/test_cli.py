@@ -233,6 +233,7 @@ def test_verify_finds_the_journal_of_a_stack_that_was_stopped(audit: Audit, tmp_
     assert "its database is not reachable" in result.stderr
 
 
+@pytest.mark.long
 def test_the_journals_of_a_server_that_is_gone_are_shipped_and_closed(audit: Audit) -> None:
     """From its volume, by hand: what waits there is then in the database, and nothing is missed any more."""
     place = audit.journal.with_name("journal.db.1")

@@ -178,6 +178,7 @@ def test_one_decision_replays_bit_equal_from_journal_and_database_alike(audit: A
         assert "bit-equal" in result.output
 
 
+@pytest.mark.long
 def test_a_replay_says_when_the_caller_heard_something_else(audit: Audit) -> None:
     output = audit.run("replay", "decision-00003", models=True).output
     assert "caller heard nothing (cancelled); decided TRADE" in output
@@ -229,6 +230,7 @@ def test_another_threshold_gives_a_confusion_table_and_a_plot(audit: Audit, tmp_
     assert plot.read_text().startswith("<?xml")
 
 
+@pytest.mark.long
 def test_another_model_is_named_by_name_version_or_file(audit: Audit) -> None:
     archive = read_archive(audit.models / "challenger.mar")
     outputs = {

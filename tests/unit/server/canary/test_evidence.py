@@ -381,6 +381,7 @@ def test_what_is_under_way_when_a_step_begins_belongs_to_the_one_before() -> Non
     assert judge.evidence.checks["disagreement"].samples == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("seconds", "verdict"), [(5.0, Verdict.NO_EVIDENCE), (0.001, Verdict.WORSE)])
 def test_a_reseeded_champion_at_a_thousand_orders_a_second_is_not_rolled_back_within_a_minute(
     seconds: float, verdict: Verdict

@@ -446,6 +446,7 @@ async def test_a_process_without_evidence_obeys_and_does_not_judge() -> None:
         assert w.two.rollout.events.counts == {}
 
 
+@pytest.mark.long
 async def test_nobody_takes_a_step_that_the_control_state_refuses() -> None:
     async with world() as w:
         await w.start()
@@ -591,6 +592,7 @@ def unanswerable(process: Process, strategy: str) -> list[Case]:
     return [process.case(strategy, problem=pb.REASON_CODE_FEATURES_MISSING)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("evil", [poisonous, impatient, hopeless, insistent, unanswerable])
 async def test_no_single_caller_can_roll_a_canary_back(evil: Callable[[Process, str], list[Case]]) -> None:
     async with world() as w:

@@ -121,6 +121,7 @@ def test_scores_are_those_of_the_library_that_trained_the_model(
     np.testing.assert_allclose(scores, trained[name].expected(rows, MEDIANS), rtol=0, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TOGETHER)
 def test_the_parts_of_an_ensemble_say_here_and_on_a_replica_what_they_say_alone(
     name: str, archives: dict[str, Archive], store: Path

@@ -145,6 +145,7 @@ def test_indicators_are_those_of_a_worker_that_has_found_the_bars_before(empty: 
     assert len(page_of(empty, asked(500, page.next_page_token, "1s")).bars) == 500, "as many as without"
 
 
+@pytest.mark.long
 def test_an_indicator_that_is_not_defined_yet_is_absent(empty: BarStore, moving: list[Bar]) -> None:
     request = asked(20, interval="1s", token=str(moving[20].start_ns // SECOND_NS))
     request.indicators.extend(["rsi_14", "ret_bps"])

@@ -44,16 +44,17 @@ async def test_a_stall_is_measured_and_remembered() -> None:
 async def test_what_the_loop_slept_is_not_held_against_a_replica() -> None:
     loop = asyncio.get_running_loop()
     async with measured() as lag:
-        settings = BatcherSettings(min_patience_seconds=0.03, max_patience_seconds=0.05)
-        breaker = BreakerSettings(consecutive_failures=1, minimum_calls=1, slow_seconds=0.05)
-        replica = ScriptedReplica("primary", answers(0.5, after_seconds=0.01), settings, breaker, lag.stalled_seconds)
-        row = replica.batcher.submit(b"row", loop.time() + 5)
+        # Delays of up to 20 ms are no stalls, and on a busy machine there are several: patience has room for them.
+        settings = BatcherSettings(min_patience_seconds=0.4, max_patience_seconds=0.4)
+        breaker = BreakerSettings(consecutive_failures=1, minimum_calls=1, slow_seconds=0.4)
+        replica = ScriptedReplica("primary", answers(0.5, after_seconds=0.1), settings, breaker, lag.stalled_seconds)
+        row = replica.batcher.submit(b"row", loop.time() + 10)
         await asyncio.sleep(0.002)
-        time.sleep(0.3)  # noqa: ASYNC251 - as above
+        time.sleep(1.5)  # noqa: ASYNC251 - as above
         assert isinstance(await row, Scored)
         assert replica.outcomes == {Outcome.SUCCESS: 1}
         assert replica.breaker.passes
-        assert replica.latency.p95 < 0.1
+        assert replica.latency.p95 < 0.5
         await replica.batcher.close()
 
 

@@ -135,6 +135,7 @@ def test_the_calibration_is_of_the_champion_and_of_labels_of_its_horizon(audit: 
     assert one.limit < one.error
 
 
+@pytest.mark.long
 def test_newer_labels_are_looked_at_and_the_same_ones_are_not_read_again(audit: Audit) -> None:
     ours = [packet(number) for number in range(40)]
     audit.write(ours, shipped=True)

@@ -52,6 +52,7 @@ async def test_contributions_and_base_sum_to_the_margin(desk: Desk, explainer: E
     assert explanation.decision_id == packet.decision.decision_id
 
 
+@pytest.mark.long
 async def test_what_cannot_be_explained_says_why(desk: Desk, explainer: Explainer) -> None:
     packet = await desk.decide(values(3))
     unknown, short = packet_pb2.DecisionPacket.FromString(packet.SerializeToString()), await desk.decide(values(4))
@@ -67,6 +68,7 @@ async def test_what_cannot_be_explained_says_why(desk: Desk, explainer: Explaine
         assert why in explanation.message
 
 
+@pytest.mark.long
 async def test_a_model_that_was_warmed_up_is_not_loaded_again(desk: Desk, explainer: Explainer) -> None:
     packet = await desk.decide(values(3))
     before = set(psutil.Process().children())
@@ -78,6 +80,7 @@ async def test_a_model_that_was_warmed_up_is_not_loaded_again(desk: Desk, explai
         explainer.warm_up("0" * 16)
 
 
+@pytest.mark.long
 async def test_a_model_whose_process_was_killed_explains_the_next_decision(desk: Desk, explainer: Explainer) -> None:
     packet = await desk.decide(values(3))
     before = set(psutil.Process().children())

@@ -64,6 +64,7 @@ async def test_its_socket_has_no_name_that_a_killed_process_could_leave_behind_a
     assert (await asyncio.to_thread(reader.nice)) > psutil.Process(os.getpid()).nice()
 
 
+@pytest.mark.long
 async def test_one_that_was_killed_is_replaced_before_the_next_question(process: ReadingProcess) -> None:
     lookups = Reading("lookups", process)
     with pytest.raises(InvalidRequestError):

@@ -131,6 +131,7 @@ async def test_every_source_and_every_guard_replays_bit_equal(desk: Desk, replay
         assert replay.action == packet.decision.action
 
 
+@pytest.mark.long
 async def test_what_is_beyond_a_models_limits_replays_bit_equal(
     tmp_path: Path, model_store: Path, running: RunningModel
 ) -> None:
@@ -354,6 +355,7 @@ async def test_another_threshold_decides_otherwise_exactly_where_it_should(desk:
             assert (replay.action == pb.ACTION_TRADE) == (packet.decision.score >= threshold)
 
 
+@pytest.mark.long
 async def test_another_model_scores_the_same_inputs(desk: Desk, running: RunningModel, model_store: Path) -> None:
     other = next(name for name in ("champion", "challenger") if name != running.archive.name)
     packet = await desk.decide(values(3))
@@ -430,6 +432,7 @@ def test_a_loaded_model_leaves_no_folder_behind_even_if_it_is_killed(
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 async def test_a_model_whose_process_was_killed_gives_no_score_once_and_is_started_anew(
     desk: Desk, model_store: Path
 ) -> None:
@@ -445,6 +448,7 @@ async def test_a_model_whose_process_was_killed_gives_no_score_once_and_is_start
         assert (await replayer.replay(packet)).first_difference is None
 
 
+@pytest.mark.long
 def test_of_many_models_only_the_two_used_last_keep_running(model_store: Path) -> None:
     archives = {name: read_archive(model_store / f"{name}.mar") for name in ("champion", "challenger")}
     before = set(psutil.Process().children())
@@ -551,6 +555,7 @@ def guests_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Des
         yield desk
 
 
+@pytest.mark.long
 async def test_what_a_model_of_another_set_would_have_said_is_told_where_the_decision_holds_its_features(
     guests_desk: Desk, tmp_path: Path, model_store: Path
 ) -> None:
@@ -566,6 +571,7 @@ async def test_what_a_model_of_another_set_would_have_said_is_told_where_the_dec
             assert (await replayer.replay(packet)).score == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("in_process", [False, True], ids=["replica", "embedded"])
 async def test_a_model_of_a_set_that_the_decision_does_not_hold_is_not_asked(
     guests_desk: Desk, tmp_path: Path, in_process: bool
