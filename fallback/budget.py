@@ -14,7 +14,7 @@ Use = tuple[pb.Stage.ValueType, float, float, pb.Degradation.ValueType]
 class BudgetSettings(BaseModel):
     """How a decision's time is divided."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cap_seconds: float = Field(default=0.05, gt=0, le=10)
     """Longest time for a decision, in seconds; the caller's deadline applies when it is shorter. Raise it only if your

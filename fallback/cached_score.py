@@ -27,7 +27,7 @@ _NOT_AGAIN: Final = pb.REASON_CODE_OUT_OF_DOMAIN
 class CachedScoreSettings(BaseModel):
     """When an earlier score may answer because no model can."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_age_seconds: float = Field(default=1.0, gt=0, le=60)
     """Age of the oldest score that may answer, in seconds. Lower it for a model whose scores lose their value

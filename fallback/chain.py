@@ -36,7 +36,7 @@ StageName = Literal["model", "embedded", "cached_score", "rules"]
 class ChainSettings(BaseModel):
     """Which sources may answer."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     stages: tuple[StageName, ...] = Field(default=("model", "embedded", "cached_score", "rules"), min_length=1)
     """Stages in the order in which they are asked; a JSON list. A stage that is not in the list never answers; abstain

@@ -41,7 +41,7 @@ Guarded = tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]
 class OrderLimit(BaseModel):
     """Largest order of an instrument, of a strategy, or of a strategy in an instrument."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     instrument: str | None = Field(default=None, min_length=1)
     """`SYMBOL.VENUE`; unset: every instrument."""
@@ -62,7 +62,7 @@ class OrderLimit(BaseModel):
 class GuardSettings(BaseModel):
     """Limits that no answer may cross. `PRETRADE_GUARDS='{"max_notional": null}'` switches a limit off."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     price_collar_bps: float | None = Field(default=100.0, gt=0)
     """How far a limit price may lie on the paying side of the mid, in basis points. Set it to what your risk policy

@@ -26,7 +26,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 class RulesSettings(BaseModel):
     """Limits of the rules baseline, for a trader to decide: an order beyond any of them gets NO_TRADE."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_spread_bps: float = Field(default=2.0, ge=0)
     """Widest spread, in basis points of the mid."""

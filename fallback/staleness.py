@@ -27,7 +27,7 @@ _BOOK_AGE: Final = features.MF1.index["book_age_ms"]
 class FeatureSettings(BaseModel):
     """Which features may decide."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_age_seconds: float = Field(default=1.0, gt=0, le=60)
     """Features are stale, and no model uses them, above this age from exchange event time, in seconds. Lower it for a

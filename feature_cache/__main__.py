@@ -10,6 +10,7 @@ import uvloop
 from pydantic import SecretStr, ValidationError
 
 from feature_cache import kafka, logs
+from feature_cache.described import descriptions
 from feature_cache.worker.settings import PREFIX, WorkerSettings, load
 from feature_cache.worker.worker import serve
 
@@ -18,7 +19,7 @@ def main() -> int:
     """Runs the worker; returns 2 when the settings are wrong and 1 when it cannot start."""
     if sys.argv[1:]:
         fields = "\n".join(
-            f"  {prefix}{name.upper()} (default {_shown(field.default)!r}): {field.description}"
+            f"  {prefix}{name.upper()} (default {_shown(field.default)!r}): {descriptions(section)[name]}"
             for prefix, section in ((PREFIX, WorkerSettings), (kafka.PREFIX, kafka.KafkaSecurity))
             for name, field in section.model_fields.items()
         )

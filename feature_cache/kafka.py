@@ -35,7 +35,6 @@ class KafkaSecurity(BaseSettings):
         frozen=True,
         extra="forbid",
         hide_input_in_errors=True,
-        use_attribute_docstrings=True,
     )
 
     tls: bool = False

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Secret, SecretStr
 
 from feature_cache.bars import metrics as bars_metrics
 from feature_cache.constants import is_constant
+from feature_cache.described import descriptions
 from feature_cache.metrics import Declaration, Histogram
 from feature_cache.sources import metrics as ingest_metrics
 from feature_cache.worker import metrics as worker_metrics
@@ -265,7 +266,7 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str
             yield from _fields(type(default), f"{variable}__")
         else:
             shown = default.get_secret_value() if isinstance(default, SecretStr | Secret) else default
-            text = " ".join((field.description or "").split())
+            text = " ".join(descriptions(model).get(name, "").split())
             yield variable, _shown(shown), text
 
 

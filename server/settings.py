@@ -99,7 +99,6 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,  # which may be a secret, in its place or in a wrong one
         env_prefix=PREFIX,
         env_nested_delimiter="__",
-        use_attribute_docstrings=True,
         secrets_dir=os.environ.get("PRETRADE_SECRETS_DIR"),
     )
 

@@ -29,7 +29,7 @@ BINS: Final = 10
 class BootstrapSettings(BaseModel):
     """How sure figures are made out to be."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     block_seconds: float = Field(default=10.0, gt=0)
     """Length of a block of time; at least twice what the label looks ahead is taken."""

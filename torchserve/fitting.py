@@ -42,7 +42,7 @@ _DIRECTIONS: Final[dict[str, Literal[-1, 1]]] = {
 class TreeSettings(BaseModel):
     """Gradient-boosted trees on all features."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_depth: int = Field(default=3, ge=1, le=12)
     """Splits from root to leaf."""
@@ -81,7 +81,7 @@ class MonotoneSettings(TreeSettings):
 class NetworkSettings(BaseModel):
     """The challenger: a multilayer perceptron."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     hidden: tuple[int, ...] = (32, 16)
     """Units of the hidden layers."""

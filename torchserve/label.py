@@ -32,7 +32,7 @@ Seconds = Annotated[float, AfterValidator(_whole_ticks)]
 class Label(BaseModel):
     """What is learnt."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     horizon_seconds: Seconds = Field(default=5.0, ge=0.1, le=60)
     """From the market's price to the mid that it is held against."""

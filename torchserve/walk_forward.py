@@ -67,7 +67,7 @@ Rules = Callable[[NDArray[np.float32]], NDArray[np.bool_]]
 class WalkForwardSettings(BaseModel):
     """How the walk is cut, and its figures are made."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     blocks: int = Field(default=5, ge=1, le=100)
     """Blocks of equal length."""

@@ -17,6 +17,7 @@ from feature_cache.bars.keeper import Keeper
 from feature_cache.bars.metrics import BarsCollector
 from feature_cache.bars.settings import PREFIX, BarsSettings
 from feature_cache.bars.store import BarStore, BarStoreError
+from feature_cache.described import descriptions
 from feature_cache.ending import end
 from feature_cache.metrics_http import serve_http
 
@@ -24,9 +25,10 @@ from feature_cache.metrics_http import serve_http
 def main() -> int:
     """Keeps bars until SIGTERM or SIGINT; returns 2 when the settings are wrong and 1 when it cannot start."""
     if sys.argv[1:]:
+        purposes = descriptions(BarsSettings)
         fields = "\n".join(
             f"  {PREFIX}{name.upper()} ({'needed' if field.is_required() else f'default {field.default!r}'}):"
-            f" {field.description}"
+            f" {purposes[name]}"
             for name, field in BarsSettings.model_fields.items()
         )
         print(__doc__, fields, sep="\n\n")

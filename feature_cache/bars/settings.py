@@ -16,9 +16,7 @@ PREFIX: Final = "PRETRADE_BARS_"
 class BarsSettings(BaseSettings):
     """A wrong value refuses to start."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     database_url: SecretStr
     """SQLAlchemy URL of the database that gets the bars: `postgresql+psycopg://user@host/name` or `sqlite:///bars.db`.

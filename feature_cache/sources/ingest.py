@@ -50,7 +50,7 @@ _log = structlog.get_logger(__name__)
 class IngestSettings(BaseModel):
     """How patient a live feed is."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     connect_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0
     """Seconds that a connection may take to stand."""

@@ -23,7 +23,7 @@ Level = tuple[float, float]
 class PublishedBook(BaseModel):
     """The best levels of one book."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     state: BookState
     unknown_because: str

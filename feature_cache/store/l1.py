@@ -43,7 +43,7 @@ Arrival = tuple[int, float]
 class FeatureCacheSettings(BaseModel):
     """How long the server uses feature vectors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     ttl_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Age from exchange event time at which a vector is dropped, in seconds. It must not be below

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class InstrumentReport(BaseModel):
     """One instrument as its worker sees it."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     worker: str
     """`host:pid`."""

@@ -16,9 +16,7 @@ _INSTRUMENT: Final = re.compile(r"[A-Za-z0-9_-]{1,40}\.[A-Za-z0-9_-]{1,20}")
 class Ta1Settings(BaseSettings):
     """A wrong value refuses to start."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     partners: dict[str, str] = {}
     """Instrument whose market the `partner_…` features of another one look at, as a JSON object, for example

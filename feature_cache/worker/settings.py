@@ -19,9 +19,7 @@ PREFIX: Final = "PRETRADE_WORKER_"
 class WorkerSettings(BaseSettings):
     """A wrong value refuses to start."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     """URL of the Redis to write to; a Redis Cluster, version 7 or later, is

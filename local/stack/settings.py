@@ -10,6 +10,7 @@ from typing import Annotated, Final
 from pydantic import DirectoryPath, Field, FilePath, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from feature_cache.described import descriptions
 from feature_cache.sources.simulated.scenarios import ScenarioName
 
 _PREFIX: Final = "PRETRADE_LOCAL_"
@@ -26,9 +27,7 @@ class LocalSettings(BaseSettings):
     A part whose address is given is used where it is and not started.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
-    )
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     dir: Path = Path(".pretrade")
     """Where everything is kept: databases, models, the audit journal, and a log of each part in `logs/`."""
@@ -121,6 +120,6 @@ def wrong_settings(error: ValidationError) -> Iterator[str]:
     """The rule that each refused setting breaks, and what it is for; never its value, which may hold a password."""
     for problem in error.errors(include_url=False):
         name = str(problem["loc"][0])
-        field = LocalSettings.model_fields.get(name)
-        purpose = f"\n  {' '.join(str(field.description).split())}" if field is not None else ""
-        yield f"{_PREFIX}{name.upper()}: {problem['msg']}.{purpose}"
+        purpose = descriptions(LocalSettings).get(name)
+        below = f"\n  {' '.join(purpose.split())}" if purpose else ""
+        yield f"{_PREFIX}{name.upper()}: {problem['msg']}.{below}"

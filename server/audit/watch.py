@@ -18,7 +18,7 @@ _log = structlog.get_logger(__name__)
 class AuditWatchSettings(BaseModel):
     """Looks for scores that labels contradict, for labels that are old, and for journals that nobody ships."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     interval_seconds: float = Field(default=60.0, ge=0, le=86_400)
     """Seconds between two looks; 0 makes none."""

@@ -51,7 +51,7 @@ class SloSettings(BaseModel):
     A call counts when a model had a fair chance: it allowed enough time, and the server's own features could decide it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     objective: float = Field(default=0.999, gt=0, lt=1)
     """Share of the calls that a model must answer in time; the rest is the error budget."""

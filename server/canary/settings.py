@@ -16,7 +16,7 @@ Tolerance = Annotated[float, Field(ge=0, le=0.99)]
 class CanarySettings(BaseModel):
     """When a canary takes its next step, and when it is rolled back."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: tuple[float, ...] = Field(default=(0.01, 0.05, 0.25, 0.5, 1.0), min_length=1)
     """Share of the order flows at each step, increasing to 1; a JSON list. Fewer steps promote sooner and risk more."""
@@ -91,7 +91,7 @@ class CanarySettings(BaseModel):
 class ShadowSettings(BaseModel):
     """Rows that the model which did not decide scores as well, after the reply."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sample_share: Share = 1.0
     """Share of the decisions that are mirrored. Lower it if the challenger cannot keep up."""

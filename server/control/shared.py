@@ -49,7 +49,7 @@ Without any, the last one is the empty string."""
 class SharedSettings(BaseModel):
     """The control state in Redis."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str = Field(default="pretrade:control", min_length=1, max_length=200)
     """Key in the Redis of `redis_url`. Servers with the same key share one control state: use another key for servers

@@ -78,7 +78,7 @@ class SecretOptions(Secret[dict[str, Any]]):
 class ControlSettings(BaseModel):
     """Initial values of the control state, and where it is stored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     shadow: bool = Field(default=True)
     """Default of the flag `shadow`: mirror decided rows to the challenger."""

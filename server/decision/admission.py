@@ -52,7 +52,7 @@ def overloaded() -> OverloadedError:
 class AdmissionSettings(BaseModel):
     """How many decisions may be under way at once."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_in_flight: int = Field(default=2_048, ge=1, le=1_000_000)
     """Most decisions under way at once, at any latency; a call beyond it is shed with RESOURCE_EXHAUSTED. The limit

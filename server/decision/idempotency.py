@@ -30,7 +30,7 @@ _RECENT: Final = 4_096
 class IdempotencySettings(BaseModel):
     """How long and how many keys are remembered."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     window_seconds: float = Field(default=10.0, gt=0, le=86_400)
     """How long a key is remembered after its decision, in seconds. Set it above the longest time after which your

@@ -21,7 +21,7 @@ _log = structlog.get_logger(__name__)
 class DriftSettings(BaseModel):
     """Comparison of recent decisions with what their model learnt from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     interval_seconds: float = Field(default=60.0, ge=0, le=86_400)
     """Seconds from one comparison to the next one; 0 makes none. It costs about a second of a core for each model, in

@@ -14,7 +14,7 @@ _ORIGIN: Final = re.compile(r"https?://[a-zA-Z0-9.\-\[\]:]+")
 class HttpSettings(BaseModel):
     """JSON over HTTP, for all services: docs/http.md. It speaks TLS where `tls.certificate` is set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     """Address to listen on. It must be loopback, unless both `access.decision` and `access.admin` require tokens or

@@ -47,7 +47,7 @@ _CLOCK_RESOLUTION_SECONDS: Final = 0.001
 class BatcherSettings(BaseModel):
     """How rows are gathered into batches, and how much may be under way to one replica."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_rows: int = Field(default=256, ge=1, le=1_024)
     """Most rows in one batch. Lower it to the largest batch that your model server takes."""

@@ -44,7 +44,7 @@ _FAILURES: Final = frozenset((Outcome.MODEL_ERROR, Outcome.BAD_ANSWER, Outcome.T
 class BreakerSettings(BaseModel):
     """When a breaker opens and how it closes again."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     consecutive_failures: int = Field(default=5, ge=1, le=1_000)
     """The breaker opens after this many failed or slow batches in a row. Lower it to give up a failing replica

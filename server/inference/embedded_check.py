@@ -33,7 +33,7 @@ FATES: Final[tuple[Fate, ...]] = ("agreed", "disagreed", "other_version", "faile
 class EmbeddedSettings(BaseModel):
     """The champion in the server's own process."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     check_share: float = Field(default=0.01, ge=0, le=1)
     """Share of the embedded model's decisions that the primary scores too, after the reply, where the chain asks

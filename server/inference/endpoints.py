@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 class OtherChallenger(BaseModel):
     """A challenger besides the first, which gets shadow rows and nothing else."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     endpoint: Endpoint
     """`host:port` of its gRPC inference service."""
@@ -45,7 +45,7 @@ class OtherChallenger(BaseModel):
 class ReplicaEndpoints(BaseModel):
     """Where the models are served."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     primary: Endpoints = "127.0.0.1:7070"
     """`host:port` of the primary's gRPC inference service; `dns://server/host:port` asks another name server. Several
@@ -133,7 +133,7 @@ class ReplicaEndpoints(BaseModel):
 class NamedModel(BaseModel):
     """A model besides the default one, which the model map gives orders to."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     primary: Endpoints | None = None
     """`host:port` of its primary's gRPC inference service, or several. Unset: the primary of the section `replicas`,

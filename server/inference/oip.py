@@ -45,7 +45,7 @@ _DTYPES: Final = {"FP32": "<f4", "FP64": "<f8"}
 class OpenInferenceSettings(BaseModel):
     """Replicas that speak the Open Inference Protocol."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     input_name: str = Field(default="input", min_length=1, max_length=128)
     """Name of the input tensor. Triton's backends require their own, for example `input__0`."""
@@ -94,7 +94,7 @@ class OpenInferenceSettings(BaseModel):
 class ModelDescription(BaseModel):
     """What a server of the protocol does not say of its model. Other fields are left alone."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     version: str = Field(pattern="^[0-9a-f]{16}$")
     """Names the model in decisions and audit: 16 hex digits."""

@@ -80,7 +80,7 @@ _WARM_UP_STALE_ROUNDS = 2
 class ReplicaSettings(BaseModel):
     """Health probes of the replicas."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     call_bound_seconds: Constant[float] = 5.0
     """A call that was given up is ended after this, in seconds: cancelling early would restart TorchServe's worker."""

@@ -15,7 +15,7 @@ _SECONDS: Final = 10
 class RetrySettings(BaseModel):
     """How many second attempts at a model are allowed. A hedge counts like a retry."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     share: float = Field(default=0.1, ge=0, le=1)
     """Retries allowed per first attempt of the last 10 s. Raise it only if your replicas can bear more load while one

@@ -107,7 +107,7 @@ class Durability(enum.StrEnum):
 class JournalSettings(BaseModel):
     """The audit journal."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path = Path("pretrade-journal.db")
     """The journal's file. One journal belongs to one server process. Its directory must exist: put it on a fast,

@@ -18,7 +18,7 @@ _WAITING_SHARE: Final = 0.25
 class GrpcSettings(BaseModel):
     """The decision port."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     edge: Literal["auto", "grpcio", "envoy"] = "auto"
     """What speaks HTTP/2 with the callers. `grpcio` runs everywhere. `envoy` runs the server inside Envoy: it is
@@ -68,7 +68,7 @@ class GrpcSettings(BaseModel):
 class AdminSettings(BaseModel):
     """The admin port."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     """Address to listen on. It must be loopback, unless `access.admin` requires tokens or client certificates."""

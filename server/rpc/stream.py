@@ -22,7 +22,7 @@ _RESULT: Final = template(pb.DecideStreamResponse.DESCRIPTOR, "result")
 class StreamSettings(BaseModel):
     """Bounds of one `DecideStream`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_in_flight: Constant[int] = 256
     """Orders of one stream under way at once; the server reads no further until one is answered."""

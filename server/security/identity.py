@@ -41,7 +41,7 @@ StrategyPattern = Annotated[str, Field(min_length=1, max_length=64)]
 class RateTier(BaseModel):
     """How much callers may ask for a second. What is not given is as for everybody."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     decisions_per_second: float | None = Field(default=None, gt=0, le=1e6)
     """Orders a second that one caller may ask about."""

@@ -24,7 +24,7 @@ class TlsSettings(BaseModel):
     files leave the last ones in use.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     certificate: Path | None = None
     """PEM file with the server's certificate, followed by the intermediate ones. Unset: no TLS. Set it as soon as
@@ -61,7 +61,7 @@ class ClientTlsSettings(BaseModel):
     files leave the last ones in use.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     ca: Path | None = None
     """Authorities that are believed; unset: those that gRPC comes with."""
@@ -85,7 +85,7 @@ class TokenSettings(BaseModel):
     They need `exp`, `iat`, `iss`, `aud`, `sub` and a known `kid`, and are signed with a public-key algorithm.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     issuer: str | None = Field(default=None, min_length=1)
     """The `iss` that a token must have. Required with `jwks`."""
@@ -135,7 +135,7 @@ class TokenSettings(BaseModel):
 class AccessSettings(BaseModel):
     """Who may call what. Health checks are for everybody, on both ports and at any rate."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     decision: DecisionCredential = "open"
     """What identifies the callers of the decision port: nothing (`open`, on loopback only), a `token`, or a client

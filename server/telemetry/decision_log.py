@@ -20,7 +20,7 @@ _ERROR_CAUSES: Final = frozenset(("failed", "degraded"))
 class DecisionLogSettings(BaseModel):
     """Log lines of single decisions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     one_in: int = Field(default=1_000, ge=0)
     """One in this many good decisions gets a line, besides degraded, failed and slow ones; 0: none of the good ones."""

@@ -11,7 +11,7 @@ from server.security.settings import ClientTlsSettings
 class MetricsSettings(BaseModel):
     """The Prometheus port."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     """Address to listen on."""
@@ -22,7 +22,7 @@ class MetricsSettings(BaseModel):
 class TracingSettings(BaseModel):
     """Spans of decisions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     otlp_endpoint: Endpoint | None = None
     """`host:port` of an OTLP gRPC collector. Unset: no tracing and no cost."""

@@ -41,7 +41,7 @@ class Explained(Protocol):
 class ExplainSettings(BaseModel):
     """Explanations that callers of `Decide` ask for."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     patience_seconds: float = Field(default=0.25, ge=0, le=10)
     """How long a reply waits for its explanation, in seconds, if the call's deadline allows it; 0: not at all. A server

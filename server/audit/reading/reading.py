@@ -84,7 +84,7 @@ _START_SECONDS: Final = 60.0
 class ReplaySettings(BaseModel):
     """Replays of decisions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_store: Path | None = None
     """Folder, with all folders below it, that holds the archives of every model version to replay or explain. Unset: a
@@ -94,7 +94,7 @@ class ReplaySettings(BaseModel):
 class MarketSettings(BaseModel):
     """What people look at of the market, in the console and by RPC."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     bars_database_url: SecretStr | None = None
     """SQLAlchemy URL of the database that `python -m feature_cache.bars` writes to, for people who look at bars. Unset:

@@ -13,7 +13,7 @@ from feature_cache.constants import Constant
 class ShippingSettings(BaseModel):
     """Shipping of the audit from the journal into SQL."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_rows: Constant[int] = 2000
     """Most journal entries in one transaction; fewer when they are large. A round trip to the other side is a small
@@ -59,7 +59,7 @@ class Task(BaseModel):
 class TopicSettings(BaseModel):
     """Decisions on a Kafka topic, for consumers. Off unless brokers are named; needs the extra `worker`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     bootstrap_servers: str | None = Field(default=None, pattern=r"^[^\s@/]+$")
     """Brokers, `host:port` separated by commas. Unset: nothing is published. TLS, name and password are set by

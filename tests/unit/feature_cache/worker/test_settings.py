@@ -6,6 +6,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from feature_cache.__main__ import main
+from feature_cache.described import descriptions
 from feature_cache.store.l1 import FeatureCacheSettings
 from feature_cache.worker.settings import PREFIX, WorkerSettings, load
 
@@ -89,13 +90,13 @@ def test_help_describes_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr("sys.argv", ["feature_cache", "--help"])
     assert main() == 0
     shown = capsys.readouterr().out
-    for name, field in WorkerSettings.model_fields.items():
+    for name in WorkerSettings.model_fields:
         assert PREFIX + name.upper() in shown
-        assert field.description
+        assert descriptions(WorkerSettings)[name] in shown
 
 
 def test_every_setting_of_the_cache_is_described_and_none_can_be_misspelt() -> None:
-    assert all(field.description for field in FeatureCacheSettings.model_fields.values())
+    assert all(descriptions(FeatureCacheSettings)[name] for name in FeatureCacheSettings.model_fields)
     with pytest.raises(ValidationError, match="ttl_second"):
         FeatureCacheSettings.model_validate({"ttl_second": 1})
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from feature_cache.described import descriptions
 from feature_cache.sources.session import SessionError
 from local.stack.settings import LocalSettings, refuse_unknown_variables, secret, wrong_settings
 from local.stack.stack import Stack
@@ -47,7 +48,7 @@ def test_a_wrong_value_is_refused_by_name(name: str, value: str, monkeypatch: py
     assert problem.startswith(f"PRETRADE_LOCAL_{name.upper()}: ")
     assert value not in problem or len(value) < 3, "it may be a password"
     assert "pydantic" not in said
-    assert purpose.strip() == " ".join(str(LocalSettings.model_fields[name].description).split())
+    assert purpose.strip() == " ".join(descriptions(LocalSettings)[name].split())
 
 
 def test_a_misspelt_variable_is_refused() -> None:
@@ -57,7 +58,7 @@ def test_a_misspelt_variable_is_refused() -> None:
 
 
 def test_every_setting_is_described() -> None:
-    assert all(field.description for field in LocalSettings.model_fields.values())
+    assert all(descriptions(LocalSettings)[name] for name in LocalSettings.model_fields)
 
 
 def test_a_part_that_does_not_exist_is_refused() -> None:
