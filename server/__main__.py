@@ -75,14 +75,16 @@ def _run(settings: Settings, arguments: argparse.Namespace, leash: Leash | None)
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Gathers what there is to say of each setting when somebody asks, and not at each start."""
+
+    def format_help(self) -> str:
+        self.epilog = "\n".join(f"{name}\n    {text} [{default}]" for name, default, text in reference.settings())
+        return super().format_help()
+
+
 def _parser() -> argparse.ArgumentParser:
-    settings = "\n".join(f"{name}\n    {text} [{default}]" for name, default, text in reference.settings())
-    parser = argparse.ArgumentParser(
-        prog="python -m server",
-        description=__doc__,
-        epilog=settings,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _Parser(prog="python -m server", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", metavar="N", help="server processes on the same ports (PRETRADE_PROCESSES)")
     # How the supervisor starts its children.
     parser.add_argument("--slot", type=int, help=argparse.SUPPRESS)

@@ -24,7 +24,7 @@ from pretrade.console.cli import login_link
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.long]
 
 ROOT: Final = Path(__file__).parents[2]
 NAME: Final = "BTCUSDT.SIM"
@@ -73,7 +73,6 @@ def bars_of(admin: admin_pb2_grpc.AdminServiceStub, count: int, token: str = "")
     return admin.ListBars(request, timeout=20.0)
 
 
-@pytest.mark.long
 def test_bars_of_a_market_that_goes_on_are_those_of_the_table(
     stack: Stack, admin: admin_pb2_grpc.AdminServiceStub
 ) -> None:
@@ -155,7 +154,6 @@ def test_the_page_has_bars_and_the_decisions_of_their_time_with_links(stack: Sta
     assert "Newest bar:" in chart["newest"]
 
 
-@pytest.mark.long
 def test_indicators_are_drawn_below_where_they_are_defined(visitor: Visitor) -> None:
     """Those of 14 bars after 15 seconds."""
     path = f"{CHART}&pane=rsi_14"
@@ -177,7 +175,6 @@ def test_what_is_missing_is_said_in_its_place(visitor: Visitor) -> None:
     assert "There is no bar of BTCUSDT.SIM of 5m yet" in young["problem"] or young["time"]
 
 
-@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_browser_shows_the_market_by_day_by_night_and_on_a_phone(stack: Stack, browser: str, tmp_path: Path) -> None:
     """`TEST_CONSOLE=docs` writes the picture docs/console-market.png, on a machine without other work."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import ClassVar
@@ -54,5 +55,8 @@ def test_every_setting_of_a_server_is_described() -> None:
 
 
 def test_a_start_reads_no_source() -> None:
-    program = "import inspect\ninspect.findsource = None\nimport server.settings, feature_cache.worker.settings"
-    subprocess.run([sys.executable, "-c", program], check=True)
+    program = "import inspect, sys\ninspect.findsource = None\nfrom server.__main__ import main\nsys.exit(main())"
+    environment = os.environ | {"PRETRADE_BUDGET__CAP_SECONDS": "-1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("PRETRADE_BUDGET__CAP_SECONDS: ")
