@@ -21,16 +21,23 @@ _NOT_OURS: Final = ("pydantic", "pydantic_settings")
 
 @cache
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """What the source says of each field of a class of settings, by the name of the field; a field may have nothing."""
+    """What the source says of each field of a class of settings, by the field's name.
+
+    That is "" of a field with nothing below it, and of every field where only bytecode is installed.
+    """
     found: dict[str, str] = {}
     for ancestor in reversed(model.__mro__):
         if "__pydantic_fields__" in vars(ancestor) and ancestor.__module__.split(".")[0] not in _NOT_OURS:
             found |= _read(ancestor)
-    return {name: found[name] for name in model.model_fields if name in found}
+    return {name: found.get(name, "") for name in model.model_fields}
 
 
 def _read(model: type) -> dict[str, str]:
-    (written,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    try:
+        source = inspect.getsource(model)
+    except OSError:
+        return {}
+    (written,) = ast.parse(textwrap.dedent(source)).body
     assert isinstance(written, ast.ClassDef)
     return {
         field.target.id: inspect.cleandoc(below.value.value)

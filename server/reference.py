@@ -266,7 +266,7 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str
             yield from _fields(type(default), f"{variable}__")
         else:
             shown = default.get_secret_value() if isinstance(default, SecretStr | Secret) else default
-            text = " ".join(descriptions(model).get(name, "").split())
+            text = " ".join(descriptions(model)[name].split())
             yield variable, _shown(shown), text
 
 

@@ -460,7 +460,7 @@ async def test_whoever_relaxes_trading_and_gets_no_answer_is_told_that_nobody_kn
     began = time.monotonic()
     with pytest.raises(ChangeInDoubtError) as doubt:
         await cut_off.set("trading_state", "ACTIVE")
-    assert time.monotonic() - began < 3.0, "the `pretrade` command waits for so long"
+    assert time.monotonic() - began < 5.0, "2 s, on a machine that has other work: the `pretrade` command waits for 3"
     assert doubt.value.change_id in str(doubt.value)
     await until(lambda: other.state == "ACTIVE")  # it was made, and the operator was not told that it was refused
     assert cut_off.state == "HALTED", "it does not know"

@@ -46,6 +46,6 @@ class _LeftOut:
             return
         terminalreporter.section("left out of this run")
         for command, count in sorted(self._counts.items()):
-            tests = "1 test that takes" if count == 1 else f"{count} tests that take"
-            terminalreporter.write_line(f"{tests} minutes: `{command}`")
+            tests = "1 longer test" if count == 1 else f"{count} longer tests"
+            terminalreporter.write_line(f"{tests}: `{command}`")
         terminalreporter.write_line("`make test-all`: these, MLServer, both edges, simulation, fuzzing and more")

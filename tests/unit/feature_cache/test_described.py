@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import ClassVar
 
+import pytest
 from pydantic import BaseModel, Field
 
 from feature_cache.described import descriptions
@@ -32,14 +33,23 @@ class Deep(Wide):
 
 
 def test_each_field_has_the_string_below_it() -> None:
-    assert descriptions(Wide) == {"width": "In steps.\n\nNever negative."}
+    assert descriptions(Wide) == {"width": "In steps.\n\nNever negative.", "other": ""}
 
 
 def test_a_class_has_what_it_extends_and_says_itself() -> None:
     assert descriptions(Deep) == {
         "width": "In steps.\n\nNever negative.",
         "other": "Said by the class that extends it.",
+        "depth": "",
     }
+
+
+def test_where_only_bytecode_is_installed_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def getsource(model: type) -> str:
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr("inspect.getsource", getsource)
+    assert descriptions.__wrapped__(Deep) == {"width": "", "other": "", "depth": ""}
 
 
 def test_every_setting_of_a_server_is_described() -> None:
@@ -49,7 +59,7 @@ def test_every_setting_of_a_server_is_described() -> None:
         for section in sections
         if isinstance(section, type) and issubclass(section, BaseModel)
         for name, field in section.model_fields.items()
-        if not isinstance(field.default, BaseModel) and name not in descriptions(section)
+        if not isinstance(field.default, BaseModel) and not descriptions(section)[name]
     ]
     assert not undescribed
 

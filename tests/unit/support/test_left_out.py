@@ -31,7 +31,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # a run takes 0.1 s without them
     pytester.makeconftest('pytest_plugins = ("support.left_out",)')
-    pytester.makeini("[pytest]\nmarkers =\n  long: takes minutes\n  fault(id, fault, expected): breaks something")
+    pytester.makeini("[pytest]\nmarkers =\n  long: takes long\n  fault(id, fault, expected): breaks something")
     pytester.makepyfile(TESTS)
 
 
@@ -42,8 +42,8 @@ def test_a_run_says_which_command_runs_what_it_left_out(pytester: pytest.Pyteste
     found.stdout.fnmatch_lines(
         [
             "*left out of this run*",
-            "2 tests that take minutes: `make faults`",
-            "1 test that takes minutes: `make test-long`",
+            "2 longer tests: `make faults`",
+            "1 longer test: `make test-long`",
         ]
     )
 
