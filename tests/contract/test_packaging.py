@@ -256,6 +256,7 @@ def test_who_installs_pretrade_gets_nothing_that_serves(of_a_caller: Environment
     assert f"ModuleNotFoundError: No module named '{module}'" in found.stderr
 
 
+@pytest.mark.long
 def test_every_module_of_the_light_distribution_needs_nothing_but_what_it_requires(
     wheels: Wheels, of_a_caller: Environment, of_an_operator: Environment, of_a_console: Environment
 ) -> None:

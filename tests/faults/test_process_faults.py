@@ -128,10 +128,9 @@ def never_ending() -> Iterator[pb.DecideStreamRequest]:
     time.sleep(30)
 
 
+@pytest.mark.long
 @pytest.mark.fault("F3", "A second SIGTERM", "All processes end at once.")
-@pytest.mark.parametrize(
-    ("processes", "edge"), [(None, "grpcio"), pytest.param(2, "grpcio", marks=pytest.mark.long), (1, "envoy")]
-)
+@pytest.mark.parametrize(("processes", "edge"), [(None, "grpcio"), (2, "grpcio"), (1, "envoy")])
 def test_a_second_sigterm_ends_at_once(tmp_path: Path, processes: int | None, edge: str, seen: Seen) -> None:
     env = environment(tmp_path, PRETRADE_GRPC__DRAIN_SECONDS="60", PRETRADE_GRPC__EDGE=edge)
     argv = [sys.executable, "-m", "server", *(("--processes", str(processes)) if processes else ())]

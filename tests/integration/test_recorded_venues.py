@@ -20,6 +20,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.long
 async def test_replay_publishes_every_update_of_both_venues(kafka_bootstrap_servers: str) -> None:
     command = [sys.executable, "-m", "feature_cache.sources.cli", "replay", *map(str, FOLDERS)]
     replay = await asyncio.create_subprocess_exec(

@@ -95,7 +95,8 @@ def test_each_process_of_a_server_has_a_port_for_its_metrics_and_the_stack_uses_
         assert "cannot start" not in (tmp_path / "logs" / "server.log").read_text()
 
 
-@pytest.mark.parametrize("edge", ["envoy", pytest.param("grpcio", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("edge", ["envoy", "grpcio"])
 def test_kill_9_ends_a_server_that_would_drain_for_a_minute(tmp_path: Path, edge: str) -> None:
     with up(tmp_path, "valkey", "server", PRETRADE_GRPC__EDGE=edge, **ALONE) as command:
         command.wait_until_up()
@@ -107,14 +108,9 @@ def test_kill_9_ends_a_server_that_would_drain_for_a_minute(tmp_path: Path, edge
             assert_gone(children)
 
 
-@pytest.mark.parametrize(
-    ("edge", "processes"),
-    [
-        ("grpcio", 6),
-        *(pytest.param("grpcio", count, marks=pytest.mark.long) for count in (2, 3, 4, 5, 7)),
-        *(pytest.param("envoy", count, marks=pytest.mark.long) for count in range(2, 8)),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("processes", range(2, 8))
+@pytest.mark.parametrize("edge", ["envoy", "grpcio"])
 def test_kill_9_at_any_moment_of_the_start_leaves_no_process(tmp_path: Path, edge: str, processes: int) -> None:
     mark = {"STACK_OF_THIS_TEST": str(tmp_path)}
 

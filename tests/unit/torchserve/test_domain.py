@@ -51,6 +51,7 @@ def test_trees_read_what_they_split_by_and_a_network_reads_all(
     assert read_by(fitted(models["challenger"]), MF1) == list(features.NAMES)
 
 
+@pytest.mark.long
 def test_what_was_seen_goes_through_the_metadata_and_is_the_same_when_it_is_made_again(
     models: dict[str, TrainedModel], samples: Samples, settings: TrainingSettings, later: Samples, domain: Domain
 ) -> None:

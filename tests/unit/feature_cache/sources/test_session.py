@@ -73,6 +73,7 @@ def test_our_best_levels_equal_book_ticker_at_every_shared_update_id(
     assert (walks[name].shared, walks[name].equal) == (shared, shared)
 
 
+@pytest.mark.long
 @recorded
 @pytest.mark.parametrize("name", [BTC, ETH])
 def test_there_is_no_gap_no_crossing_and_nothing_stale(walks: dict[str, Walk], name: str) -> None:
@@ -83,6 +84,7 @@ def test_there_is_no_gap_no_crossing_and_nothing_stale(walks: dict[str, Walk], n
     assert engine.state is BookState.VALID
 
 
+@pytest.mark.long
 @recorded
 @pytest.mark.parametrize("name", [BTC, ETH])
 def test_there_are_no_features_before_the_snapshot_and_all_of_them_at_the_end(
@@ -96,6 +98,7 @@ def test_there_are_no_features_before_the_snapshot_and_all_of_them_at_the_end(
     assert final.ask - final.bid == pytest.approx(0.01)
 
 
+@pytest.mark.long
 @recorded
 @pytest.mark.parametrize("name", [BTC, ETH])
 def test_a_clock_that_runs_behind_the_exchange_does_not_show_as_transit(walks: dict[str, Walk], name: str) -> None:

@@ -290,6 +290,7 @@ async def test_orders_that_only_reduce_have_their_places_where_nobody_else_may_e
 async def test_orders_that_only_reduce_do_not_wait_for_those_of_their_batch_that_found_the_last_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(admission, "PATIENCE_SECONDS", 60.0)
     async with request_path(tmp_path, PATIENT) as p:
         p.admission._limit = 20.0  # two for those that reduce, and 13 for those that wait
         p.gate.open = asyncio.Semaphore(0)
@@ -314,7 +315,10 @@ async def test_orders_that_only_reduce_do_not_wait_for_those_of_their_batch_that
     assert refs(await second) == [f"{number}" for number in range(12)]
 
 
-async def test_a_batch_takes_up_no_more_orders_that_only_reduce_at_a_time_than_others(tmp_path: Path) -> None:
+async def test_a_batch_takes_up_no_more_orders_that_only_reduce_at_a_time_than_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "PATIENCE_SECONDS", 60.0)
     # So many orders can take longer than the others' ten seconds where the machine has much other work.
     async with request_path(tmp_path, PATIENT.model_copy(update={"cap_seconds": 120.0})) as p:
         p.admission._limit = 512.0
