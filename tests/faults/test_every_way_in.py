@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 import sqlalchemy as sa
-from support.harness import EDGE, ROOMY, eventually
+from support.harness import EDGE, ROOMY, TOO_LONG_SECONDS, eventually
 from support.open_loop import LEFT, Call, OpenLoop, Shape, summary
 from support.rig import OpenRig, Rig, heal, wait_for_more
 from support.scripted_peer import ScriptedPeer, scored
@@ -159,7 +159,7 @@ def standstills(scene: Scene) -> None:
     stalls = server.metric("pretrade_loop_stalls_total")
     for _ in range(3):
         server.process.suspend()
-        time.sleep(0.5)  # the fault itself
+        time.sleep(TOO_LONG_SECONDS)  # the fault itself
         server.process.resume()
         wait_for_more(scene.load, 100)
     assert server.metric("pretrade_loop_stalls_total") - stalls >= 3
@@ -297,7 +297,7 @@ def decisions(calls: list[Call]) -> list[pb.Decision]:
             id="standstills",
             marks=pytest.mark.fault(
                 "F2",
-                "The server gets no CPU for 500 ms, three times, under dense orders, by each way in",
+                "The server gets no CPU for more than a second, three times, under dense orders, by each way in",
                 "No breaker opens. Every order is decided.",
             ),
         ),
@@ -313,7 +313,7 @@ def test_a_fault_costs_no_order_its_decision_whichever_way_it_comes(
     with scene_of(broken, way, open_rig, database_url) as scene:
         rig, load = scene.rig, scene.load
         wait_for_more(load, 300)
-        blocks = in_columns(rig)
+        orders, number = eventually(lambda: in_columns(rig), lambda found: found[0] >= DENSE * found[1] > 0)
         broken.break_and_heal(scene)
         scene.by(PRIMARY)
         load.stop()
@@ -321,9 +321,7 @@ def test_a_fault_costs_no_order_its_decision_whichever_way_it_comes(
         allowed = {"OK", LEFT} if way == "streams" else {"OK"}
         assert {call.status for call in calls} <= allowed, summary(calls)
         assert {one.source for one in decisions(calls)} <= broken.sources, summary(calls)
-        orders, number = blocks
-        assert orders >= DENSE * number > 0, f"{orders:.0f} orders in {number:.0f} blocks: the load is dense"
-        assert after[0] > orders, "and decided in columns again"
+        assert after[0] > orders, f"decided in columns again, as {orders:.0f} orders in {number:.0f} blocks were before"
         checked = rig.check()
         sources = ", ".join(
             f"{enum_name(pb.Source, source)} {count}" for source, count in scene.answered(0).most_common()

@@ -44,7 +44,7 @@ def faults_of(replica: str) -> dict[str, tuple[Act, Act]]:
     return {
         f"{replica} killed": (lambda rig: rig.stack[replica].kill(), lambda rig: rig.stack.restart(replica)),
         f"{replica} hung": (lambda rig: rig.stack[replica].pause(), lambda rig: rig.stack[replica].resume()),
-        f"{replica} slow": (network(Fault(latency_seconds=0.15)), mend),
+        f"{replica} slow": (network(Fault(latency_seconds=0.6)), mend),
         f"{replica} in a black hole": (network(BLACK_HOLE), mend),
         f"{replica}'s replies lost": (network(HALF_OPEN), mend),
         f"{replica}'s replies reset": (network(Fault(reset_replies_after=5_000)), mend),

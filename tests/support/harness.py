@@ -49,6 +49,8 @@ ROOMY: Final = {
 }
 """Settings for tests of who answers, not of how fast: other work on the machine must not decide what they see. A host
 that is shared takes both cores away for half a second now and then."""
+TOO_LONG_SECONDS: Final = 1.2
+"""Longer than a batch may take, or a replica be waited for, under `ROOMY`."""
 DEADLINE_SECONDS: Final = 3.5
 EDGE: Final = os.environ.get("TEST_EDGE", "grpcio")
 """Who speaks HTTP/2 with the callers in tests that do not say: `make faults EDGE=envoy`."""
