@@ -34,7 +34,7 @@ $(BIN)/.compiled: $(BIN)/.installed hatch_compile.py feature_cache/compiled.py $
 demo: setup  ## the whole stack on this machine, orders, a replica failure, a summary: a minute (DATA=dir DURATION=s RATE=orders/s JSON=file SVG=file)
 	$(BIN)/pretrade demo --duration $(DURATION) --rate $(RATE) $(WITH_DATA) $(WITH_JSON) $(if $(SVG),--svg "$(SVG)")
 
-test: setup  ## all but the longer tests, against real servers, three files at a time: up to 17 minutes on two cores; it says what it left out
+test: setup  ## all but the longer tests, against real servers, three files at a time: up to 18 minutes on two cores; it says what it left out
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 test-all: setup  ## everything, for a night: test, test-long, MLServer, faults on both edges, an hour of simulation, fuzzing, sanitizers
