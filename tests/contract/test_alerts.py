@@ -15,7 +15,7 @@ import yaml
 from support.dashboards import DASHBOARDS, OBSERVABILITY, RULES, queries, rules, series_asked_for, series_that_exist
 from support.healthy_hours import LOADS, RECORDINGS, STEP_SECONDS, hour
 from support.pages import complaint_about
-from support.server_group import RARELY_ON_GRPC_AIO
+from support.server_group import EDGES
 
 from local.stack.stack import PARTS
 
@@ -102,7 +102,7 @@ def test_budgets_page_when_they_burn_and_not_for_few_calls() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("edge", RARELY_ON_GRPC_AIO)
+@pytest.mark.parametrize("edge", EDGES)
 def test_no_alert_fires_in_an_hour_in_which_nothing_is_wrong(edge: str, tmp_path: Path) -> None:
     """What a real stack's metrics did under each load, repeated for an hour: see `support.healthy_hours`."""
     recording = json.loads((RECORDINGS / f"{edge}.json").read_text())

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 from support.harness import INSTRUMENTS, eventually
-from support.server_group import RARELY_ON_GRPC_AIO, Group, reply_statuses, server_group
+from support.server_group import EDGES, Group, reply_statuses, server_group
 from websockets import InvalidStatus, Subprotocol
 from websockets.sync.client import connect
 
@@ -505,7 +505,7 @@ def test_what_the_transport_says_of_a_caller_is_not_believed_if_the_caller_says_
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("edge", RARELY_ON_GRPC_AIO)
+@pytest.mark.parametrize("edge", EDGES)
 def test_a_server_that_stops_does_not_wait_for_those_who_watch(tmp_path: Path, edge: str) -> None:
     (port,) = free_ports(1)
     settings = {"PRETRADE_GRPC__EDGE": edge, "PRETRADE_HTTP__PORT": str(port), "PRETRADE_GRPC__GRACE_SECONDS": "80"}

@@ -16,7 +16,7 @@ from google.rpc import code_pb2, error_details_pb2
 from grpc_status import rpc_status
 from support.harness import INSTRUMENTS, eventually
 from support.secure_server import SECONDS, SecureServer, bearer
-from support.server_group import RARELY_ON_GRPC_AIO
+from support.server_group import EDGES, RARELY_ON_GRPC_AIO
 
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -275,7 +275,7 @@ def test_an_outcome_is_its_callers_report(server: SecureServer) -> None:
 @pytest.mark.fault(
     "F6", "On an open stream the client certificate expires or is revoked", "The stream ends within seconds."
 )
-@pytest.mark.parametrize("edge", RARELY_ON_GRPC_AIO)
+@pytest.mark.parametrize("edge", EDGES)
 def test_a_stream_ends_with_its_client_certificate(edge: str, tmp_path: Path, seen: Callable[[str], None]) -> None:
     server = SecureServer(tmp_path, "certificate")
     with server.running(GRPC__EDGE=edge):

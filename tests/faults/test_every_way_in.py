@@ -293,7 +293,8 @@ def decisions(calls: list[Call]) -> list[pb.Decision]:
             ),
         ),
         pytest.param(
-            Broken(standstills, MODELS),
+            # One batch that was slow, or given up, would open a breaker.
+            Broken(standstills, MODELS, {"BREAKER__CONSECUTIVE_FAILURES": "1"}),
             id="standstills",
             marks=pytest.mark.fault(
                 "F2",

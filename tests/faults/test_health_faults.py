@@ -20,7 +20,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.bare_server import decide, environment, is_ready
 from support.harness import eventually
-from support.server_group import RARELY_ON_ENVOY
+from support.server_group import EDGES
 from support.wire import STREAM, Caller, framed
 
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -77,7 +77,7 @@ def disk(path: Path) -> Iterator[Path]:
 
 @pytest.mark.long
 @pytest.mark.stack
-@pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
+@pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.fault(
     "G4",
     "Health watchers, a stream and a scraper stop reading",

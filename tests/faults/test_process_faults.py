@@ -23,7 +23,6 @@ from support.every_way import EveryWay
 from support.harness import INSTRUMENTS, MID, Product, eventually
 from support.server_group import (
     EDGES,
-    RARELY_ON_ENVOY,
     RARELY_ON_GRPC_AIO,
     Callers,
     Group,
@@ -76,7 +75,7 @@ def replaced_under_load(product: Product, directory: Path, edge: str, times: int
     "Servers are replaced one by one under load",
     "No call fails, with the client library. The audit has one row for each reply.",
 )
-@pytest.mark.parametrize("edge", RARELY_ON_GRPC_AIO)
+@pytest.mark.parametrize("edge", EDGES)
 def test_a_rolling_restart_under_load_loses_no_call(product: Product, tmp_path: Path, edge: str, seen: Seen) -> None:
     replaced_under_load(product, tmp_path, edge, 1, seen)
 
@@ -154,7 +153,7 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path, processes: int | None, ed
 @pytest.mark.fault(
     "F3", "SIGTERM during the start", "The server ends at once and leaves no process behind. The next start works."
 )
-@pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
+@pytest.mark.parametrize("edge", EDGES)
 def test_sigterm_during_start_is_clean(tmp_path: Path, edge: str, seen: Seen) -> None:
     env = environment(tmp_path, PRETRADE_GRPC__EDGE=edge)
     argv = [sys.executable, "-m", "server", "--processes", "2"]
@@ -182,7 +181,7 @@ def test_sigterm_during_start_is_clean(tmp_path: Path, edge: str, seen: Seen) ->
     "24 connections to two processes use one idempotency key, and again after both were replaced",
     "One decision and one row, returned 48 times.",
 )
-@pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
+@pytest.mark.parametrize("edge", EDGES)
 def test_a_key_is_decided_once_whichever_process_is_asked(tmp_path: Path, edge: str, seen: Seen) -> None:
     order = pb.Order(
         order_ref="same", instrument=INSTRUMENTS[0], side=pb.SIDE_BUY, quantity=1.0, strategy="t", idempotency_key="k"
@@ -211,7 +210,7 @@ def test_a_key_is_decided_once_whichever_process_is_asked(tmp_path: Path, edge: 
     "Trading is halted between a call and its repeats",
     "The repeats get NO_TRADE on every process. The change is noted in the audit, in the same row.",
 )
-@pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
+@pytest.mark.parametrize("edge", EDGES)
 def test_a_halt_holds_for_repeats_whichever_process_is_asked(
     product: Product, tmp_path: Path, edge: str, seen: Seen
 ) -> None:
@@ -267,7 +266,7 @@ def test_a_halt_holds_for_repeats_whichever_process_is_asked(
     "A service manager sends SIGTERM to every process at once",
     "The server drains, ships its audit rows and exits with 0.",
 )
-@pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
+@pytest.mark.parametrize("edge", EDGES)
 def test_processes_that_are_told_to_end_themselves_drain(tmp_path: Path, edge: str, seen: Seen) -> None:
     with server_group(tmp_path, 2, PRETRADE_GRPC__EDGE=edge) as group:
         with Callers(group.decision, deadline_seconds=2.0) as callers:
@@ -464,7 +463,7 @@ def test_a_process_that_hangs_in_its_start_is_started_again(tmp_path: Path, seen
 
 @pytest.mark.long
 @pytest.mark.fault("F3", "The supervisor is killed with SIGKILL", "Its processes drain and end.")
-@pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
+@pytest.mark.parametrize("edge", EDGES)
 def test_processes_whose_supervisor_died_drain_and_end(tmp_path: Path, edge: str) -> None:
     with server_group(tmp_path, 2, PRETRADE_GRPC__EDGE=edge) as group:
         family = psutil.Process(group.supervisor.pid).children(recursive=True)
@@ -475,7 +474,7 @@ def test_processes_whose_supervisor_died_drain_and_end(tmp_path: Path, edge: str
 
 @pytest.mark.long
 @pytest.mark.fault("F3", "A replacement process cannot start", "The old processes keep serving.")
-@pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
+@pytest.mark.parametrize("edge", EDGES)
 def test_a_replacement_that_cannot_start_leaves_the_old_processes(tmp_path: Path, edge: str) -> None:
     with server_group(tmp_path, 2, PRETRADE_GRPC__EDGE=edge) as group:
         before = group.processes()

@@ -28,7 +28,7 @@ from fallback.order import MODEL_SOURCES
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(600), pytest.mark.long]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 README = (Path(__file__).parents[2] / "README.md").read_text()
 AFTERNOON = "own-afternoon.md"
 CLIENT, JS_CLIENT, TEN_MINUTES = "client-python.md", "client-js.md", "ten-minutes.md"
@@ -105,6 +105,7 @@ def _around(command: str) -> tuple[list[Command], list[Command]]:
     return typed[:place], typed[place + 1 :]
 
 
+@pytest.mark.long
 def test_replicas_and_explainer_are_warm_before_anybody_asks(desk: Desk) -> None:
     log = (desk.command.directory / "logs" / "server.log").read_text()
     # gRPC's library writes lines of its own, for example when a slow replica has had enough of its pings.
@@ -115,6 +116,7 @@ def test_replicas_and_explainer_are_warm_before_anybody_asks(desk: Desk) -> None
     assert any("server.models.model_process" in one for one in running)
 
 
+@pytest.mark.long
 def test_the_python_example_is_decided_by_a_model(desk: Desk) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert "127.0.0.1:7001" in example
@@ -126,16 +128,19 @@ def test_the_python_example_is_decided_by_a_model(desk: Desk) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("program", "shown"), [*programs_of(CLIENT), *programs_of(TEN_MINUTES)])
 def test_the_python_programs_of_a_page_print_what_it_shows(desk: Desk, program: str, shown: str) -> None:
     _check_program(desk, [sys.executable, "-c"], program, shown)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("program", "shown"), [*programs_of(JS_CLIENT, "js"), *programs_of(TEN_MINUTES, "js")])
 def test_the_node_programs_of_a_page_print_what_it_shows(desk: Desk, js_client: Path, program: str, shown: str) -> None:
     _check_program(desk, ["node", "--input-type=module", "-e"], program, shown, js_client)
 
 
+@pytest.mark.long
 def test_the_curl_commands_of_the_ten_minutes_print_what_they_show(desk: Desk) -> None:
     asked = [command for command in commands_of(TEN_MINUTES) if command.text.startswith("curl ")]
     assert len(asked) == 4
@@ -148,6 +153,7 @@ def test_the_curl_commands_of_the_ten_minutes_print_what_they_show(desk: Desk) -
         assert shown in _whatever_the_market(text), (command.text, text)
 
 
+@pytest.mark.long
 def test_what_the_ten_minutes_have_installed_runs_their_programs(desk: Desk, js_client: Path, tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, os.environ)
     try:
@@ -184,6 +190,7 @@ def test_every_program_of_a_page_is_run(page: str) -> None:
     assert len(programs_of(page, "js")) == (DOCS / page).read_text().count("```js\n")
 
 
+@pytest.mark.long
 def test_the_command_that_up_prints_has_a_limit_near_the_mid_and_is_decided_by_a_model(desk: Desk) -> None:
     assert re.search(r"The mid of BTCUSDT\.SIM is [0-9,.]+\. In another terminal", desk.command.output)
     (line,) = (line for line in desk.command.output.splitlines() if " decide " in line)
@@ -212,6 +219,7 @@ def test_the_commands_of_the_afternoon_are_some_that_the_tool_takes(
         assert complaint_about(arguments) is None, one
 
 
+@pytest.mark.long
 def test_the_commands_of_the_afternoon_print_what_the_page_shows(printed: list[tuple[Command, str]]) -> None:
     assert sum(len(command.shown) for command, _ in printed) > 10
     for command, text in printed:
@@ -227,6 +235,7 @@ def _by_a_model(line: str) -> str:
     )
 
 
+@pytest.mark.long
 def test_the_caller_brings_one_feature_and_the_model_sees_all_six(printed: list[tuple[Command, str]]) -> None:
     (shown,) = (text for command, text in printed if command.text.endswith("--explain"))
     _, _, explained = shown.partition("sampled_shapley")
@@ -237,6 +246,7 @@ def test_the_caller_brings_one_feature_and_the_model_sees_all_six(printed: list[
     assert re.search(r" urgency +│ +0\.9 ", explained), explained
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("printed")  # the last of which has the map lead the desk's orders to its own model
 def test_two_models_with_different_sets_decide_side_by_side_under_load_and_replay_to_the_bit(desk: Desk) -> None:
     brought = pb.FeatureVector(feature_set_id="numbers", values=[math.nan] * 5 + [0.9])

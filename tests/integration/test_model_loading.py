@@ -120,7 +120,6 @@ async def test_a_name_is_resolved_and_one_without_an_address_is_a_replica_that_d
         await nowhere.load(replica, registry.usable(first))
 
 
-@pytest.mark.long
 async def test_a_version_that_gives_other_scores_than_when_it_was_exported_is_refused(
     registry: Registry, first: str, replica: Replica, loader: ModelLoader
 ) -> None:
@@ -133,7 +132,6 @@ async def test_a_version_that_gives_other_scores_than_when_it_was_exported_is_re
     await loader.unload(replica, second)
 
 
-@pytest.mark.long
 async def test_what_is_no_model_is_refused_and_changes_nothing(
     registry: Registry, first: str, replica: Replica, loader: ModelLoader
 ) -> None:

@@ -23,7 +23,7 @@ from support.up_command import DEADLINE_SECONDS, up
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(300), pytest.mark.long]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
 PARTS: Final = ("valkey", "broker", "postgres", "server")
 NOWHERE: Final = {
@@ -89,7 +89,7 @@ EVERY_MACHINE: Final = [
     pytest.param(ALL_AT_ONCE, id="all of it"),
     pytest.param(ISOLATED_MACHINE, id="no IPv6, and only the folder for temporary files can be written to"),
     # What differs in everything fails wherever one of these does, which tell then what difference it is.
-    *(pytest.param(machine, marks=pytest.mark.long, id=name) for name, machine in MACHINES.items()),
+    *(pytest.param(machine, id=name) for name, machine in MACHINES.items()),
 ]
 
 
@@ -112,6 +112,7 @@ def taken(*ports: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("machine", EVERY_MACHINE)
 def test_the_stack_starts_decides_and_stops(tmp_path: Path, machine: Machine) -> None:
     own = [f"--{kind}" for kind in machine.namespaces]
@@ -135,6 +136,7 @@ def test_the_stack_starts_decides_and_stops(tmp_path: Path, machine: Machine) ->
     assert "Traceback" not in command.output
 
 
+@pytest.mark.long
 def test_what_the_stack_keeps_is_for_its_user_alone_whatever_the_umask(tmp_path: Path) -> None:
     directory = tmp_path / "stack"
     before = os.umask(0)
@@ -145,6 +147,7 @@ def test_what_the_stack_keeps_is_for_its_user_alone_whatever_the_umask(tmp_path:
         os.umask(before)
 
 
+@pytest.mark.long
 def test_two_stacks_run_side_by_side_with_their_usual_ports_taken(tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     parts = ("valkey", "server")
@@ -186,6 +189,7 @@ def test_a_replica_starts_where_its_files_are(tmp_path: Path, model_store: Path)
         command.wait_until_up()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("edge", ["grpcio", "envoy"])
 def test_the_whole_demo_runs_on_a_machine_that_differs_in_everything(tmp_path: Path, edge: str, figure: Figure) -> None:
     summary = tmp_path / "summary.json"

@@ -28,7 +28,6 @@ from torchserve.dataset import collect
 from torchserve.label import Label
 from torchserve.sources import read_dataset, write_dataset
 
-pytestmark = pytest.mark.long
 SECONDS = 600.0
 # A slow market: as much to learn from in a quarter of the time.
 EVENTS_PER_SECOND = 60.0
@@ -62,6 +61,7 @@ def forced(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return store, said
 
 
+@pytest.mark.long
 def test_what_does_not_beat_the_baselines_is_published_only_by_force(dataset: Path, tmp_path: Path) -> None:
     samples = read_dataset(dataset)
     # All that there is to learn is one feature's sign, which a logistic regression learns as well as any model.
@@ -89,6 +89,7 @@ def test_what_does_not_beat_the_baselines_is_published_only_by_force(dataset: Pa
         assert "xported by force, if at all." in verdict
 
 
+@pytest.mark.long
 def test_a_model_that_knows_nothing_is_not_published_by_force_either(dataset: Path, tmp_path: Path) -> None:
     samples = read_dataset(dataset)
     # What it learns holds until it is calibrated, and is wrong from then on.
@@ -101,6 +102,7 @@ def test_a_model_that_knows_nothing_is_not_published_by_force_either(dataset: Pa
     assert not list(tmp_path.rglob("*.mar"))
 
 
+@pytest.mark.long
 def test_a_model_of_another_set_is_measured_described_and_usable_like_one_of_mf1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +143,7 @@ def test_a_model_of_another_set_is_measured_described_and_usable_like_one_of_mf1
     assert "monotone trees look at features of mf1 alone: train xgboost or torch" in " ".join(refused.output.split())
 
 
+@pytest.mark.long
 def test_the_same_input_gives_the_same_version_and_the_same_card(
     dataset: Path, forced: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -155,6 +158,7 @@ def test_the_same_input_gives_the_same_version_and_the_same_card(
             assert (tmp_path / card).read_bytes() == (store / card).read_bytes()
 
 
+@pytest.mark.long
 def test_a_published_version_is_a_candidate_and_not_what_the_stack_starts_with(
     forced: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -171,6 +175,7 @@ def test_a_published_version_is_a_candidate_and_not_what_the_stack_starts_with(
         assert registry.usable(model["version"]).threshold == model["threshold"]
 
 
+@pytest.mark.long
 def test_the_card_tells_what_was_measured(forced: tuple[Path, dict[str, Any]]) -> None:
     _, said = forced
     for model in said["models"]:
@@ -198,6 +203,7 @@ def test_the_card_tells_what_was_measured(forced: tuple[Path, dict[str, Any]]) -
     assert importance == ["xgboost"]
 
 
+@pytest.mark.long
 def test_a_card_is_rendered_as_one_file_on_demand(
     forced: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +217,7 @@ def test_a_card_is_rendered_as_one_file_on_demand(
     assert "card.md" in result.output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("labels", [True, False])
 def test_installed_models_are_those_that_the_stack_would_train_itself(tmp_path: Path, labels: bool) -> None:
     plan = Plan(
@@ -240,6 +247,7 @@ def test_installed_models_are_those_that_the_stack_would_train_itself(tmp_path: 
     assert {one.described["version"] for one in outcome.made} == {model["version"] for model in models.values()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
@@ -256,6 +264,7 @@ def test_what_makes_no_sense_is_refused(options: tuple[str, ...], dataset: Path,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_runs_are_kept_in_mlflow(forced: tuple[Path, dict[str, Any]]) -> None:
     from mlflow import MlflowClient  # noqa: PLC0415 - after it was imported without its warnings
 
